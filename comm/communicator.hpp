@@ -1,0 +1,90 @@
+// Ranks: RAII over MPI. All MPI calls of Longspan are in comm/ and launch/; every call's result is checked and a failure names the
+// call, the rank and MPI's own text. Counts are 64-bit here and narrowed inside.
+#pragma once
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "longspan/error.hpp"
+
+namespace longspan::comm {
+
+// Throws Error(communication) with MPI's text unless `result` is MPI_SUCCESS. Use: check(MPI_Barrier(c), "MPI_Barrier").
+void check(int result, const char* call);
+
+// MPI_Init_thread … MPI_Finalize for a program; does nothing if the host program has initialised MPI already.
+class Session {
+ public:
+  Session(int* argc, char*** argv);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+ private:
+  bool owned_ = false;
+};
+
+// A private duplicate of a communicator, with errors returned rather than fatal. Collective to create and destroy
+// (the destructor frees only when no exception is in flight: unwinding on one rank must not wait for the others).
+class Communicator {
+ public:
+  explicit Communicator(MPI_Comm from);
+  ~Communicator();
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  MPI_Comm handle() const { return comm_; }
+  const std::string& host() const { return host_; }
+  int local_rank() const { return local_rank_; }   // among the ranks of this host
+  int local_size() const { return local_size_; }
+  int hosts() const { return hosts_; }
+
+  void barrier() const;
+  void broadcast(void* data, int64_t bytes, int root = 0) const;
+  std::string broadcast(const std::string& text, int root = 0) const;
+  int64_t sum(int64_t value) const;
+  int64_t max(int64_t value) const;
+  int64_t min(int64_t value) const;
+  void max(std::span<int64_t> values) const;  // in place, element by element
+  void sum(std::span<int64_t> values) const;
+  // values[r] = rank r's value, on every rank.
+  std::vector<double> all_gather(double value) const;
+  std::vector<int64_t> all_gather(int64_t value) const;
+  std::vector<std::string> gather(const std::string& text, int root = 0) const;  // empty on other ranks
+
+  // Ends a set-up phase together: every rank passes the problems it found (maybe none). If any rank has one, every rank throws the
+  // same Error: all distinct problems in rank order, each naming the ranks when not all of them saw it. Collective.
+  void agree(const std::vector<Problem>& mine) const;
+  // Runs `body`, catches what it throws, and agrees. Collective calls inside `body` are allowed only if no rank can throw before them.
+  void agreed(const std::function<void()>& body) const;
+
+  // Running phases: prints one line "[rank 13 host] problem" and ends all ranks with its exit code. Never returns.
+  [[noreturn]] void abort(const Problem& problem) const;
+
+  // Each rank sends bytes to a few others, who do not know it yet (NBX: Hoefler, Siebert, Lumsdaine, PPoPP 2010).
+  // Returns what came in, by ascending sender. Collective; time grows with the rank's own messages and log(size), not with size.
+  struct Letter {
+    int rank = 0;  // receiver going in, sender coming out
+    std::vector<std::byte> bytes;
+  };
+  std::vector<Letter> sparse_all_to_all(const std::vector<Letter>& letters) const;
+
+ private:
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, hosts_ = 1;
+  std::string host_;
+  mutable int next_tag_ = 0;
+};
+
+// Name and version of the MPI library, at run time.
+std::string library_version();
+
+}  // namespace longspan::comm

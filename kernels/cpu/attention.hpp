@@ -1,0 +1,22 @@
+// Attention on CPUs: Highway with run-time dispatch, one pool of threads. Same arguments and results as every other device.
+#pragma once
+
+#include "kernels/cpu/thread_pool.hpp"
+#include "kernels/kernel.hpp"
+
+namespace longspan::kernels::cpu {
+
+// Takes every Work item of the step one tile after another, in list order, and leaves the rows' new states. Blocks until done.
+// Items touch disjoint (state row, head) pairs. Bits depend neither on the number of threads nor on how a list is split over steps.
+void forward(const Step& step, ThreadPool& threads);
+// The same, but returns at once: the caller moves messages and then calls threads.wait(). `step` and what it points to stay until then.
+void start_forward(const Step& step, ThreadPool& threads);
+void finish(const Finish& finish, ThreadPool& threads);
+void merge(const Merge& merge, ThreadPool& threads);
+// States of rows that have seen nothing: m = −∞, l = 0, o = 0.
+void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, ThreadPool& threads);
+
+// Name of the instruction set that dispatch has chosen, e.g. "AVX3_ZEN4".
+const char* target_name();
+
+}  // namespace longspan::kernels::cpu

@@ -1,0 +1,105 @@
+// What a device computes on one step of attention: plain structs shared by all devices. A kernel sees tile lists and tile masks,
+// never a pattern, a rank or a file.
+//
+// Base 2 throughout: scores are q·k · scale · log2(e), so that exp2 gives the probabilities. The state of a row between steps is
+// (m, l, o): the running maximum, the sum of exp2(s − m), and the sum of exp2(s − m)·v, all float32. A row that has seen nothing
+// has m = −∞, l = 0, o = 0.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "longspan/element_type.hpp"
+
+namespace longspan::kernels {
+
+constexpr int kTile = 128;
+
+// 128×128 bits; bit c of row r: word r·2 + c/64, bit c%64.
+struct MaskBits {
+  std::array<uint64_t, 2 * kTile> words{};
+  bool operator==(const MaskBits&) const = default;
+};
+
+// One entry of a tile list: a run of full tiles, or one partial tile.
+struct Tile {
+  enum class Form : uint8_t { full, band, subtiles, bits };
+  int32_t key = 0;  // resident index of the (first) key block; Step::slots turns it into a pool slot
+  Form form = Form::full;
+  uint8_t quarters = 0xf;  // partial: bit 2·(row/64) + key/64 says that this 64×64 quarter has an allowed pair
+  uint16_t unused = 0;
+  // full: `count` consecutive resident indices. band: lo <= row − key <= hi. subtiles: bit 8·(row/16) + key/16. bits: masks[mask].
+  union {
+    int64_t count;
+    struct {
+      int32_t lo, hi;
+    } band;
+    uint64_t subtiles;
+    int64_t mask;
+  };
+  static Tile full_run(int32_t key, int64_t count) {
+    Tile tile;
+    tile.key = key, tile.count = count;
+    return tile;
+  }
+  Tile() : count(1) {}
+};
+static_assert(sizeof(Tile) == 16);
+
+// The rows of one query block under one list of tiles, for the query heads `heads` that all read KV head `kv_head`.
+struct Work {
+  int64_t q_row = 0;      // first row in Step::q
+  int64_t state_row = 0;  // first row in Step::m, l, o (differs from q_row when one block has several states, one per key segment)
+  int32_t rows = 0;       // 1…128
+  int32_t kv_head = 0;
+  int64_t first_tile = 0, tile_count = 0;  // in Step::tiles
+  int32_t first_head = 0, head_count = 0;  // in Step::head_lists
+};
+
+// A unit is one key block of one KV head: K [128][head_dim], then V [128][head_dim], in the input's type; rows past the block's end are zero.
+constexpr int64_t unit_bytes(ElementType type, int head_dim) { return 2 * int64_t{kTile} * head_dim * static_cast<int64_t>(size_of(type)); }
+
+struct Step {
+  ElementType type = ElementType::bfloat16;
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 1;  // of the scores, natural (1/√head_dim); the kernel multiplies by log2 e
+
+  const std::byte* q = nullptr;  // [rows][heads][head_dim] of `type`
+
+  // Pool: unit of KV head h and resident index r lies at pool + slots[h·resident + r]·unit_bytes. A slot of −1 is never referenced.
+  const std::byte* pool = nullptr;
+  const int32_t* slots = nullptr;     // [kv_heads][resident]
+  const int32_t* key_rows = nullptr;  // [resident]: keys in the block, 1…128. Keys at and past it are never looked at, full tiles included.
+  int64_t resident = 0;
+
+  std::span<const Work> work;
+  std::span<const Tile> tiles;
+  std::span<const int32_t> head_lists;  // query heads of the Work items
+  std::span<const MaskBits> masks;
+
+  float* m = nullptr;  // [state rows][heads]
+  float* l = nullptr;  // [state rows][heads]
+  float* o = nullptr;  // [state rows][heads][head_dim]
+};
+
+// Rows [0, rows) that have taken all their tiles: O = o/l rounded to `output_type`, LSE = (m + log2 l)·ln 2; a row with l = 0 gets O = 0, LSE = −∞.
+struct Finish {
+  int heads = 0, head_dim = 0;
+  int64_t rows = 0;
+  const float *m = nullptr, *l = nullptr, *o = nullptr;  // as in Step
+  ElementType output_type = ElementType::bfloat16;
+  std::byte* out = nullptr;  // [rows][heads][head_dim]
+  float* lse = nullptr;      // [rows][heads]
+};
+
+// Merges the state `from` into `into`, row by row and head by head: count = rows·heads states.
+struct Merge {
+  int head_dim = 0;
+  int64_t count = 0;
+  const float *from_m = nullptr, *from_l = nullptr, *from_o = nullptr;
+  float *m = nullptr, *l = nullptr, *o = nullptr;
+};
+
+}  // namespace longspan::kernels

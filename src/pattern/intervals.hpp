@@ -1,0 +1,39 @@
+// Sets of integers as sorted, disjoint, non-touching half-open intervals, and their algebra. The currency of the plan:
+// keys that a block of rows looks at, blocks that a rank needs, blocks that it holds.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace longspan {
+
+struct Interval {
+  int64_t begin = 0, end = 0;  // half-open; empty when end <= begin
+  int64_t length() const { return end > begin ? end - begin : 0; }
+  bool empty() const { return end <= begin; }
+  bool contains(int64_t x) const { return begin <= x && x < end; }
+  bool operator==(const Interval&) const = default;
+};
+
+Interval overlap(Interval a, Interval b);
+
+// Sorted by begin, disjoint, and never touching (…,5) [5,…): two sets are equal exactly when their vectors are.
+using Intervals = std::vector<Interval>;
+
+// Appends `next`, which begins at or after the last interval's begin, and merges it if they overlap or touch. Empty ones are dropped.
+void append(Intervals& set, Interval next);
+// Any order, overlaps allowed -> a proper set.
+Intervals normalised(Intervals any);
+
+Intervals unite(const Intervals& a, const Intervals& b);
+Intervals intersect(const Intervals& a, const Intervals& b);
+Intervals subtract(const Intervals& a, const Intervals& b);
+Intervals clipped(const Intervals& a, Interval clip);
+// All of `within` that is not in `a`.
+Intervals complement(const Intervals& a, Interval within);
+int64_t size_of(const Intervals& set);
+bool contains(const Intervals& set, int64_t x);
+// The first `count` integers of the set.
+Intervals first_of(const Intervals& set, int64_t count);
+
+}  // namespace longspan
