@@ -118,6 +118,9 @@ class BoundPattern {
   // True when the group's allowed pairs depend on i − j alone (up to the document's ends), so that cost models may sample few rows.
   bool translation_invariant(int group) const;
 
+  // Rows of a document of this length that the group's terms single out by position (rows, global): where long rows can be.
+  Intervals singled_out_rows(int group, int64_t length) const;
+
  private:
   struct State;
   std::unique_ptr<const State> state_;
