@@ -54,8 +54,8 @@ class Pattern {
 class BlockMaskSource {
  public:
   virtual ~BlockMaskSource() = default;
-  virtual int64_t block() const = 0;                                        // tokens
-  virtual int list_heads() const = 0;                                       // 1, kv_heads or heads
+  virtual int64_t block() const = 0;                                             // tokens
+  virtual int list_heads() const = 0;                                            // 1, kv_heads or heads
   virtual std::vector<int64_t> row(int list_head, int64_t row_block) const = 0;  // thread-safe; throws Error(input) on bad lists
 };
 

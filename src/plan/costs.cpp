@@ -59,7 +59,8 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
   // Rows of many intervals (a stride over millions of keys) are sampled more thinly, for the same total work.
   int64_t dearest = 1;
   for (const RuleSample& rule : rules)
-    for (const int64_t block : {blocks.count() / 2, blocks.count() - 1}) dearest += static_cast<int64_t>(lists.candidates(rule.group, block, all).size());
+    for (const int64_t block : {blocks.count() / 2, blocks.count() - 1})
+      dearest += static_cast<int64_t>(lists.candidates(rule.group, block, all).size());
   samples = std::min(samples, std::max<int64_t>(64, 2'000'000 / dearest));
   samples = std::min(samples, blocks.count());
   for (int64_t s = 0; s <= samples; ++s) starts_.push_back(blocks.count() * s / samples);
@@ -112,8 +113,9 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
 }
 
 bool RowCosts::is_long(int group, int64_t block) const {
-  const auto found = std::lower_bound(long_rows_.begin(), long_rows_.end(), std::pair(block, group),
-                                      [](const LongRow& row, const std::pair<int64_t, int>& key) { return std::pair(row.block, row.group) < key; });
+  const auto found =
+      std::lower_bound(long_rows_.begin(), long_rows_.end(), std::pair(block, group),
+                       [](const LongRow& row, const std::pair<int64_t, int>& key) { return std::pair(row.block, row.group) < key; });
   return found != long_rows_.end() && found->block == block && found->group == group;
 }
 
@@ -137,7 +139,8 @@ namespace {
 
 // Key blocks that a rank must fetch, estimated from a few of its rows: what their lists reach outside the rank's own blocks. Where later
 // sampled rows still add blocks (random patterns), the growth is carried on to all rows of the rank.
-double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rules, const RowCosts& costs, const Partition& partition, int rank) {
+double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rules, const RowCosts& costs, const Partition& partition,
+                     int rank) {
   const Intervals own = partition.blocks_of(rank);
   const Interval all{0, partition.blocks()};
   constexpr int kRows = 8;
@@ -165,8 +168,8 @@ double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rule
 
 }  // namespace
 
-Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, const RowCosts& costs,
-                           int ranks, const Options& options) {
+Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape,
+                           const RowCosts& costs, int ranks, const Options& options) {
   const auto make = [&](PartitionKind kind) {
     if (kind == PartitionKind::contiguous) return Partition::contiguous(blocks.count(), ranks);
     if (kind == PartitionKind::zigzag) return Partition::zigzag(blocks.count(), ranks);

@@ -42,9 +42,10 @@ class RowCosts {
   double mean_entries_ = 0;
 };
 
-// The partition asked for, or for `automatic` the one whose slowest rank finishes first: tiles at the model's compute rate, or the key/value
-// bytes that the rank needs from others at the model's link rate, whichever takes longer (they overlap). Ties go to contiguous, then zigzag.
-Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, const RowCosts& costs,
-                           int ranks, const Options& options);
+// The partition asked for, or for `automatic` the one whose slowest rank finishes first: tiles at the model's compute rate, or the
+// key/value bytes that the rank needs from others at the model's link rate, whichever takes longer (they overlap). Ties go to contiguous,
+// then zigzag.
+Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape,
+                           const RowCosts& costs, int ranks, const Options& options);
 
 }  // namespace longspan::plan

@@ -45,7 +45,8 @@ Memory share_memory(const Shape& shape, const Options& options, int64_t most_blo
   }
   Memory memory;
   memory.home = keys_stay ? home : 0;
-  memory.stripe = std::max(block_row_bytes(shape, options.output_type), room / 2 / block_row_bytes(shape, options.output_type) * block_row_bytes(shape, options.output_type));
+  memory.stripe = std::max(block_row_bytes(shape, options.output_type),
+                           room / 2 / block_row_bytes(shape, options.output_type) * block_row_bytes(shape, options.output_type));
   // No larger than the rank's rows can use.
   memory.stripe = std::min(memory.stripe, std::max<int64_t>(1, most_blocks) * block_row_bytes(shape, options.output_type));
   memory.lists = room / 8;

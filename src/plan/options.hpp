@@ -13,10 +13,14 @@ enum class PartitionKind : uint8_t { automatic, contiguous, zigzag, balanced };
 
 constexpr std::string_view name_of(PartitionKind kind) {
   switch (kind) {
-    case PartitionKind::automatic: return "auto";
-    case PartitionKind::contiguous: return "contiguous";
-    case PartitionKind::zigzag: return "zigzag";
-    case PartitionKind::balanced: return "balanced";
+    case PartitionKind::automatic:
+      return "auto";
+    case PartitionKind::contiguous:
+      return "contiguous";
+    case PartitionKind::zigzag:
+      return "zigzag";
+    case PartitionKind::balanced:
+      return "balanced";
   }
   return "?";
 }
@@ -29,7 +33,8 @@ struct Options {
   // Every row takes its key blocks in ascending order and long rows are cut at fixed places, so that bits depend on neither the number of
   // ranks nor the memory.
   bool reproducible = false;
-  int stripes = 16;  // a rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory.
+  int stripes =
+      16;  // a rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory.
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
   double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one segment of them

@@ -27,7 +27,8 @@ class NeedCollector {
     for (size_t c = 0; c < shared_.classes.size(); ++c) {
       const auto& groups = shared_.classes[c].groups;
       if (std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
-      for (const kernels::Tile& tile : tiles) loose_[c].push_back({tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)});
+      for (const kernels::Tile& tile : tiles)
+        loose_[c].push_back({tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)});
       if (static_cast<int64_t>(loose_[c].size()) > kMostStripeIntervals) settle(c);
     }
   }
@@ -79,7 +80,9 @@ std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Interv
 }
 
 // What a stripe has to fetch if nothing were kept from before.
-Intervals fetchable(const Shared& shared, const RankPlan& plan, const Intervals& need) { return shared.keys_stay ? subtract(need, plan.own) : need; }
+Intervals fetchable(const Shared& shared, const RankPlan& plan, const Intervals& need) {
+  return shared.keys_stay ? subtract(need, plan.own) : need;
+}
 
 bool own_keys_first(const Shared& shared) { return shared.keys_stay && !shared.options.reproducible; }
 
@@ -94,8 +97,9 @@ int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetch
 }  // namespace
 
 bool Shared::is_long(int group, int64_t block) const {
-  const auto found = std::lower_bound(long_rows.begin(), long_rows.end(), std::pair(block, group),
-                                      [](const LongRow& row, const std::pair<int64_t, int>& key) { return std::pair(row.block, row.group) < key; });
+  const auto found =
+      std::lower_bound(long_rows.begin(), long_rows.end(), std::pair(block, group),
+                       [](const LongRow& row, const std::pair<int64_t, int>& key) { return std::pair(row.block, row.group) < key; });
   return found != long_rows.end() && found->block == block && found->group == group;
 }
 
@@ -151,7 +155,8 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
       wanted[c] = fetchable(shared, plan, stripe.need[c]);
       const Intervals missing = subtract(wanted[c], kept[c]);
       for (int g = 0; g < groups; ++g)
-        stripe.fetch[static_cast<size_t>(g + first)][c] = clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
+        stripe.fetch[static_cast<size_t>(g + first)][c] =
+            clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
       const int64_t units = size_of(missing) * heads_of_class(shared.classes[c]);
       (shared.keys_stay ? plan.units_moved : plan.units_read_again) += units;
       stripe.keep[c] = intersect(kept[c], future[s][c]);
@@ -182,7 +187,9 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
 
   // A plan of more entries than can be listed is estimated from every `thin`-th row.
   const double entries = shared.mean_entries * static_cast<double>(rows_total);
-  const int64_t thin = entries > static_cast<double>(shared.options.exact_tiles) ? static_cast<int64_t>(entries / static_cast<double>(shared.options.exact_tiles)) + 1 : 1;
+  const int64_t thin = entries > static_cast<double>(shared.options.exact_tiles)
+                           ? static_cast<int64_t>(entries / static_cast<double>(shared.options.exact_tiles)) + 1
+                           : 1;
 
   std::vector<kernels::Tile> tiles;
   const auto fill = [&](Stripe& stripe, const std::vector<StripeRow>& rows, NeedCollector& need) {
@@ -203,7 +210,8 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   };
   const auto close = [&](Stripe& stripe, NeedCollector& need) {
     stripe.need = need.take();
-    plan.memory.lists = std::max<int64_t>(plan.memory.lists, stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes());
+    plan.memory.lists =
+        std::max<int64_t>(plan.memory.lists, stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes());
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
   };
@@ -254,17 +262,20 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
     const int home = shared.partition.rank_of(row.block);
     const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
     if (piece.rank == home) continue;
-    if (piece.rank == rank) plan.row_bytes_moved += blocks.rows(row.block) * heads * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
+    if (piece.rank == rank)
+      plan.row_bytes_moved += blocks.rows(row.block) * heads * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
     if (home == rank) plan.row_bytes_moved += blocks.rows(row.block) * heads * state_bytes(shared.shape);
   }
   return plan;
 }
 
 int64_t RankPlan::weighted_tiles() const {
-  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0}, [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_tiles; });
+  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0},
+                         [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_tiles; });
 }
 int64_t RankPlan::weighted_quarters() const {
-  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0}, [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_quarters; });
+  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0},
+                         [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_quarters; });
 }
 TileCount RankPlan::tiles() const {
   TileCount count;

@@ -32,11 +32,11 @@ struct Piece {
 
 // Bytes of a rank.
 struct Memory {
-  int64_t home = 0;         // the rank's own units
-  int64_t stripe = 0;       // queries, states and results of a stripe, and the next and last one's
-  int64_t long_rows = 0;    // finished states of own long rows, states of pieces
-  int64_t received = 0;     // room for units of others
-  int64_t lists = 0;        // tile lists and masks of the largest stripe
+  int64_t home = 0;       // the rank's own units
+  int64_t stripe = 0;     // queries, states and results of a stripe, and the next and last one's
+  int64_t long_rows = 0;  // finished states of own long rows, states of pieces
+  int64_t received = 0;   // room for units of others
+  int64_t lists = 0;      // tile lists and masks of the largest stripe
   int64_t total() const { return home + stripe + long_rows + received + lists; }
 };
 
@@ -50,9 +50,9 @@ struct Shared {
   std::vector<Piece> pieces;       // by row, then ascending keys
   std::vector<Interval> batches;   // of pieces: the long stripes, cut so that no rank holds more states than it has memory for
   bool is_long(int group, int64_t block) const;
-  bool keys_stay = true;           // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
-  double mean_entries = 0;     // of the tile lists of a query block, all groups, from samples
-  Memory memory;              // how Options::memory is shared out, from what all ranks know
+  bool keys_stay = true;    // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
+  double mean_entries = 0;  // of the tile lists of a query block, all groups, from samples
+  Memory memory;            // how Options::memory is shared out, from what all ranks know
   int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
 };
 
@@ -62,23 +62,23 @@ struct Stripe {
   Intervals query_blocks;  // a stripe of own rows
   bool is_long() const { return !pieces.empty(); }
 
-  std::vector<Intervals> need;    // [class] key blocks that some tile of the stripe touches, own and others'
-  std::vector<int64_t> bounds;    // key block b that is fetched belongs to group g when bounds[g] <= b < bounds[g + 1]
+  std::vector<Intervals> need;                // [class] key blocks that some tile of the stripe touches, own and others'
+  std::vector<int64_t> bounds;                // key block b that is fetched belongs to group g when bounds[g] <= b < bounds[g + 1]
   std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
-  std::vector<Intervals> keep;    // [class] fetched blocks that stay for later stripes
-  TileCount tiles;                // over head groups, not weighted
-  int64_t weighted_quarters = 0;  // quarters × query heads
-  int64_t weighted_tiles = 0;     // tiles × query heads
+  std::vector<Intervals> keep;                // [class] fetched blocks that stay for later stripes
+  TileCount tiles;                            // over head groups, not weighted
+  int64_t weighted_quarters = 0;              // quarters × query heads
+  int64_t weighted_tiles = 0;                 // tiles × query heads
   int64_t list_entries = 0;
-  bool estimated = false;         // counts and needs come from sampled rows
+  bool estimated = false;  // counts and needs come from sampled rows
 
   int steps() const { return static_cast<int>(fetch.size()); }
 };
 
 struct RankPlan {
   int rank = 0;
-  Intervals own;                    // query blocks, and key blocks the rank is home to
-  std::vector<Stripe> stripes;      // long ones first
+  Intervals own;                // query blocks, and key blocks the rank is home to
+  std::vector<Stripe> stripes;  // long ones first
   Memory memory;
   // Units (blocks × KV heads) and what they weigh.
   int64_t unit_bytes = 0;
@@ -108,7 +108,8 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
 // from them has to come when it is first needed.
 void plan_fetches(const Shared& shared, RankPlan& plan);
 
-// The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long rows.
+// The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long
+// rows.
 struct StripeRow {
   int group = 0;
   int64_t block = 0;

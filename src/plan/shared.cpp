@@ -92,7 +92,8 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
   const auto row_state_bytes = [&](const LongRow& row) {
-    return blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size()) * state_bytes(shape);
+    return blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size()) *
+           state_bytes(shape);
   };
   std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
   const int64_t room_for_states = shared.memory.received / 4;
@@ -102,7 +103,8 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const int64_t query_bytes = blocks.rows(row.block) * heads * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
     shared.long_rows.push_back(row);
     std::vector<Piece> pieces = pieces_of(shared, blocks, static_cast<int>(shared.long_rows.size()) - 1, load);
-    const int64_t pulled = size_of(subtract(row.key_blocks, shared.partition.blocks_of(home))) * unit * kv_heads_of(pattern.groups()[static_cast<size_t>(row.group)], shape);
+    const int64_t pulled = size_of(subtract(row.key_blocks, shared.partition.blocks_of(home))) * unit *
+                           kv_heads_of(pattern.groups()[static_cast<size_t>(row.group)], shape);
     int64_t travelling = 0;
     std::set<int> receivers;
     for (const Piece& piece : pieces) {

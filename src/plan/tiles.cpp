@@ -72,7 +72,8 @@ TileLists::Known TileLists::described(Coverage coverage, const pattern::TileMask
       break;
     case pattern::TileMask::Form::bits: {
       kernels::MaskBits bits;
-      for (size_t row = 0; row < mask.bits.rows.size(); ++row) bits.words[2 * row] = mask.bits.rows[row][0], bits.words[2 * row + 1] = mask.bits.rows[row][1];
+      for (size_t row = 0; row < mask.bits.rows.size(); ++row)
+        bits.words[2 * row] = mask.bits.rows[row][0], bits.words[2 * row + 1] = mask.bits.rows[row][1];
       known.tile.form = Tile::Form::bits;
       known.tile.mask = masks_.keep(bits);
       break;
@@ -112,8 +113,10 @@ TileLists::Known TileLists::shared(int group, const Blocks::Run& run) {
     if (coverage == Coverage::none) continue;
     for (int64_t row = 0; row < length; ++row) {
       for (int64_t key = 0; key < length; ++key) {
-        const bool set = coverage == Coverage::all || ((mask.bits.rows[static_cast<size_t>(row)][static_cast<size_t>(key / 64)] >> (key % 64)) & 1);
-        if (set) bits.rows[static_cast<size_t>(corner + row)][static_cast<size_t>((corner + key) / 64)] |= uint64_t{1} << ((corner + key) % 64);
+        const bool set =
+            coverage == Coverage::all || ((mask.bits.rows[static_cast<size_t>(row)][static_cast<size_t>(key / 64)] >> (key % 64)) & 1);
+        if (set)
+          bits.rows[static_cast<size_t>(corner + row)][static_cast<size_t>((corner + key) / 64)] |= uint64_t{1} << ((corner + key) % 64);
       }
     }
   }
@@ -132,7 +135,8 @@ Intervals TileLists::candidates(int group, int64_t query_block, Interval key_blo
   const auto positions = [&](Interval blocks) {
     return Interval{(blocks.begin - run.first_block) * kBlock, std::min((blocks.end - run.first_block) * kBlock, length)};
   };
-  return touched_blocks(pattern_.keys(group, run.documents.begin, positions({query_block, query_block + 1}), positions(reach)).may, run.first_block);
+  return touched_blocks(pattern_.keys(group, run.documents.begin, positions({query_block, query_block + 1}), positions(reach)).may,
+                        run.first_block);
 }
 
 TileCount TileLists::append(int group, int64_t query_block, Interval key_blocks, std::vector<Tile>& tiles) {
@@ -176,7 +180,8 @@ TileCount TileLists::append(int group, int64_t query_block, Interval key_blocks,
       const Interval blocks = full[f++];
       count.full += blocks.length();
       count.quarters += 4 * blocks.length();
-      if (!tiles.empty() && tiles.back().form == Tile::Form::full && count.full > blocks.length() && tiles.back().key + tiles.back().count == blocks.begin) {
+      if (!tiles.empty() && tiles.back().form == Tile::Form::full && count.full > blocks.length() &&
+          tiles.back().key + tiles.back().count == blocks.begin) {
         tiles.back().count += blocks.length();
       } else {
         tiles.push_back(Tile::full_run(static_cast<int32_t>(blocks.begin), blocks.length()));

@@ -39,8 +39,8 @@ class TileLists {
  public:
   TileLists(const pattern::BoundPattern& pattern, const Blocks& blocks) : pattern_(pattern), blocks_(blocks) {}
 
-  // Appends the tiles of `query_block` under head group `group` with keys in `key_blocks`, by ascending key block; Tile::key is the number of
-  // the key block. Masks of form `bits` go to the pool.
+  // Appends the tiles of `query_block` under head group `group` with keys in `key_blocks`, by ascending key block; Tile::key is the number
+  // of the key block. Masks of form `bits` go to the pool.
   TileCount append(int group, int64_t query_block, Interval key_blocks, std::vector<kernels::Tile>& tiles);
 
   // Key blocks that the row may look at (a superset by what composition costs; exact for single terms). Costs no tile classification.
