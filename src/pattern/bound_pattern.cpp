@@ -177,6 +177,12 @@ uint64_t BoundPattern::signature(int group, int64_t document, Interval rows, Int
   return signature.hash ? signature.hash : 1;
 }
 
+Intervals BoundPattern::singled_out_rows(int group, int64_t length) const {
+  Intervals rows;
+  state_->rule_of(group).singled_out_rows(rows);
+  return clipped(normalised(std::move(rows)), {0, length});
+}
+
 bool BoundPattern::translation_invariant(int group) const { return state_->rule_of(group).translation_invariant(); }
 
 }  // namespace longspan::pattern

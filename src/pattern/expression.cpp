@@ -251,6 +251,12 @@ bool Expression::translation_invariant() const {
   return std::holds_alternative<Stride>(primitive_);
 }
 
+void Expression::singled_out_rows(Intervals& rows) const {
+  for (const Expression& child : children_) child.singled_out_rows(rows);
+  if (kind_ != Kind::primitive) return;
+  if (const Rows* primitive = std::get_if<Rows>(&primitive_)) rows.push_back(primitive->range);
+}
+
 BlockLists::PerHead Expression::per_head() const {
   if (kind_ == Kind::primitive) {
     const auto* lists = std::get_if<std::shared_ptr<const BlockLists>>(&primitive_);

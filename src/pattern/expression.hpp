@@ -38,6 +38,8 @@ class Expression {
 
   // i − j decides, up to the document's ends.
   bool translation_invariant() const;
+  // Ranges of rows that its primitives single out, appended in any order.
+  void singled_out_rows(Intervals& rows) const;
   BlockLists::PerHead per_head() const;  // the finest of its lists
 
  private:
