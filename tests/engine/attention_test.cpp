@@ -29,7 +29,8 @@ TEST_F(AttentionTest, StridedShardsManyTimes) {
     int64_t local = 0;
     for (const Interval& run : attention.tokens()) {
       for (int64_t token = run.begin; token < run.end; ++token, ++local) {
-        for (int h = 0; h < 4; ++h) std::memcpy(&qkv[static_cast<size_t>(local * row + h * wide)], problem.q().data() + (token * 4 + h) * 48, 48);
+        for (int h = 0; h < 4; ++h)
+          std::memcpy(&qkv[static_cast<size_t>(local * row + h * wide)], problem.q().data() + (token * 4 + h) * 48, 48);
         for (int h = 0; h < 2; ++h) {
           std::memcpy(&qkv[static_cast<size_t>(local * row + (4 + h) * wide)], problem.k().data() + (token * 2 + h) * 48, 48);
           std::memcpy(&qkv[static_cast<size_t>(local * row + (6 + h) * wide)], problem.v().data() + (token * 2 + h) * 48, 48);
@@ -37,7 +38,8 @@ TEST_F(AttentionTest, StridedShardsManyTimes) {
       }
     }
     std::vector<float> o(static_cast<size_t>(rows * 4 * 40), -1), lse(static_cast<size_t>(rows * 4));
-    attention.forward({qkv.data(), row, wide}, {qkv.data() + 4 * wide, row, wide}, {qkv.data() + 6 * wide, row, wide}, {o.data(), 160, 40}, lse.data());
+    attention.forward({qkv.data(), row, wide}, {qkv.data() + 4 * wide, row, wide}, {qkv.data() + 6 * wide, row, wide}, {o.data(), 160, 40},
+                      lse.data());
     EXPECT_EQ(attention.bytes_received(), attention.bytes_needed());
     std::vector<std::byte> whole(static_cast<size_t>(shape.tokens * 4 * 24) * 4);
     std::vector<float> whole_lse(static_cast<size_t>(shape.tokens * 4));

@@ -46,7 +46,8 @@ Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting&
   }
   const plan::Shared shared = plan::make_shared(problem.pattern(), blocks, shape, ranks.size(), options);
   if (setting.keys_read_again) EXPECT_FALSE(shared.keys_stay);
-  engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()), done);
+  engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
+                        done);
   Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule().total_steps()};
   for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
   WholeInput input(problem);
@@ -95,8 +96,10 @@ TEST_F(EngineTest, MatchesTheReference) {
 TEST_F(EngineTest, TypesAndHeadLayouts) {
   for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
     for (auto [heads, kv_heads, head_dim] : {std::array{1, 1, 8}, {9, 3, 64}, {4, 4, 40}, {6, 1, 128}}) {
-      SCOPED_TRACE(std::string(name_of(type)) + " " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " + std::to_string(head_dim));
-      Problem problem(shape_of(type, heads, kv_heads, head_dim), Documents::from_lengths({600, 0, 77, 131}), "causal & (window(150) | sink(3))");
+      SCOPED_TRACE(std::string(name_of(type)) + " " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
+                   std::to_string(head_dim));
+      Problem problem(shape_of(type, heads, kv_heads, head_dim), Documents::from_lengths({600, 0, 77, 131}),
+                      "causal & (window(150) | sink(3))");
       const Outcome outcome = attend(world_, problem, {});
       expect_exact(problem, outcome.tokens, type, outcome.output.o, outcome.output.lse, 13);
     }
@@ -127,8 +130,9 @@ TEST_F(EngineTest, ReproducibleBitsDependOnNothing) {
     Problem problem(shape_of(ElementType::float32), Documents::from_lengths({2000, 100, 20}), text);
     const Outcome one = attend(alone, problem, {.reproducible = true, .threads = 1});
     for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
-      for (const Setting& setting : {Setting{.partition = kind, .reproducible = true}, Setting{.partition = kind, .reproducible = true, .blocks_of_room = 6},
-                                     Setting{.partition = kind, .reproducible = true, .keys_read_again = true, .blocks_of_room = 6}}) {
+      for (const Setting& setting :
+           {Setting{.partition = kind, .reproducible = true}, Setting{.partition = kind, .reproducible = true, .blocks_of_room = 6},
+            Setting{.partition = kind, .reproducible = true, .keys_read_again = true, .blocks_of_room = 6}}) {
         const Outcome many = attend(world_, problem, setting);
         for (const Interval& run : many.tokens) {
           EXPECT_EQ(many.output.rows(run), one.output.rows(run));

@@ -32,9 +32,9 @@ class Problem {
   const Shape& shape() const { return shape_; }
   const Documents& documents() const { return documents_; }
   const pattern::BoundPattern& pattern() const { return pattern_; }
-  std::vector<std::byte>&q() { return q_; }
-  std::vector<std::byte>&k() { return k_; }
-  std::vector<std::byte>&v() { return v_; }
+  std::vector<std::byte>& q() { return q_; }
+  std::vector<std::byte>& k() { return k_; }
+  std::vector<std::byte>& v() { return v_; }
   size_t row_bytes(int heads) const { return static_cast<size_t>(heads) * static_cast<size_t>(shape_.head_dim) * size_of(shape_.type); }
 
   // Overwrites the keys and values that no row of any query head of their KV head looks at with NaN. Returns how many there were.
@@ -66,7 +66,8 @@ class Problem {
     const int group = pattern_.group_of(head), kv_head = shape_.kv_head_of(head);
     const auto dim = static_cast<size_t>(shape_.head_dim);
     std::vector<float> q(dim), keys, values;
-    for (size_t d = 0; d < dim; ++d) q[d] = load_element(q_.data(), shape_.type, static_cast<size_t>(token * shape_.heads + head) * dim + d);
+    for (size_t d = 0; d < dim; ++d)
+      q[d] = load_element(q_.data(), shape_.type, static_cast<size_t>(token * shape_.heads + head) * dim + d);
     for (int64_t j = 0; j < documents_.length(document); ++j) {
       if (!pattern_.allowed(group, document, token - begin, j)) continue;
       for (size_t d = 0; d < dim; ++d) {
@@ -100,8 +101,8 @@ inline double unit_in_last_place(ElementType type, double value) {
   return std::ldexp(1.0, std::max(least, std::ilogb(std::abs(value)) - bits));
 }
 
-// DESIGN section 6: the error of O at most twice that of the straightforward evaluation (over all rows looked at) plus one unit in the last place;
-// of LSE 1e-5·(1 + |LSE|). Looks at every `every`-th of the given rows.
+// DESIGN section 6: the error of O at most twice that of the straightforward evaluation (over all rows looked at) plus one unit in the last
+// place; of LSE 1e-5·(1 + |LSE|). Looks at every `every`-th of the given rows.
 inline void expect_exact(const Problem& problem, const Intervals& tokens, ElementType output_type, const std::vector<std::byte>& o,
                          const std::vector<float>& lse, int64_t every = 1) {
   struct Row {
@@ -132,8 +133,10 @@ inline void expect_exact(const Problem& problem, const Intervals& tokens, Elemen
   }
   for (const Row& row : rows) {
     for (size_t d = 0; d < row.exact.size(); ++d) {
-      const float seen = load_element(o.data(), output_type, static_cast<size_t>(row.token * shape.heads + row.head) * row.exact.size() + d);
-      ASSERT_NEAR(seen, row.exact[d], 2 * plain_error + unit_in_last_place(output_type, row.exact[d])) << "token " << row.token << " head " << row.head << " element " << d;
+      const float seen =
+          load_element(o.data(), output_type, static_cast<size_t>(row.token * shape.heads + row.head) * row.exact.size() + d);
+      ASSERT_NEAR(seen, row.exact[d], 2 * plain_error + unit_in_last_place(output_type, row.exact[d]))
+          << "token " << row.token << " head " << row.head << " element " << d;
     }
   }
 }
@@ -141,9 +144,15 @@ inline void expect_exact(const Problem& problem, const Intervals& tokens, Elemen
 class WholeInput : public engine::Input {
  public:
   explicit WholeInput(Problem& problem) : problem_(problem) {}
-  void read_q(int64_t begin, int64_t count, std::byte* out) override { copy(problem_.q(), problem_.shape().heads, begin, count, 0, problem_.shape().heads, out); }
-  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { copy(problem_.k(), problem_.shape().kv_heads, begin, count, head, heads, out); }
-  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { copy(problem_.v(), problem_.shape().kv_heads, begin, count, head, heads, out); }
+  void read_q(int64_t begin, int64_t count, std::byte* out) override {
+    copy(problem_.q(), problem_.shape().heads, begin, count, 0, problem_.shape().heads, out);
+  }
+  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    copy(problem_.k(), problem_.shape().kv_heads, begin, count, head, heads, out);
+  }
+  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    copy(problem_.v(), problem_.shape().kv_heads, begin, count, head, heads, out);
+  }
 
  private:
   void copy(const std::vector<std::byte>& from, int all, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
@@ -158,7 +167,9 @@ class WholeInput : public engine::Input {
 class WholeOutput : public engine::Output {
  public:
   WholeOutput(const Shape& shape, ElementType type)
-      : shape_(shape), row_(static_cast<size_t>(shape.heads * shape.head_dim) * size_of(type)), o(static_cast<size_t>(shape.tokens) * row_, std::byte{0xff}),
+      : shape_(shape),
+        row_(static_cast<size_t>(shape.heads * shape.head_dim) * size_of(type)),
+        o(static_cast<size_t>(shape.tokens) * row_, std::byte{0xff}),
         lse(static_cast<size_t>(shape.tokens * shape.heads), std::numeric_limits<float>::quiet_NaN()) {}
   void write(int64_t begin, int64_t count, const std::byte* rows, const float* row_lse) override {
     std::memcpy(o.data() + static_cast<size_t>(begin) * row_, rows, static_cast<size_t>(count) * row_);
@@ -166,7 +177,8 @@ class WholeOutput : public engine::Output {
   }
   void stripe_written(int64_t stripe) override { stripes.push_back(stripe); }
   std::vector<std::byte> rows(Interval tokens) const {
-    return {o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.begin) * row_), o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.end) * row_)};
+    return {o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.begin) * row_),
+            o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.end) * row_)};
   }
 
  private:
