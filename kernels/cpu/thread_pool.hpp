@@ -27,7 +27,8 @@ class ThreadPool {
   void start(int64_t items, std::function<void(int64_t item, int worker)> body);
   // True once every item of the started loop is done. Does not block.
   bool finished();
-  // Blocks until every item is done; rethrows the first exception of a body. After `timeout` (seconds) returns false with the loop still running.
+  // Blocks until every item is done; rethrows the first exception of a body. After `timeout` (seconds) returns false with the loop still
+  // running.
   bool wait_for(double timeout);
   void wait();
 

@@ -1,0 +1,29 @@
+#include "kernels/cpu/scratch.hpp"
+
+#include <algorithm>
+#include <new>
+
+namespace longspan::kernels::cpu {
+
+Scratch ScratchMemory::of(int head_dim, int heads) {
+  const int64_t tile = int64_t{kTile} * padded_dim(head_dim);
+  Scratch scratch;
+  scratch.query_floats = tile;
+  scratch.head_floats = 2 * tile + 2 * kTile;
+  const auto size = static_cast<size_t>(2 * tile + kTile * kTile + std::min(heads, kHeadGroup) * scratch.head_floats);
+  if (size > size_) {
+    floats_.reset();
+    size_ = 0;
+    floats_ = hwy::AllocateAligned<float>(size);
+    if (!floats_) throw std::bad_alloc();
+    size_ = size;
+    std::fill_n(floats_.get(), size, 0.0f);  // also puts the pages on the memory of the thread that will use them
+  }
+  scratch.k = floats_.get();
+  scratch.v = scratch.k + tile;
+  scratch.scores = scratch.v + tile;
+  scratch.heads = scratch.scores + kTile * kTile;
+  return scratch;
+}
+
+}  // namespace longspan::kernels::cpu
