@@ -4,6 +4,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <set>
 #include <utility>
 
 #include "longspan/error.hpp"
@@ -256,15 +257,18 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   }
   plan_fetches(shared, plan);
 
-  for (size_t p = 0; p < shared.pieces.size(); ++p) {
-    const Piece& piece = shared.pieces[p];
-    const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
-    const int home = shared.partition.rank_of(row.block);
-    const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
-    if (piece.rank == home) continue;
-    if (piece.rank == rank)
-      plan.row_bytes_moved += blocks.rows(row.block) * heads * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
-    if (home == rank) plan.row_bytes_moved += blocks.rows(row.block) * heads * state_bytes(shared.shape);
+  for (const Interval& batch : shared.batches) {
+    std::set<int> rows_here;  // a batch brings the queries of a row once
+    for (int64_t p = batch.begin; p < batch.end; ++p) {
+      const Piece& piece = shared.pieces[static_cast<size_t>(p)];
+      const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
+      const int home = shared.partition.rank_of(row.block);
+      if (piece.rank == home) continue;
+      const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+      if (piece.rank == rank && rows_here.insert(piece.row).second)
+        plan.row_bytes_moved += states * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
+      if (home == rank) plan.row_bytes_moved += states * state_bytes(shared.shape);
+    }
   }
   return plan;
 }
