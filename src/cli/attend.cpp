@@ -10,9 +10,7 @@ namespace longspan::cli {
 namespace {
 
 // out/o.h5 -> out/o.run.json
-std::string record_beside(const std::string& output) {
-  return std::filesystem::path(output).replace_extension(".run.json").string();
-}
+std::string record_beside(const std::string& output) { return std::filesystem::path(output).replace_extension(".run.json").string(); }
 
 }  // namespace
 
@@ -29,7 +27,7 @@ AttendOptions attend_options(const Settings& settings) {
   options.scale = settings.maybe_real("scale");
   options.memory = settings.maybe_integer("memory");
   if (const auto threads = settings.maybe_integer("threads")) options.threads = static_cast<int>(*threads);
-  options.partition = plan::partition_kind_named(settings.text("partition")).value();
+  if (settings.given("partition")) options.partition = plan::partition_kind_named(settings.text("partition"));
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
   options.reproducible = settings.flag("reproducible");
   options.go_on = settings.flag("continue");

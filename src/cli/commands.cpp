@@ -7,18 +7,69 @@ namespace longspan::cli {
 namespace {
 
 // Options that several commands share, so that they read alike everywhere.
-const Option kJson{.name = "json", .kind = Kind::json, .value = "FILE", .help = "also write the result as JSON to FILE (a name in .json, or --json=FILE for any); alone or with -, to standard output instead of the text"};
-const Option kPattern{.name = "pattern", .value = "TEXT", .help = "which query may look at which key, e.g. \"causal & window(4095)\"", .required = true};
-const Option kTokens{.name = "tokens", .kind = Kind::integer, .value = "N", .help = "tokens of the sequence, e.g. 12Mi", .least = 1, .most = int64_t{1} << 50, .when_absent = "sum of --documents"};
-const Option kHeads{.name = "heads", .kind = Kind::integer, .value = "N", .fallback = "1", .help = "query heads", .least = 1, .most = 1 << 20};
-const Option kKvHeads{.name = "kv-heads", .kind = Kind::integer, .value = "N", .help = "key/value heads; must divide the query heads", .least = 1, .most = 1 << 20, .when_absent = "as many as query heads"};
-const Option kHeadDim{.name = "head-dim", .kind = Kind::integer, .value = "N", .fallback = "128", .help = "elements per head, a multiple of 8", .least = 8, .most = 256};
-const Option kType{.name = "type", .kind = Kind::choice, .value = "TYPE", .fallback = "bfloat16", .help = "element type", .choices = {"float32", "float16", "bfloat16"}};
-const Option kDocuments{.name = "documents", .value = "LENGTHS", .help = "document lengths 1000,24,0,7, or fixed:LENGTH, or lognormal:MEAN,SIGMA (of --tokens tokens)", .when_absent = "one document"};
-const Option kMemory{.name = "memory", .kind = Kind::bytes, .value = "SIZE", .help = "what the plan may use per rank, e.g. 8Gi", .least = 1 << 20, .when_absent = "80 % of what is free, shared by the ranks of a node"};
-const Option kPartition{.name = "partition", .kind = Kind::choice, .value = "NAME", .fallback = "auto", .help = "how query blocks go to ranks", .choices = {"auto", "contiguous", "zigzag", "balanced"}};
-const Option kReproducible{.name = "reproducible", .kind = Kind::flag, .help = "the same bits for any number of ranks: every row takes its keys in ascending order"};
-const Option kThreads{.name = "threads", .kind = Kind::integer, .value = "N", .help = "compute threads per rank", .least = 1, .most = 4096, .when_absent = "the CPUs this rank may run on"};
+const Option kJson{.name = "json",
+                   .kind = Kind::json,
+                   .value = "FILE",
+                   .help =
+                       "also write the result as JSON to FILE (a name in .json, or --json=FILE for any); alone or with -, to standard "
+                       "output instead of the text"};
+const Option kPattern{
+    .name = "pattern", .value = "TEXT", .help = "which query may look at which key, e.g. \"causal & window(4095)\"", .required = true};
+const Option kTokens{.name = "tokens",
+                     .kind = Kind::integer,
+                     .value = "N",
+                     .help = "tokens of the sequence, e.g. 12Mi",
+                     .least = 1,
+                     .most = int64_t{1} << 50,
+                     .when_absent = "sum of --documents"};
+const Option kHeads{
+    .name = "heads", .kind = Kind::integer, .value = "N", .fallback = "1", .help = "query heads", .least = 1, .most = 1 << 20};
+const Option kKvHeads{.name = "kv-heads",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .help = "key/value heads; must divide the query heads",
+                      .least = 1,
+                      .most = 1 << 20,
+                      .when_absent = "as many as query heads"};
+const Option kHeadDim{.name = "head-dim",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .fallback = "128",
+                      .help = "elements per head, a multiple of 8",
+                      .least = 8,
+                      .most = 256};
+const Option kType{.name = "type",
+                   .kind = Kind::choice,
+                   .value = "TYPE",
+                   .fallback = "bfloat16",
+                   .help = "element type",
+                   .choices = {"float32", "float16", "bfloat16"}};
+const Option kDocuments{.name = "documents",
+                        .value = "LENGTHS",
+                        .help = "document lengths 1000,24,0,7, or fixed:LENGTH, or lognormal:MEAN,SIGMA (of --tokens tokens)",
+                        .when_absent = "one document"};
+const Option kMemory{.name = "memory",
+                     .kind = Kind::bytes,
+                     .value = "SIZE",
+                     .help = "what the plan may use per rank, e.g. 8Gi",
+                     .least = 1 << 20,
+                     .when_absent = "80 % of what is free, shared by the ranks of a node"};
+const Option kPartition{.name = "partition",
+                        .kind = Kind::choice,
+                        .value = "NAME",
+                        .fallback = "auto",
+                        .help = "how query blocks go to ranks",
+                        .choices = {"auto", "contiguous", "zigzag", "balanced"}};
+const Option kReproducible{.name = "reproducible",
+                           .kind = Kind::flag,
+                           .help = "the same bits for any number of ranks: every row takes its keys in ascending order"};
+const Option kThreads{.name = "threads",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .help = "compute threads per rank",
+                      .least = 1,
+                      .most = 4096,
+                      .when_absent = "the CPUs this rank may run on"};
 const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
 
 Option required(Option option) {
@@ -39,8 +90,12 @@ std::vector<Option> path_options(bool block_masks) {
   std::vector<Option> paths{{.name = "q-path", .value = "PATH", .fallback = "/q", .help = "dataset of the queries"},
                             {.name = "k-path", .value = "PATH", .fallback = "/k", .help = "dataset of the keys"},
                             {.name = "v-path", .value = "PATH", .fallback = "/v", .help = "dataset of the values"},
-                            {.name = "offsets-path", .value = "PATH", .fallback = "/document_offsets", .help = "dataset of the document offsets; may be absent in the file"}};
-  if (block_masks) paths.push_back({.name = "masks-path", .value = "PATH", .fallback = "/block_masks", .help = "group of the lists of block_mask terms"});
+                            {.name = "offsets-path",
+                             .value = "PATH",
+                             .fallback = "/document_offsets",
+                             .help = "dataset of the document offsets; may be absent in the file"}};
+  if (block_masks)
+    paths.push_back({.name = "masks-path", .value = "PATH", .fallback = "/block_masks", .help = "group of the lists of block_mask terms"});
   return paths;
 }
 
@@ -62,14 +117,34 @@ std::vector<Command> make_commands() {
                   kMemory,
                   kThreads,
                   kPartition,
-                  {.name = "output-type", .kind = Kind::choice, .value = "TYPE", .help = "element type of O", .choices = {"float32", "float16", "bfloat16"}, .when_absent = "that of the input"},
+                  {.name = "output-type",
+                   .kind = Kind::choice,
+                   .value = "TYPE",
+                   .help = "element type of O",
+                   .choices = {"float32", "float16", "bfloat16"},
+                   .when_absent = "that of the input"},
                   kReproducible,
-                  {.name = "continue", .kind = Kind::flag, .help = "go on with an output that a stopped or killed job has left; start fresh where there is none"},
+                  {.name = "continue",
+                   .kind = Kind::flag,
+                   .help = "go on with an output that a stopped or killed job has left; start fresh where there is none"},
                   kOverwrite,
                   {.name = "dry-run", .kind = Kind::flag, .help = "check everything, print the plan and the memory, compute nothing"},
-                  {.name = "json", .kind = Kind::json, .value = "FILE", .help = "the run record as JSON; alone or with -, to standard output", .when_absent = "OUTPUT with .run.json for .h5"},
-                  {.name = "log-level", .kind = Kind::choice, .value = "LEVEL", .fallback = "info", .help = "what is printed", .choices = {"error", "warning", "info", "debug"}},
-                  {.name = "timeout", .kind = Kind::duration, .value = "TIME", .fallback = "10min", .help = "break off when ranks wait that long for a message"}},
+                  {.name = "json",
+                   .kind = Kind::json,
+                   .value = "FILE",
+                   .help = "the run record as JSON; alone or with -, to standard output",
+                   .when_absent = "OUTPUT with .run.json for .h5"},
+                  {.name = "log-level",
+                   .kind = Kind::choice,
+                   .value = "LEVEL",
+                   .fallback = "info",
+                   .help = "what is printed",
+                   .choices = {"error", "warning", "info", "debug"}},
+                  {.name = "timeout",
+                   .kind = Kind::duration,
+                   .value = "TIME",
+                   .fallback = "10min",
+                   .help = "break off when ranks wait that long for a message"}},
       .more = "Queries, keys and values are shared out over the ranks; each receives only the key/value blocks that its rows look at.",
       .collective = true};
   attend.options = joined(attend.options, paths);
@@ -83,8 +158,20 @@ std::vector<Command> make_commands() {
                            kKvHeads,
                            optional(kHeadDim, "128, or the input's"),
                            optional(kType, "bfloat16, or the input's"),
-                           {.name = "ranks", .kind = Kind::integer, .value = "P", .help = "ranks to plan for", .required = true, .least = 1, .most = 1 << 24},
-                           {.name = "rank", .kind = Kind::integer, .value = "R", .help = "show this rank only", .least = 0, .most = 1 << 24, .when_absent = "all, or 64 sampled ones"},
+                           {.name = "ranks",
+                            .kind = Kind::integer,
+                            .value = "P",
+                            .help = "ranks to plan for",
+                            .required = true,
+                            .least = 1,
+                            .most = 1 << 24},
+                           {.name = "rank",
+                            .kind = Kind::integer,
+                            .value = "R",
+                            .help = "show this rank only",
+                            .least = 0,
+                            .most = 1 << 24,
+                            .when_absent = "all, or 64 sampled ones"},
                            input("take shape and documents from this file", false),
                            kDocuments,
                            optional(kMemory, "no limit"),
@@ -98,11 +185,18 @@ std::vector<Command> make_commands() {
                  .usage = "--input C.h5 --output O.h5 [--rows 256 --seed 0]",
                  .options = {input("the file that was attended", true),
                              {.name = "output", .value = "FILE.h5", .help = "the file with O and LSE", .required = true},
-                             {.name = "rows", .kind = Kind::integer, .value = "N", .fallback = "256", .help = "rows of every head: first, last, at document borders, the rest random", .least = 1},
+                             {.name = "rows",
+                              .kind = Kind::integer,
+                              .value = "N",
+                              .fallback = "256",
+                              .help = "rows of every head: first, last, at document borders, the rest random",
+                              .least = 1},
                              {.name = "seed", .kind = Kind::integer, .value = "N", .fallback = "0", .help = "of the random rows"},
                              kThreads,
                              kJson},
-                 .more = "Pattern and scale come from the attributes of the output. Only the keys that the sampled rows look at are read, in pieces of at most 64 MiB."};
+                 .more =
+                     "Pattern and scale come from the attributes of the output. Only the keys that the sampled rows look at are read, in "
+                     "pieces of at most 64 MiB."};
   verify.options = joined(verify.options, paths);
 
   Command pattern{.name = "inspect pattern",
@@ -127,22 +221,27 @@ std::vector<Command> make_commands() {
                .bare = "input"};
   file.options = joined(file.options, path_options(false));
 
-  const Command generate{
-      .name = "generate",
-      .summary = "write a synthetic input file: normal random numbers, the same for any number of ranks",
-      .usage = "--output C.h5 --tokens N --heads H [options]",
-      .options = {{.name = "output", .value = "FILE.h5", .help = "the file to write", .required = true},
-                  kTokens,
-                  required(kHeads),
-                  kKvHeads,
-                  kHeadDim,
-                  kType,
-                  {.name = "seed", .kind = Kind::integer, .value = "N", .fallback = "0", .help = "equal seeds give equal elements, whatever the other sizes"},
-                  kDocuments,
-                  kThreads,
-                  kOverwrite},
-      .more = "Every element is a standard normal number that depends on the seed, the dataset, the token, the head and its place in the head alone.",
-      .collective = true};
+  const Command generate{.name = "generate",
+                         .summary = "write a synthetic input file: normal random numbers, the same for any number of ranks",
+                         .usage = "--output C.h5 --tokens N --heads H [options]",
+                         .options = {{.name = "output", .value = "FILE.h5", .help = "the file to write", .required = true},
+                                     kTokens,
+                                     required(kHeads),
+                                     kKvHeads,
+                                     kHeadDim,
+                                     kType,
+                                     {.name = "seed",
+                                      .kind = Kind::integer,
+                                      .value = "N",
+                                      .fallback = "0",
+                                      .help = "equal seeds give equal elements, whatever the other sizes"},
+                                     kDocuments,
+                                     kThreads,
+                                     kOverwrite},
+                         .more =
+                             "Every element is a standard normal number that depends on the seed, the dataset, the token, the head and its "
+                             "place in the head alone.",
+                         .collective = true};
   return {attend, verify, pattern, file, plan, generate};
 }
 

@@ -50,24 +50,30 @@ Documents documents_from(const Settings& settings, uint64_t seed) {
   const std::optional<int64_t> tokens = settings.maybe_integer("tokens");
   if (!settings.has("documents")) {
     if (!tokens)
-      throw Error({.code = ExitCode::usage, .what = "option --tokens is missing", .expected = "--tokens N, or --documents with lengths", .mend = "give the number of tokens"});
+      throw Error({.code = ExitCode::usage,
+                   .what = "option --tokens is missing",
+                   .expected = "--tokens N, or --documents with lengths",
+                   .mend = "give the number of tokens"});
     return Documents::single(*tokens);
   }
   const std::string& text = settings.text("documents");
   const size_t colon = text.find(':');
   const std::string rule = colon == std::string::npos ? "" : text.substr(0, colon);
   const std::vector<std::string> values = split(colon == std::string::npos ? text : text.substr(colon + 1));
-  if (!rule.empty() && !tokens) throw Error({.code = ExitCode::usage, .what = "option --tokens is missing", .expected = "--tokens N beside --documents " + text});
+  if (!rule.empty() && !tokens)
+    throw Error({.code = ExitCode::usage, .what = "option --tokens is missing", .expected = "--tokens N beside --documents " + text});
   if (rule == "fixed") {
     const auto length = values.size() == 1 ? parse_quantity(values.front()) : std::nullopt;
-    if (!length || *length < 1) throw Error(settings.problem("documents", "document length makes no sense", "fixed:LENGTH with LENGTH of at least 1"));
+    if (!length || *length < 1)
+      throw Error(settings.problem("documents", "document length makes no sense", "fixed:LENGTH with LENGTH of at least 1"));
     return Documents::from_lengths(fill(*tokens, [&](int64_t) { return *length; }));
   }
   if (rule == "lognormal") {
     const auto mean = values.size() == 2 ? parse_quantity(values[0]) : std::nullopt;
     const auto sigma = values.size() == 2 ? parse_real(values[1]) : std::nullopt;
     if (!mean || *mean < 1 || !sigma || *sigma < 0 || *sigma > 10)
-      throw Error(settings.problem("documents", "document length makes no sense", "lognormal:MEAN,SIGMA with MEAN of at least 1 token and 0 <= SIGMA <= 10"));
+      throw Error(settings.problem("documents", "document length makes no sense",
+                                   "lognormal:MEAN,SIGMA with MEAN of at least 1 token and 0 <= SIGMA <= 10"));
     const double mu = std::log(static_cast<double>(*mean)) - *sigma * *sigma / 2;  // the mean of exp(N(mu, sigma²)) is exp(mu + sigma²/2)
     return Documents::from_lengths(fill(*tokens, [&](int64_t document) {
       const double length = std::exp(mu + *sigma * normal(document, seed));
@@ -87,7 +93,8 @@ Documents documents_from(const Settings& settings, uint64_t seed) {
     lengths.push_back(*length);
   }
   if (tokens && *tokens != sum)
-    throw Error(settings.problem("documents", fmt::format("documents have {} tokens together, --tokens says {}", sum, *tokens), {}, "leave out --tokens"));
+    throw Error(settings.problem("documents", fmt::format("documents have {} tokens together, --tokens says {}", sum, *tokens), {},
+                                 "leave out --tokens"));
   return Documents::from_lengths(lengths);
 }
 

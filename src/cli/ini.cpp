@@ -34,7 +34,10 @@ IniFile read_ini(const std::string& file, std::vector<Problem>& problems) {
   std::ifstream stream(file);
   std::string line;
   if (!stream || (stream.peek(), stream.bad())) {
-    problems.push_back({.code = ExitCode::usage, .what = "cannot read the configuration file " + file, .seen = std::strerror(errno), .from = "option --config"});
+    problems.push_back({.code = ExitCode::usage,
+                        .what = "cannot read the configuration file " + file,
+                        .seen = std::strerror(errno),
+                        .from = "option --config"});
     return ini;
   }
   std::string section;
@@ -52,7 +55,8 @@ IniFile read_ini(const std::string& file, std::vector<Problem>& problems) {
     may_continue = false;
     if (text.starts_with('[')) {
       if (!text.ends_with(']')) {
-        problems.push_back({.code = ExitCode::usage, .what = "section without ]", .seen = text, .expected = "[COMMAND] or [longspan]", .from = from});
+        problems.push_back(
+            {.code = ExitCode::usage, .what = "section without ]", .seen = text, .expected = "[COMMAND] or [longspan]", .from = from});
         continue;
       }
       section = trimmed(text.substr(1, text.size() - 2));
@@ -61,20 +65,30 @@ IniFile read_ini(const std::string& file, std::vector<Problem>& problems) {
     }
     const size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0) {
-      problems.push_back({.code = ExitCode::usage, .what = "line makes no sense", .seen = text, .expected = "key = value, [section] or # comment", .from = from});
+      problems.push_back({.code = ExitCode::usage,
+                          .what = "line makes no sense",
+                          .seen = text,
+                          .expected = "key = value, [section] or # comment",
+                          .from = from});
       continue;
     }
     IniEntry entry{section, trimmed(text.substr(0, equals)), trimmed(text.substr(equals + 1)), number};
     const auto twin = std::find_if(ini.entries.begin(), ini.entries.end(),
                                    [&](const IniEntry& other) { return other.section == entry.section && other.key == entry.key; });
     if (twin != ini.entries.end()) {
-      problems.push_back({.code = ExitCode::usage, .what = fmt::format("key {} is given twice, first in line {}", entry.key, twin->line), .from = from, .mend = "keep one of them"});
+      problems.push_back({.code = ExitCode::usage,
+                          .what = fmt::format("key {} is given twice, first in line {}", entry.key, twin->line),
+                          .from = from,
+                          .mend = "keep one of them"});
     }
     ini.entries.push_back(std::move(entry));
     may_continue = true;
   }
   if (stream.bad())
-    problems.push_back({.code = ExitCode::usage, .what = "cannot read the configuration file " + file, .seen = std::strerror(errno), .from = "option --config"});
+    problems.push_back({.code = ExitCode::usage,
+                        .what = "cannot read the configuration file " + file,
+                        .seen = std::strerror(errno),
+                        .from = "option --config"});
   return ini;
 }
 

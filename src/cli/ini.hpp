@@ -30,7 +30,8 @@ struct IniFile {
   std::vector<Section> sections;
 };
 
-// Lines that are neither a section, an entry nor a comment, and keys given twice in a section, are added to `problems`; an unreadable file too.
+// Lines that are neither a section, an entry nor a comment, and keys given twice in a section, are added to `problems`; an unreadable file
+// too.
 IniFile read_ini(const std::string& file, std::vector<Problem>& problems);
 
 }  // namespace longspan::cli

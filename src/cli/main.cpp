@@ -100,7 +100,8 @@ Runner runner_of(const std::string& command) {
 }
 
 // Set-up problems reach here on all ranks alike (Communicator::agree); rank 0 prints them.
-int run_collective(const cli::Command& command, const std::vector<std::string>& arguments, const std::string& command_line, int* argc, char*** argv) {
+int run_collective(const cli::Command& command, const std::vector<std::string>& arguments, const std::string& command_line, int* argc,
+                   char*** argv) {
   comm::Session session(argc, argv);
   const comm::Communicator ranks(MPI_COMM_WORLD);
   try {
@@ -112,14 +113,17 @@ int run_collective(const cli::Command& command, const std::vector<std::string>& 
     if (ranks.rank() == 0) report_exception(error);
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {  // on this rank alone: the others wait for it
-    ranks.abort({.code = ExitCode::internal, .what = std::string("unexpected: ") + error.what(), .mend = "please report this with the command line"});
+    ranks.abort({.code = ExitCode::internal,
+                 .what = std::string("unexpected: ") + error.what(),
+                 .mend = "please report this with the command line"});
   }
 }
 
 int run(int argc, char** argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
   std::string command_line = argv[0];
-  for (const std::string& argument : arguments) command_line += argument.find_first_of(" \"'&|;()!*$<>") == std::string::npos ? " " + argument : " '" + argument + "'";
+  for (const std::string& argument : arguments)
+    command_line += argument.find_first_of(" \"'&|;()!*$<>") == std::string::npos ? " " + argument : " '" + argument + "'";
   const bool first = cli::launched_rank() == 0;  // help, tables and usage errors are printed once even under mpirun
   try {
     if (arguments.empty() || arguments.front() == "--help" || arguments.front() == "-h" || arguments.front() == "help") {

@@ -35,7 +35,12 @@ std::vector<Setting> Settings::all() const {
 
 Problem Settings::problem(const std::string& name, const std::string& what, const std::string& expected, const std::string& mend) const {
   const Setting& value = setting(name);
-  return {.code = ExitCode::usage, .what = what, .seen = value.text, .expected = expected, .from = "option --" + name + ", " + value.origin, .mend = mend};
+  return {.code = ExitCode::usage,
+          .what = what,
+          .seen = value.text,
+          .expected = expected,
+          .from = "option --" + name + ", " + value.origin,
+          .mend = mend};
 }
 
 Environment process_environment() {
@@ -57,19 +62,14 @@ std::string variable_of(const std::string& option) {
 
 namespace {
 
-// "expected --memory" or, when nothing is near, where to look.
-std::pair<std::string, std::string> nearest(const std::string& name, const std::vector<std::string>& known, const std::string& prefix,
-                                            const std::string& where_to_look) {
-  const std::string near = nearest_name(name, known);
-  if (near.empty()) return {"", where_to_look};
-  return {prefix + near, "did you mean " + prefix + near + "?"};
-}
-
+// "unknown option --memroy"; the mend names the nearest known one, or says where to look.
 Problem unknown(const std::string& what, const std::string& seen, const std::string& name, const std::vector<std::string>& known,
                 const std::string& prefix, const std::string& from, const std::string& where_to_look) {
-  const auto [expected, mend] = nearest(name, known, prefix, where_to_look);
-  (void)expected;
-  return {.code = ExitCode::usage, .what = what + " " + seen, .from = from, .mend = mend};
+  const std::string near = nearest_name(name, known);
+  return {.code = ExitCode::usage,
+          .what = what + " " + seen,
+          .from = from,
+          .mend = near.empty() ? where_to_look : "did you mean " + prefix + near + "?"};
 }
 
 std::vector<std::string> names_of(const Command& command, bool with_config) {
@@ -129,14 +129,22 @@ class SettingsReader {
       }
     }
     namespace style = po::command_line_style;
-    constexpr int kStyle = style::allow_long | style::long_allow_adjacent | style::long_allow_next;  // no abbreviations: they break with new options
+    constexpr int kStyle =
+        style::allow_long | style::long_allow_adjacent | style::long_allow_next;  // no abbreviations: they break with new options
     for (;;) {
       try {
-        return po::command_line_parser(arguments).options(description).positional(po::positional_options_description{}).style(kStyle).allow_unregistered().run().options;
+        return po::command_line_parser(arguments)
+            .options(description)
+            .positional(po::positional_options_description{})
+            .style(kStyle)
+            .allow_unregistered()
+            .run()
+            .options;
       } catch (const po::error_with_option_name& error) {
         std::string name = error.get_option_name();
         name.erase(0, name.find_first_not_of('-'));
-        const auto culprit = std::find_if(arguments.begin(), arguments.end(), [&](const std::string& a) { return a == "--" + name || a.starts_with("--" + name + "="); });
+        const auto culprit = std::find_if(arguments.begin(), arguments.end(),
+                                          [&](const std::string& a) { return a == "--" + name || a.starts_with("--" + name + "="); });
         if (culprit == arguments.end()) {
           problems_.push_back({.code = ExitCode::usage, .what = error.what(), .from = "command line"});
           return {};
@@ -180,7 +188,10 @@ class SettingsReader {
       }
       if (!bare) {
         if (!seen.insert(option.string_key).second)
-          problems_.push_back({.code = ExitCode::usage, .what = "option --" + option.string_key + " is given twice", .from = "command line", .mend = "keep one of them"});
+          problems_.push_back({.code = ExitCode::usage,
+                               .what = "option --" + option.string_key + " is given twice",
+                               .from = "command line",
+                               .mend = "keep one of them"});
         set(option.string_key, option.value.front(), "command line");
         after_unknown = false;
         continue;
@@ -191,12 +202,13 @@ class SettingsReader {
         seen.insert(command_.bare);
         set(command_.bare, text, "command line");
       } else if (!after_unknown) {  // else it was meant as the unknown option's value
-        problems_.push_back({.code = ExitCode::usage,
-                             .what = "argument makes no sense here",
-                             .seen = text,
-                             .expected = text.starts_with('-') ? "options with two dashes and their full name" : "options and their values only",
-                             .from = "command line",
-                             .mend = "see longspan " + command_.name + " --help"});
+        problems_.push_back(
+            {.code = ExitCode::usage,
+             .what = "argument makes no sense here",
+             .seen = text,
+             .expected = text.starts_with('-') ? "options with two dashes and their full name" : "options and their values only",
+             .from = "command line",
+             .mend = "see longspan " + command_.name + " --help"});
       }
       after_unknown = false;
     }
@@ -210,7 +222,8 @@ class SettingsReader {
     for (const auto& [name, value] : environment) {
       if (!name.starts_with("LONGSPAN_")) continue;
       if (std::find(known.begin(), known.end(), name) == known.end()) {
-        problems_.push_back(unknown("unknown variable", name, name, known, "", "environment", "unset it; see longspan " + command_.name + " --help"));
+        problems_.push_back(
+            unknown("unknown variable", name, name, known, "", "environment", "unset it; see longspan " + command_.name + " --help"));
         continue;
       }
       for (const Option& option : command_.options)
@@ -232,8 +245,8 @@ class SettingsReader {
     }
     for (const IniFile::Section& section : ini.sections) {
       if (std::find(sections.begin(), sections.end(), section.name) != sections.end()) continue;
-      problems_.push_back(unknown("unknown section", "[" + section.name + "]", section.name, sections, "", fmt::format("{}:{}", file, section.line),
-                                  fmt::format("sections are {}", fmt::join(sections, ", "))));
+      problems_.push_back(unknown("unknown section", "[" + section.name + "]", section.name, sections, "",
+                                  fmt::format("{}:{}", file, section.line), fmt::format("sections are {}", fmt::join(sections, ", "))));
     }
     for (const bool own : {false, true}) {  // [COMMAND] beats [longspan], wherever it stands
       for (const IniEntry& entry : ini.entries) {
@@ -243,8 +256,9 @@ class SettingsReader {
         const std::vector<std::string> known = shared ? all_names : names_of(*command, false);
         const std::string line = fmt::format("{}:{}", file, entry.line);
         if (std::find(known.begin(), known.end(), entry.key) == known.end()) {
-          problems_.push_back(unknown("unknown key", entry.key, entry.key, known, "", line,
-                                      "keys are the long names of options" + (shared ? std::string() : "; see longspan " + entry.section + " --help")));
+          problems_.push_back(
+              unknown("unknown key", entry.key, entry.key, known, "", line,
+                      "keys are the long names of options" + (shared ? std::string() : "; see longspan " + entry.section + " --help")));
         } else if (shared || entry.section == command_.name) {
           set(entry.key, entry.value, fmt::format("{} (key {})", line, entry.key));
         }
@@ -256,10 +270,15 @@ class SettingsReader {
     Setting& setting = entry.setting;
     setting.shown = setting.text;
     const auto bad = [&](const std::string& what, const std::string& expected) {
-      problems_.push_back({.code = ExitCode::usage, .what = "option --" + option.name + " " + what, .seen = setting.text.empty() ? "an empty text" : setting.text, .expected = expected, .from = setting.origin});
+      problems_.push_back({.code = ExitCode::usage,
+                           .what = "option --" + option.name + " " + what,
+                           .seen = setting.text.empty() ? "an empty text" : setting.text,
+                           .expected = expected,
+                           .from = setting.origin});
     };
     if (setting.text.empty()) {
-      if (option.kind == Kind::flag && !entry.given) entry.value = false, setting.shown = setting.text = "false", setting.origin = "default";
+      if (option.kind == Kind::flag && !entry.given)
+        entry.value = false, setting.shown = setting.text = "false", setting.origin = "default";
       else if (option.required && !entry.given) {
         problems_.push_back({.code = ExitCode::usage,
                              .what = "option --" + option.name + " is missing",
@@ -274,33 +293,47 @@ class SettingsReader {
     }
     switch (option.kind) {
       case Kind::text:
-      case Kind::json: entry.value = setting.text; break;
+      case Kind::json:
+        entry.value = setting.text;
+        break;
       case Kind::flag:
-        if (const auto value = parse_switch(setting.text)) entry.value = *value;
-        else bad("is a switch", "true or false");
+        if (const auto value = parse_switch(setting.text))
+          entry.value = *value;
+        else
+          bad("is a switch", "true or false");
         break;
       case Kind::integer:
       case Kind::bytes: {
         const bool bytes = option.kind == Kind::bytes;
         const auto value = parse_quantity(setting.text, bytes);
-        if (!value) bad(bytes ? "is no size" : "is no whole number",
-                        bytes ? "bytes, such as 8Gi, 512Mi (powers of 1024) or 1G (10^9)" : "a whole number, such as 4096, 32k, 12Mi");
-        else if (*value < option.least) bad("is too small", fmt::format("at least {}", option.least));
-        else if (*value > option.most) bad("is too large", fmt::format("at most {}", option.most));
-        else entry.value = *value;
+        if (!value)
+          bad(bytes ? "is no size" : "is no whole number",
+              bytes ? "bytes, such as 8Gi, 512Mi (powers of 1024) or 1G (10^9)" : "a whole number, such as 4096, 32k, 12Mi");
+        else if (*value < option.least)
+          bad("is too small", fmt::format("at least {}", option.least));
+        else if (*value > option.most)
+          bad("is too large", fmt::format("at most {}", option.most));
+        else
+          entry.value = *value;
         break;
       }
       case Kind::real:
-        if (const auto value = parse_real(setting.text)) entry.value = *value;
-        else bad("is no number", "a finite number, such as 0.125");
+        if (const auto value = parse_real(setting.text))
+          entry.value = *value;
+        else
+          bad("is no number", "a finite number, such as 0.125");
         break;
       case Kind::duration:
-        if (const auto value = parse_duration(setting.text)) entry.value = *value;
-        else bad("is no time", "seconds, such as 90, 90s, 5min, 2h");
+        if (const auto value = parse_duration(setting.text))
+          entry.value = *value;
+        else
+          bad("is no time", "seconds, such as 90, 90s, 5min, 2h");
         break;
       case Kind::choice:
-        if (std::find(option.choices.begin(), option.choices.end(), setting.text) != option.choices.end()) entry.value = setting.text;
-        else bad("has no such choice", fmt::format("{}", fmt::join(option.choices, ", ")));
+        if (std::find(option.choices.begin(), option.choices.end(), setting.text) != option.choices.end())
+          entry.value = setting.text;
+        else
+          bad("has no such choice", fmt::format("{}", fmt::join(option.choices, ", ")));
         break;
     }
   }
@@ -311,7 +344,8 @@ class SettingsReader {
   std::vector<Problem> problems_;
 };
 
-Settings read_settings(const Command& command, const std::vector<Command>& commands, const std::vector<std::string>& arguments, const Environment& environment) {
+Settings read_settings(const Command& command, const std::vector<Command>& commands, const std::vector<std::string>& arguments,
+                       const Environment& environment) {
   return SettingsReader(command, commands).read(arguments, environment);
 }
 
@@ -351,13 +385,18 @@ std::string filled(const std::string& text, size_t indent) {
 std::string help_text(const Command& command) {
   std::string text = fmt::format("longspan {}: {}\n\nUsage: longspan {} {}\n", command.name, command.summary, command.name, command.usage);
   if (!command.more.empty()) text += "\n" + filled(command.more, 0);
-  text += "\nEach option also as a variable (--kv-heads: LONGSPAN_KV_HEADS) or as a key of the same name in the --config file.\n"
-          "Command line > environment > file > default.\n\nOptions:\n";
+  text +=
+      "\nEach option also as a variable (--kv-heads: LONGSPAN_KV_HEADS) or as a key of the same name in the --config file.\n"
+      "Command line > environment > file > default.\n\nOptions:\n";
   size_t widest = 0;
-  const auto title = [](const Option& o) { return o.kind == Kind::flag ? "--" + o.name : o.kind == Kind::json ? "--json [FILE]" : "--" + o.name + " " + o.value; };
+  const auto title = [](const Option& o) {
+    return o.kind == Kind::flag ? "--" + o.name : o.kind == Kind::json ? "--json [FILE]" : "--" + o.name + " " + o.value;
+  };
   for (const Option& option : command.options) widest = std::max(widest, title(option).size());
   const size_t indent = widest + 4;
-  const auto add = [&](const std::string& left, const std::string& right) { text += fmt::format("  {:<{}}  {}", left, widest, filled(right, indent)); };
+  const auto add = [&](const std::string& left, const std::string& right) {
+    text += fmt::format("  {:<{}}  {}", left, widest, filled(right, indent));
+  };
   for (const Option& option : command.options) {
     std::string right = option.help;
     if (!option.choices.empty()) right += fmt::format(" ({})", fmt::join(option.choices, " | "));
@@ -383,8 +422,9 @@ std::string help_text(const std::vector<Command>& commands) {
   for (const Command& command : commands) text += fmt::format("  {:<{}}  {}", command.name, widest, filled(command.summary, widest + 4));
   text += fmt::format("  {:<{}}  {}\n", "--version", widest, "versions of this program and of what it was built with and runs on");
   text += fmt::format("  {:<{}}  {}\n", "--help", widest, "this text; longspan COMMAND --help for a command's options");
-  return text + "\nExit codes: 0 ok, 1 verify found an error too large, 2 usage, 3 input data, 4 environment, 5 device,\n"
-                "6 communication or time-out, 7 input/output, 70 internal error, 75 stopped at a safe point (go on with --continue)\n";
+  return text +
+         "\nExit codes: 0 ok, 1 verify found an error too large, 2 usage, 3 input data, 4 environment, 5 device,\n"
+         "6 communication or time-out, 7 input/output, 70 internal error, 75 stopped at a safe point (go on with --continue)\n";
 }
 
 }  // namespace longspan::cli

@@ -45,8 +45,8 @@ struct Command {
   std::string summary;  // one line
   std::string usage;    // after the name: --input C.h5 …
   std::vector<Option> options;
-  std::string bare = {};  // the option that an argument without -- fills; may be empty
-  std::string more = {};  // a paragraph for --help
+  std::string bare = {};    // the option that an argument without -- fills; may be empty
+  std::string more = {};    // a paragraph for --help
   bool collective = false;  // runs on all ranks of mpirun; others run on one
 
   const Option* find(const std::string& option) const;
@@ -109,7 +109,8 @@ Environment process_environment();
 
 // `commands`: all of them, so that keys and variables of another command are known. `arguments`: after the command's name.
 // Throws Error(usage) with every problem found.
-Settings read_settings(const Command& command, const std::vector<Command>& commands, const std::vector<std::string>& arguments, const Environment& environment);
+Settings read_settings(const Command& command, const std::vector<Command>& commands, const std::vector<std::string>& arguments,
+                       const Environment& environment);
 
 bool asks_for_help(const std::vector<std::string>& arguments);  // --help or -h before a --
 std::string help_text(const Command& command);

@@ -13,9 +13,15 @@ struct Suffix {
   std::string_view text;
   int64_t factor;
 };
-constexpr std::array kSuffixes{Suffix{"Ki", int64_t{1} << 10}, Suffix{"Mi", int64_t{1} << 20}, Suffix{"Gi", int64_t{1} << 30},
-                               Suffix{"Ti", int64_t{1} << 40}, Suffix{"k", 1'000},             Suffix{"K", 1'000},
-                               Suffix{"M", 1'000'000},         Suffix{"G", 1'000'000'000},     Suffix{"T", 1'000'000'000'000},
+constexpr std::array kSuffixes{Suffix{"Ki", int64_t{1} << 10},
+                               Suffix{"Mi", int64_t{1} << 20},
+                               Suffix{"Gi", int64_t{1} << 30},
+                               Suffix{"Ti", int64_t{1} << 40},
+                               Suffix{"k", 1'000},
+                               Suffix{"K", 1'000},
+                               Suffix{"M", 1'000'000},
+                               Suffix{"G", 1'000'000'000},
+                               Suffix{"T", 1'000'000'000'000},
                                Suffix{"", 1}};
 
 template <typename Number>

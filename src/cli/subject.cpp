@@ -32,13 +32,15 @@ pattern::Pattern pattern_from(const Settings& settings) {
   } catch (const Error& error) {
     std::vector<Problem> problems = error.problems();
     const std::string origin = "option --pattern, " + settings.setting("pattern").origin;
-    for (Problem& problem : problems) problem.from = problem.from.empty() || problem.from == "option --pattern" ? origin : problem.from + ", " + origin;
+    for (Problem& problem : problems)
+      problem.from = problem.from.empty() || problem.from == "option --pattern" ? origin : problem.from + ", " + origin;
     throw Error(problems);
   }
 }
 
-std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_mask_sources(const pattern::Pattern& pattern, const io::CorpusPaths& paths,
-                                                                                const Shape& shape, const Documents& documents) {
+std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_mask_sources(const pattern::Pattern& pattern,
+                                                                                const io::CorpusPaths& paths, const Shape& shape,
+                                                                                const Documents& documents) {
   std::vector<std::shared_ptr<const pattern::BlockMaskSource>> sources;
   for (const auto& use : pattern.block_masks()) {
     if (paths.file.empty()) {
@@ -58,10 +60,12 @@ Shape shape_from(const Settings& settings, int64_t tokens) {
   shape.heads = static_cast<int>(integer_or(settings, "heads", 1));
   shape.kv_heads = static_cast<int>(integer_or(settings, "kv-heads", shape.heads));
   shape.head_dim = static_cast<int>(integer_or(settings, "head-dim", 128));
-  if (knows(settings, "type")) shape.type = element_type_named(settings.maybe_text("type").value_or("bfloat16")).value_or(ElementType::bfloat16);
+  if (knows(settings, "type"))
+    shape.type = element_type_named(settings.maybe_text("type").value_or("bfloat16")).value_or(ElementType::bfloat16);
   std::vector<Problem> problems;
   if (shape.heads % shape.kv_heads != 0)
-    problems.push_back(settings.problem("kv-heads", "key/value heads do not divide the query heads", fmt::format("a divisor of {}", shape.heads)));
+    problems.push_back(
+        settings.problem("kv-heads", "key/value heads do not divide the query heads", fmt::format("a divisor of {}", shape.heads)));
   if (shape.head_dim % 8 != 0) problems.push_back(settings.problem("head-dim", "head_dim is no multiple of 8", "8, 16, ... 256"));
   if (!problems.empty()) throw Error(problems);
   return shape;
@@ -80,14 +84,18 @@ Subject subject_from(const Settings& settings, const pattern::Pattern& pattern) 
     std::vector<Problem> problems;
     const auto repeats = [&](const std::string& name, const std::string& seen, const std::string& in_file) {
       if (seen != in_file)
-        problems.push_back(settings.problem(name, "option --" + name + " differs from " + paths.file, in_file, "leave it out beside --input"));
+        problems.push_back(
+            settings.problem(name, "option --" + name + " differs from " + paths.file, in_file, "leave it out beside --input"));
     };
-    for (const auto& [name, value] : {std::pair<std::string, int64_t>{"tokens", subject.shape.tokens}, {"heads", subject.shape.heads},
-                                      {"kv-heads", subject.shape.kv_heads}, {"head-dim", subject.shape.head_dim}})
+    for (const auto& [name, value] : {std::pair<std::string, int64_t>{"tokens", subject.shape.tokens},
+                                      {"heads", subject.shape.heads},
+                                      {"kv-heads", subject.shape.kv_heads},
+                                      {"head-dim", subject.shape.head_dim}})
       if (knows(settings, name) && settings.given(name)) repeats(name, std::to_string(settings.integer(name)), std::to_string(value));
     if (knows(settings, "type") && settings.given("type")) repeats("type", settings.text("type"), std::string(name_of(subject.shape.type)));
     if (settings.given("documents"))
-      problems.push_back(settings.problem("documents", "documents are given twice", "those of " + paths.file, "leave out --documents or --input"));
+      problems.push_back(
+          settings.problem("documents", "documents are given twice", "those of " + paths.file, "leave out --documents or --input"));
     if (!problems.empty()) throw Error(problems);
   }
   subject.sources = block_mask_sources(pattern, paths, subject.shape, subject.documents);

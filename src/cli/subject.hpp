@@ -18,16 +18,17 @@ io::CorpusPaths corpus_paths(const Settings& settings);
 pattern::Pattern pattern_from(const Settings& settings);
 
 // One source for each block_mask term of the pattern, out of the file. Throws Error(input).
-std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_mask_sources(const pattern::Pattern& pattern, const io::CorpusPaths& paths,
-                                                                                const Shape& shape, const Documents& documents);
+std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_mask_sources(const pattern::Pattern& pattern,
+                                                                                const io::CorpusPaths& paths, const Shape& shape,
+                                                                                const Documents& documents);
 
 struct Subject {
   Shape shape;
   Documents documents = Documents::single(0);
   std::vector<std::shared_ptr<const pattern::BlockMaskSource>> sources;
 };
-// For plan and inspect pattern: with --input the file says it all, and --tokens, --heads … may only repeat what it says; without it they say it
-// and block_mask terms are an error. `settings` may lack head-dim and type. Throws Error(usage or input).
+// For plan and inspect pattern: with --input the file says it all, and --tokens, --heads … may only repeat what it says; without it they
+// say it and block_mask terms are an error. `settings` may lack head-dim and type. Throws Error(usage or input).
 Subject subject_from(const Settings& settings, const pattern::Pattern& pattern);
 
 // Checks heads, kv-heads and head-dim against one another; kv-heads defaults to heads.

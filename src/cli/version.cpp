@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
-#include "io/library_version.hpp"
+#include "io/corpus.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "report/build_info.hpp"
 #include "report/table.hpp"
