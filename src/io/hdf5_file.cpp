@@ -42,6 +42,8 @@ Problem opening_problem(const std::string& file, const std::string& role, OpenMo
     problem.what = role + " is truncated";
     problem.seen = fmt::format("{} bytes; HDF5: {}", bytes, failure.innermost);
     problem.mend = "copy or write it again";
+  } else if (failure.says("already open for read-only")) {
+    problem.what = role + " is open in this program to read, so it cannot be changed";
   } else if (failure.says("already open for write")) {
     problem.what = role + " was left open by a program that died";
     problem.mend = "if nothing writes it any more: h5clear -s " + file;
@@ -77,7 +79,8 @@ FileHandle open_hdf5(const std::string& file, const std::string& role, OpenMode 
 }
 
 std::optional<ElementType> element_type_of(hid_t type) {
-  if (H5Tget_class(type) != H5T_FLOAT) return std::nullopt;
+  // HDF5 (1.10.8) converts elements whose bits do not start at bit 0 wrongly, and without an error.
+  if (H5Tget_class(type) != H5T_FLOAT || H5Tget_offset(type) != 0) return std::nullopt;
   size_t sign = 0, exponent_at = 0, exponent = 0, mantissa_at = 0, mantissa = 0;
   if (H5Tget_fields(type, &sign, &exponent_at, &exponent, &mantissa_at, &mantissa) < 0 || H5Tget_norm(type) != H5T_NORM_IMPLIED)
     return std::nullopt;

@@ -21,7 +21,7 @@ enum class OpenMode { read, change };
 FileHandle open_hdf5(const std::string& file, const std::string& role, OpenMode mode = OpenMode::read);
 
 // --- element types ---
-// float32, float16 or bfloat16 by the widths of exponent and mantissa and the bias, in any byte order and place within the element.
+// float32, float16 or bfloat16 by the widths of exponent and mantissa and the bias, in any byte order, padded or not.
 std::optional<ElementType> element_type_of(hid_t type);
 // The little-endian HDF5 type of these bits, in files and in memory.
 TypeHandle hdf5_type(ElementType type);
