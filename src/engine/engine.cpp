@@ -146,15 +146,15 @@ class Engine::Run {
       }
     }
     most_states = std::max(most_states, most_rows);
-    for (auto& q : q_) q.resize(static_cast<size_t>(most_rows * q_row_bytes()));
-    long_q_.resize(static_cast<size_t>(most_q * q_row_bytes()));
+    // Long stripes come first: their queries lie where the second stripe of own rows will have its own.
+    q_[0].resize(static_cast<size_t>(most_rows * q_row_bytes()));
+    q_[1].resize(static_cast<size_t>(std::max(most_rows, most_q) * q_row_bytes()));
     m_.resize(static_cast<size_t>(most_states * shape_.heads));
     l_.resize(m_.size());
     o_.resize(m_.size() * static_cast<size_t>(shape_.head_dim));
-    for (auto& out : out_) out.resize(static_cast<size_t>(most_rows * o_row_bytes()));
-    for (auto& lse : lse_) lse.resize(static_cast<size_t>(most_rows * shape_.heads));
-    record_.rows_bytes = static_cast<int64_t>(2 * q_[0].size() + long_q_.size() + (m_.size() * 2 + o_.size()) * sizeof(float) +
-                                              2 * out_[0].size() + 2 * lse_[0].size() * sizeof(float));
+    most_rows_ = most_rows;
+    record_.rows_bytes = static_cast<int64_t>(q_[0].size() + q_[1].size() + (m_.size() * 2 + o_.size()) * sizeof(float)) +
+                         2 * most_rows * (o_row_bytes() + int64_t{shape_.heads} * 4);
     record_.pool_bytes = pool_.bytes();
   }
 
@@ -280,7 +280,7 @@ class Engine::Run {
       layout_ = long_rows_.layout(stripe(s));
       {
         const Timed timed(record_.exchange);
-        long_rows_.bring_queries(stripe(s), layout_, input_, long_q_.data());
+        long_rows_.bring_queries(stripe(s), layout_, input_, q_[1].data());
       }
       kernels::cpu::clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m_.data(), l_.data(), o_.data(), threads_);
     } else if (!stripe(s).query_blocks.empty()) {
@@ -342,7 +342,7 @@ class Engine::Run {
     arguments.kv_heads = shape_.kv_heads;
     arguments.head_dim = shape_.head_dim;
     arguments.scale = options_.scale;
-    arguments.q = stripe(s).is_long() ? long_q_.data() : q_now_;
+    arguments.q = stripe(s).is_long() ? q_[1].data() : q_now_;
     arguments.pool = pool_.base();
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
@@ -393,6 +393,8 @@ class Engine::Run {
       writes_[buffer].get();
     }
     const int64_t rows = rows_of(s);
+    out_[buffer].resize(static_cast<size_t>(most_rows_ * o_row_bytes()));  // not before: states of long rows travel in this memory's stead
+    lse_[buffer].resize(static_cast<size_t>(most_rows_ * shape_.heads));
     {
       const Timed timed(record_.finish);
       kernels::cpu::finish({shape_.heads, shape_.head_dim, rows, m_.data(), l_.data(), o_.data(), shared_.options.output_type,
@@ -441,10 +443,11 @@ class Engine::Run {
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;
 
-  std::vector<std::byte> q_[2], long_q_, out_[2];
+  std::vector<std::byte> q_[2], out_[2];
   std::vector<float> m_, l_, o_, lse_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   size_t read_ = 0, written_ = 0;
+  int64_t most_rows_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::future<void> reading_, writes_[2];
   IoThread io_;  // last: its tasks use everything above, and it is joined first

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kWord = 4;
 constexpr int kTags = 1 << 19;         // queries use tags [0, kTags), states [kTags, 2·kTags)
-constexpr size_t kStatesInFlight = 4;  // received ahead of the merge
+constexpr size_t kStatesInFlight = 2;  // received ahead of the merge
 
 }  // namespace
 

@@ -33,41 +33,6 @@ void for_each_home(const plan::Partition& partition, const Intervals& blocks, F 
   }
 }
 
-int64_t units_of(const plan::Shared& shared, const std::vector<Intervals>& blocks) {
-  int64_t units = 0;
-  for (size_t c = 0; c < blocks.size(); ++c) units += size_of(blocks[c]) * heads_of(shared.classes[c]);
-  return units;
-}
-
-// Largest number of fetched units in the pool at one time, by playing the run through: a step's are there while the next step's arrive;
-// after its step a unit leaves unless a later stripe needs it.
-int64_t most_fetched(const plan::Shared& shared, const plan::RankPlan& plan, const std::vector<int>& steps) {
-  std::vector<int64_t> arriving, leaving;
-  std::vector<Intervals> kept(shared.classes.size());
-  const auto without = [&](const std::vector<Intervals>& blocks, const std::vector<Intervals>& keep) {
-    int64_t units = 0;
-    for (size_t c = 0; c < blocks.size(); ++c) units += size_of(subtract(blocks[c], keep[c])) * heads_of(shared.classes[c]);
-    return units;
-  };
-  for (size_t s = 0; s < plan.stripes.size(); ++s) {
-    const plan::Stripe& stripe = plan.stripes[s];
-    for (size_t step = 0; step < static_cast<size_t>(steps[s]); ++step) {
-      const bool planned = step < stripe.fetch.size();
-      arriving.push_back(planned ? units_of(shared, stripe.fetch[step]) : 0);
-      leaving.push_back(planned ? without(stripe.fetch[step], stripe.keep) : 0);
-    }
-    leaving.back() += without(kept, stripe.keep);
-    kept = stripe.keep;
-  }
-  int64_t here = arriving.empty() ? 0 : arriving.front(), most = here;
-  for (size_t t = 0; t < arriving.size(); ++t) {
-    if (t + 1 < arriving.size()) here += arriving[t + 1];
-    most = std::max(most, here);
-    here -= leaving[t];
-  }
-  return most;
-}
-
 }  // namespace
 
 int64_t Schedule::total_steps() const { return std::accumulate(steps.begin(), steps.end(), int64_t{0}); }
@@ -86,7 +51,7 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   ranks.max(steps);
   schedule.steps.assign(steps.begin(), steps.end());
   for (int64_t count : steps) schedule.exchanges.emplace_back(static_cast<size_t>(count));
-  schedule.most_fetched_units = most_fetched(shared, plan, schedule.steps);
+  schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.steps);
   if (!shared.keys_stay) return schedule;  // every rank reads what it needs from the file
 
   std::map<int, std::vector<Request>> requests;

@@ -27,12 +27,12 @@ int64_t block_row_bytes(const Shape& shape, ElementType output_type) {
          2 * (elements * static_cast<int64_t>(size_of(output_type)) + kBlock * shape.heads * 4);
 }
 
-Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks, bool& keys_stay) {
+Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks, int64_t resting, bool& keys_stay) {
   const int64_t block_of_keys = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
   const int64_t home = most_blocks * block_of_keys;
-  const int64_t least = least_room(shape, options.output_type, block_of_keys);
+  const int64_t least = least_room(shape, options.output_type, block_of_keys) + resting;
   keys_stay = !options.keys_can_be_read_again || (home <= options.memory / 2 && options.memory - home >= least);
-  const int64_t room = options.memory - (keys_stay ? home : 0);
+  int64_t room = options.memory - (keys_stay ? home : 0);
   if (room < least) {
     const int64_t enough = options.keys_can_be_read_again ? least : home + least;
     throw Error({.code = ExitCode::usage,
@@ -43,7 +43,9 @@ Memory share_memory(const Shape& shape, const Options& options, int64_t most_blo
                  .mend = fmt::format("--memory {} would do; {} keeps all keys in memory; more ranks need less each", mebibytes(enough),
                                      mebibytes(std::max(2 * home, home + least)))});
   }
+  room -= resting;
   Memory memory;
+  memory.long_rows = resting;
   memory.home = keys_stay ? home : 0;
   memory.stripe = std::max(block_row_bytes(shape, options.output_type),
                            room / 2 / block_row_bytes(shape, options.output_type) * block_row_bytes(shape, options.output_type));

@@ -16,6 +16,7 @@ inline int64_t state_bytes(const Shape& shape) { return (int64_t{shape.head_dim}
 int64_t block_row_bytes(const Shape& shape, ElementType output_type);
 
 // Shares out `options.memory`; decides whether the ranks' keys stay in memory. Throws Error(usage) when no plan fits.
-Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, bool& keys_stay);
+// `resting`: finished states of long rows that wait for their stripe, on the rank with most of them.
+Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting, bool& keys_stay);
 
 }  // namespace longspan::plan

@@ -150,27 +150,53 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
     const int first = own_keys_first(shared) ? 1 : 0;
     stripe.fetch.assign(static_cast<size_t>(std::max(1, groups + first)), std::vector<Intervals>(classes));
     stripe.keep.assign(classes, {});
+    // What was kept before lies here until this stripe ends, needed later or not: new ones get the room that it leaves.
     int64_t room = keep_room;
-    std::vector<Intervals> wanted(classes);
+    for (size_t c = 0; c < classes; ++c) room -= size_of(kept[c]) * heads_of_class(shared.classes[c]);
     for (size_t c = 0; c < classes; ++c) {
-      wanted[c] = fetchable(shared, plan, stripe.need[c]);
-      const Intervals missing = subtract(wanted[c], kept[c]);
+      const Intervals wanted = fetchable(shared, plan, stripe.need[c]);
+      const Intervals missing = subtract(wanted, kept[c]);
       for (int g = 0; g < groups; ++g)
         stripe.fetch[static_cast<size_t>(g + first)][c] =
             clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
-      const int64_t units = size_of(missing) * heads_of_class(shared.classes[c]);
-      (shared.keys_stay ? plan.units_moved : plan.units_read_again) += units;
+      (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
       stripe.keep[c] = intersect(kept[c], future[s][c]);
-      room -= size_of(stripe.keep[c]) * heads_of_class(shared.classes[c]);
-    }
-    for (size_t c = 0; c < classes; ++c) {
-      const Intervals more = subtract(intersect(wanted[c], future[s][c]), stripe.keep[c]);
+      const Intervals more = subtract(intersect(wanted, future[s][c]), stripe.keep[c]);
       const Intervals fits = first_of(more, std::max<int64_t>(0, room) / heads_of_class(shared.classes[c]));
       room -= size_of(fits) * heads_of_class(shared.classes[c]);
       stripe.keep[c] = unite(stripe.keep[c], fits);
     }
     kept = stripe.keep;
   }
+}
+
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
+  std::vector<int64_t> arriving, leaving;
+  std::vector<Intervals> kept(shared.classes.size());
+  const auto units = [&](const std::vector<Intervals>& blocks, const std::vector<Intervals>* keep) {
+    int64_t sum = 0;
+    for (size_t c = 0; c < blocks.size(); ++c)
+      sum += size_of(keep ? subtract(blocks[c], (*keep)[c]) : blocks[c]) * heads_of_class(shared.classes[c]);
+    return sum;
+  };
+  for (size_t s = 0; s < plan.stripes.size(); ++s) {
+    const Stripe& stripe = plan.stripes[s];
+    const size_t count = s < steps.size() ? static_cast<size_t>(steps[s]) : stripe.fetch.size();
+    for (size_t step = 0; step < count; ++step) {
+      const bool planned = step < stripe.fetch.size();
+      arriving.push_back(planned ? units(stripe.fetch[step], nullptr) : 0);
+      leaving.push_back(planned ? units(stripe.fetch[step], &stripe.keep) : 0);
+    }
+    leaving.back() += units(kept, &stripe.keep);
+    kept = stripe.keep;
+  }
+  int64_t here = arriving.empty() ? 0 : arriving.front(), most = here;
+  for (size_t t = 0; t < arriving.size(); ++t) {
+    if (t + 1 < arriving.size()) here += arriving[t + 1];
+    most = std::max(most, here);
+    here -= leaving[t];
+  }
+  return most;
 }
 
 RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
@@ -256,6 +282,12 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
     plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
   }
   plan_fetches(shared, plan);
+  // What this rank will use of its share.
+  int64_t most_rows = 0;
+  for (const Stripe& done : plan.stripes) most_rows = std::max(most_rows, size_of(done.query_blocks));
+  plan.memory.home = shared.keys_stay ? rows_total * shared.shape.kv_heads * plan.unit_bytes : 0;
+  plan.memory.stripe = most_rows * block_row_bytes(shared.shape, shared.options.output_type);
+  plan.memory.received = most_fetched_units(shared, plan) * plan.unit_bytes;
 
   for (const Interval& batch : shared.batches) {
     std::set<int> rows_here;  // a batch brings the queries of a row once

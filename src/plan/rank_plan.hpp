@@ -108,6 +108,10 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
 // from them has to come when it is first needed.
 void plan_fetches(const Shared& shared, RankPlan& plan);
 
+// Largest number of fetched units that are there at one time: a step's, the next step's on their way, and those kept for later stripes.
+// `steps`: of each stripe, when other ranks make it have more than this rank's plan.
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
+
 // The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long
 // rows.
 struct StripeRow {

@@ -1,11 +1,8 @@
 // What all ranks know of a job: partition, key classes, long rows and who computes which piece of them.
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <map>
 #include <set>
 
-#include "longspan/error.hpp"
 #include "plan/memory.hpp"
 #include "plan/rank_plan.hpp"
 
@@ -87,41 +84,28 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
                 .partition = choose_partition(lists, pattern, blocks, shape, costs, ranks, options),
                 .classes = key_classes(pattern, shape)};
   shared.mean_entries = costs.mean_entries();
-  shared.memory = share_memory(shape, options, shared.partition.most_blocks(), shared.keys_stay);
 
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
-  const auto row_state_bytes = [&](const LongRow& row) {
-    return blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size()) *
-           state_bytes(shape);
-  };
   std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
-  const int64_t room_for_states = shared.memory.received / 4;
   for (const LongRow& row : costs.long_rows()) {
+    const pattern::HeadGroup& group = pattern.groups()[static_cast<size_t>(row.group)];
     const int home = shared.partition.rank_of(row.block);
-    const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
-    const int64_t query_bytes = blocks.rows(row.block) * heads * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
+    const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(group.heads.size());
     shared.long_rows.push_back(row);
     std::vector<Piece> pieces = pieces_of(shared, blocks, static_cast<int>(shared.long_rows.size()) - 1, load);
-    const int64_t pulled = size_of(subtract(row.key_blocks, shared.partition.blocks_of(home))) * unit *
-                           kv_heads_of(pattern.groups()[static_cast<size_t>(row.group)], shape);
+    const int64_t pulled = size_of(subtract(row.key_blocks, shared.partition.blocks_of(home))) * unit * kv_heads_of(group, shape);
     int64_t travelling = 0;
     std::set<int> receivers;
     for (const Piece& piece : pieces) {
       if (piece.rank == home) continue;
       receivers.insert(piece.rank);
-      travelling += row_state_bytes(row);
+      travelling += states * state_bytes(shape);
     }
-    travelling += static_cast<int64_t>(receivers.size()) * query_bytes;
+    travelling += static_cast<int64_t>(receivers.size()) * states * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
     const bool travels = travelling < pulled;
-    const bool fits = resting[static_cast<size_t>(home)] + row_state_bytes(row) <= room_for_states;
-    if (options.reproducible && !fits) {
-      throw Error({.code = ExitCode::usage,
-                   .what = "too little memory for the states of long rows under --reproducible",
-                   .seen = fmt::format("{} bytes a rank", options.memory),
-                   .from = "option --memory",
-                   .mend = fmt::format("--memory {}Mi would do, or leave out --reproducible", (options.memory * 2) >> 20)});
-    }
+    // Their states rest until the stripe they belong to: too many of them would leave no memory for anything else.
+    const bool fits = resting[static_cast<size_t>(home)] + states * state_bytes(shape) <= options.memory / 8;
     if (!options.reproducible && (!travels || !fits)) {
       for (const Piece& piece : pieces) load[static_cast<size_t>(piece.rank)] -= size_of(clipped(row.key_blocks, piece.key_blocks));
       shared.long_rows.pop_back();
@@ -129,41 +113,39 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     }
     if (!travels)
       for (Piece& piece : pieces) piece.rank = home;
-    resting[static_cast<size_t>(home)] += row_state_bytes(row);
+    resting[static_cast<size_t>(home)] += states * state_bytes(shape);
     shared.long_bytes_if_pulled += pulled;
     shared.long_bytes_travelling += travels ? travelling : 0;
     shared.pieces.insert(shared.pieces.end(), pieces.begin(), pieces.end());
   }
+  shared.memory =
+      share_memory(shape, options, shared.partition.most_blocks(), *std::max_element(resting.begin(), resting.end()), shared.keys_stay);
 
-  // Groups of one block share states rows, so their pieces stand side by side: by block, then keys, then group.
+  // Groups of one block share state rows, so their pieces stand side by side: by block, then keys, then group.
   std::stable_sort(shared.pieces.begin(), shared.pieces.end(), [&](const Piece& a, const Piece& b) {
     return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
-  // Batches such that no rank holds more states and queries at a time than a quarter of the room for received keys (but one piece always).
-  const int64_t piece_bytes = kBlock * shape.heads * (state_bytes(shape) + shape.head_dim * static_cast<int64_t>(size_of(shape.type)));
+  // Batches such that on no rank they take more than half a stripe's states (a copy of them travels).
+  const int64_t most_pieces = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type) / 2);
   std::vector<int64_t> filled(static_cast<size_t>(ranks));
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
-  int64_t begin = 0, fullest = 0;
+  int64_t begin = 0;
   for (int64_t p = 0; p < static_cast<int64_t>(shared.pieces.size()); ++p) {
     const Piece& piece = shared.pieces[static_cast<size_t>(p)];
     const auto rank = static_cast<size_t>(piece.rank);
     const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
     if (last[rank] == place) continue;  // another group of the same rows and keys
-    if (p > begin && filled[rank] + piece_bytes > room_for_states) {
+    if (filled[rank] == most_pieces) {
       shared.batches.push_back({begin, p});
       begin = p;
       std::fill(filled.begin(), filled.end(), 0);
+      std::fill(last.begin(), last.end(), std::pair<int64_t, int64_t>(-1, -1));
     }
     last[rank] = place;
-    filled[rank] += piece_bytes;
-    fullest = std::max(fullest, filled[rank]);
+    ++filled[rank];
   }
-  if (!shared.pieces.empty()) {
-    shared.batches.push_back({begin, static_cast<int64_t>(shared.pieces.size())});
-    shared.memory.long_rows = fullest + *std::max_element(resting.begin(), resting.end());
-    shared.memory.received -= shared.memory.long_rows;
-  }
+  if (!shared.pieces.empty()) shared.batches.push_back({begin, static_cast<int64_t>(shared.pieces.size())});
   return shared;
 }
 
