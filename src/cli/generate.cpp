@@ -44,16 +44,19 @@ Plan plan_from(const Settings& settings) {
   } catch (const Error& error) {
     problems.insert(problems.end(), error.problems().begin(), error.problems().end());
   }
-  struct stat status {};
-  if (!settings.flag("overwrite") && stat(plan.paths.file.c_str(), &status) == 0) {
-    problems.push_back({.code = ExitCode::usage,
-                        .what = "output exists already",
-                        .seen = plan.paths.file,
-                        .from = "option --output, " + settings.setting("output").origin,
-                        .mend = "choose another name, or give --overwrite"});
-  }
   if (!problems.empty()) throw Error(problems);
   return plan;
+}
+
+void check_output(const Settings& settings) {
+  const std::string& file = settings.text("output");
+  struct stat status {};
+  if (settings.flag("overwrite") || stat(file.c_str(), &status) != 0) return;
+  throw Error({.code = ExitCode::usage,
+               .what = "output exists already",
+               .seen = file,
+               .from = "option --output, " + settings.setting("output").origin,
+               .mend = "choose another name, or give --overwrite"});
 }
 
 }  // namespace
@@ -63,12 +66,13 @@ int run_generate(const Settings& settings, const Context& context) {
   const auto start = std::chrono::steady_clock::now();
   Plan plan;
   std::string layout_text;
+  ranks.agreed([&] { plan = plan_from(settings); });
   // One rank looks at the folder and makes the file; the others hear of it.
   ranks.agreed([&] {
     if (ranks.rank() != 0) return;
-    plan = plan_from(settings);
+    check_output(settings);
     layout_text = io::create_corpus(plan.paths, plan.shape, plan.offsets, report::version(),
-                                    {{"generator", "longspan generate"}, {"seed", settings.text("seed")}})
+                                    {{"generator", "longspan generate"}, {"seed", settings.setting("seed").text}})
                       .to_json();
   });
   const io::CorpusLayout layout = io::CorpusLayout::from_json(ranks.broadcast(layout_text));
@@ -112,8 +116,8 @@ int run_generate(const Settings& settings, const Context& context) {
   const auto documents = static_cast<int64_t>(layout.document_offsets.size()) - 1;
   log.info(fmt::format("{}: {} tokens in {} document{}, {} query heads on {} key/value heads, head_dim {}, {}, seed {}: {} in {}",
                        layout.paths.file, report::count_text(shape.tokens), report::count_text(std::max<int64_t>(1, documents)),
-                       documents > 1 ? "s" : "", shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), settings.text("seed"),
-                       report::bytes_text(bytes), report::duration_text(seconds)));
+                       documents > 1 ? "s" : "", shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type),
+                       settings.setting("seed").text, report::bytes_text(bytes), report::duration_text(seconds)));
   return 0;
 }
 

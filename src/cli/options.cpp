@@ -133,13 +133,7 @@ class SettingsReader {
         style::allow_long | style::long_allow_adjacent | style::long_allow_next;  // no abbreviations: they break with new options
     for (;;) {
       try {
-        return po::command_line_parser(arguments)
-            .options(description)
-            .positional(po::positional_options_description{})
-            .style(kStyle)
-            .allow_unregistered()
-            .run()
-            .options;
+        return po::command_line_parser(arguments).options(description).style(kStyle).allow_unregistered().run().options;
       } catch (const po::error_with_option_name& error) {
         std::string name = error.get_option_name();
         name.erase(0, name.find_first_not_of('-'));
@@ -149,17 +143,21 @@ class SettingsReader {
           problems_.push_back({.code = ExitCode::usage, .what = error.what(), .from = "command line"});
           return {};
         }
-        const Option* option = command_.find(name);
-        problems_.push_back({.code = ExitCode::usage,
-                             .what = "option --" + name + " has no value",
-                             .expected = option ? "--" + name + " " + option->value : "--config FILE",
-                             .from = "command line"});
+        no_value(name);
         arguments.erase(culprit);
       } catch (const po::error& error) {
         problems_.push_back({.code = ExitCode::usage, .what = error.what(), .from = "command line"});
         return {};
       }
     }
+  }
+
+  void no_value(const std::string& name) {
+    const Option* option = command_.find(name);
+    problems_.push_back({.code = ExitCode::usage,
+                         .what = "option --" + name + " has no value",
+                         .expected = "--" + name + " " + (option ? option->value : "FILE"),
+                         .from = "command line"});
   }
 
   void set(const std::string& name, const std::string& text, const std::string& origin) {
@@ -192,8 +190,11 @@ class SettingsReader {
                                .what = "option --" + option.string_key + " is given twice",
                                .from = "command line",
                                .mend = "keep one of them"});
-        set(option.string_key, option.value.front(), "command line");
-        after_unknown = false;
+        const bool flag = command_.find(option.string_key) && command_.find(option.string_key)->kind == Kind::flag;
+        set(option.string_key, !option.value.empty() ? option.value.front() : flag ? "true" : "-", "command line");
+        // --scale --tokens 5: an option name that Boost does not know is no value either (--scale=--x would be one).
+        after_unknown = option.original_tokens.size() == 2 && option.original_tokens.back().starts_with("--");
+        if (after_unknown) no_value(option.string_key);
         continue;
       }
       const std::string text = option.value.empty() ? "" : option.value.front();

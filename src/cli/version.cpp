@@ -1,10 +1,13 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
-#include "io/corpus.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "report/build_info.hpp"
 #include "report/table.hpp"
+
+namespace longspan::io {
+std::string library_version();  // of HDF5, at run time
+}
 
 namespace longspan::cli {
 

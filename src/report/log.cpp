@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 
 #include "report/format.hpp"
 
@@ -16,6 +18,21 @@ std::optional<Level> level_named(const std::string& name) {
   if (name == "debug") return Level::debug;
   return std::nullopt;
 }
+
+namespace {
+
+// mpirun gives its processes a pseudo-terminal even when its own output goes to a file: then what counts is where the launcher, the
+// parent process, writes to.
+bool on_terminal(std::FILE* out) {
+  if (isatty(fileno(out)) != 1) return false;
+  if (!std::getenv("OMPI_COMM_WORLD_RANK")) return true;
+  std::error_code unreadable;
+  const auto target =
+      std::filesystem::read_symlink("/proc/" + std::to_string(getppid()) + "/fd/" + std::to_string(fileno(out)), unreadable).string();
+  return !unreadable && (target.starts_with("/dev/pts/") || target.starts_with("/dev/tty"));
+}
+
+}  // namespace
 
 Log::Log(Level level, bool speaks, std::FILE* out) : level_(level), speaks_(speaks), out_(out) {}
 
@@ -57,7 +74,7 @@ Progress::Progress(Log& log, std::string title, int64_t total, std::string unit,
       unit_(std::move(unit)),
       total_(total),
       interval_(interval),
-      terminal_(isatty(fileno(log.out_)) == 1),
+      terminal_(on_terminal(log.out_)),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}
 
