@@ -209,7 +209,7 @@ TEST(Attention, LongListsAreRight) {
                            .kv_heads = 1,
                            .group = 2,
                            .query_rows = {19},
-                           .key_rows = std::vector<int>(70, 128),
+                           .key_rows = std::vector<int>(40, 128),
                            .scale = 0.2f,
                            .seed = 35});
     expect_right(problem, problem.run(), ElementType::float32);
@@ -241,7 +241,7 @@ std::vector<bool> lookers(const Problem& problem, int kv_head, int64_t block, in
     for (int row = 0; row < item.rows; ++row) {
       problem.for_each_key(item, row, [&](int64_t b, int k) {
         for (int h = 0; h < item.head_count && b == block && k == key; ++h) {
-          const int head = problem.head_lists[static_cast<size_t>(item.first_head + h)];
+          const int head = problem.head_lists[static_cast<size_t>(item.first_head) + static_cast<size_t>(h)];
           looks[static_cast<size_t>((item.state_row + row) * problem.heads + head)] = true;
         }
       });
@@ -375,6 +375,26 @@ TEST(Attention, HugeAndTinyScores) {
       expect_right(problem, states, type);
       if (HasFatalFailure()) return;
     }
+  }
+}
+
+// A row whose scores in one tile are all −∞ (an infinite key) has no finite maximum there, and goes on unharmed.
+TEST(Attention, AllScoresMinusInfinityInATile) {
+  Problem problem({.type = ElementType::float32, .head_dim = 8, .kv_heads = 1, .query_rows = {40}, .key_rows = {50, 128, 50}, .seed = 88});
+  for (size_t row = 0; row < 40; ++row) problem.set(problem.q, row * 8, row < 30 ? 1.0f : 2.0f);
+  for (int64_t block : {0, 1})
+    for (int key = 0; key < problem.key_rows[static_cast<size_t>(block)]; ++key)
+      problem.set(problem.pool, problem.key_element(0, block, key, 0), -kInfinity);
+  Tile band;
+  band.form = Tile::Form::band, band.band = {-20, 20}, band.key = 0;
+  for (const std::vector<Tile>& list : std::vector<std::vector<Tile>>{{band, Tile::full_run(1, 1), Tile::full_run(2, 1)},
+                                                                      {Tile::full_run(0, 3)},
+                                                                      {Tile::full_run(2, 1), band, Tile::full_run(1, 1)},
+                                                                      {band}}) {
+    problem.tiles = list;
+    problem.work[0].first_tile = 0, problem.work[0].tile_count = static_cast<int64_t>(list.size());
+    expect_right(problem, problem.run(), ElementType::float32);
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -22,7 +22,7 @@ bool is_allowed(const Tile& tile, std::span<const MaskBits> masks, int row, int 
     case Tile::Form::subtiles:
       return tile.subtiles >> (8 * (row / 16) + key / 16) & 1;
     case Tile::Form::bits:
-      return masks[static_cast<size_t>(tile.mask)].words[static_cast<size_t>(row * 2 + key / 64)] >> (key % 64) & 1;
+      return masks[static_cast<size_t>(tile.mask)].words[static_cast<size_t>(row) * 2 + static_cast<size_t>(key) / 64] >> (key % 64) & 1;
   }
   return false;
 }
@@ -210,7 +210,7 @@ void expect_right(const Problem& problem, const States& states, ElementType outp
         }
       });
       for (int h = 0; h < item.head_count; ++h) {
-        const auto head = static_cast<size_t>(problem.head_lists[static_cast<size_t>(item.first_head + h)]);
+        const auto head = static_cast<size_t>(problem.head_lists[static_cast<size_t>(item.first_head) + static_cast<size_t>(h)]);
         const size_t query = static_cast<size_t>(item.q_row + row) * problem.heads + head;
         const size_t state = static_cast<size_t>(item.state_row + row) * problem.heads + head;
         for (size_t d = 0; d < dim; ++d) q[d] = load_element(problem.q.data(), problem.options.type, query * dim + d);

@@ -143,7 +143,7 @@ TEST(Merge, EqualsGoingOn) {
 }
 
 TEST(Merge, EmptySidesAndNan) {
-  constexpr int kDim = 8;
+  constexpr size_t kDim = 8;
   // Pairs (into, from): empty-empty, empty-full, full-empty, full-full, full-NaN, NaN with m = −∞.
   std::vector<float> m{-kInfinity, -kInfinity, 2, 1, 1, -kInfinity}, l{0, 0, 3, 2, 2, kNan};
   const std::vector<float> from_m{-kInfinity, 5, -kInfinity, 3, -kInfinity, 1}, from_l{0, 4, 0, 1, kNan, 1};
