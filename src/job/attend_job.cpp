@@ -15,8 +15,6 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::string ledger_of(const std::string& output) { return output + ".ledger"; }
-
 class FileInput : public engine::Input {
  public:
   explicit FileInput(const io::CorpusReader& reader) : reader_(reader) {}
@@ -28,10 +26,9 @@ class FileInput : public engine::Input {
   const io::CorpusReader& reader_;
 };
 
-uint64_t add_rows(Checksum& checksum, const std::byte* o, size_t o_bytes, const float* lse, size_t lse_count) {
+void add_rows(Checksum& checksum, const std::byte* o, size_t o_bytes, const float* lse, size_t lse_count) {
   checksum.add(o, o_bytes);
   checksum.add(lse, lse_count * sizeof(float));
-  return checksum.value();
 }
 
 // Writes rows, and makes a stripe safe at its end: data on disk first, then its record.
@@ -45,7 +42,7 @@ class FileOutput : public engine::Output {
   void stripe_written(int64_t stripe) override {
     file_.sync();
     ledger_.record(stripe, checksum_.value());
-    checksum_ = Checksum();
+    checksum_.reset();
   }
 
  private:
@@ -91,8 +88,8 @@ struct AttendJob::State {
     int64_t finished = 0;
     ranks.agreed([&] {
       if (ranks.rank() != 0) return;
-      if (std::filesystem::exists(ledger_of(request.output)) && std::filesystem::exists(request.output)) {
-        head = Ledger(ledger_of(request.output), 0).head().dump();
+      if (std::filesystem::exists(Ledger::path_of(request.output)) && std::filesystem::exists(request.output)) {
+        head = Ledger(Ledger::path_of(request.output), 0).head().dump();
       } else if (std::filesystem::exists(request.output)) {
         const io::ResultLayout result = io::inspect_result(request.output);
         if (result.attributes.complete == 0) return;  // killed before its first stripe: nothing to go on from
@@ -171,7 +168,7 @@ struct AttendJob::State {
   }
 
   void open_output() {
-    const std::string ledger_path = ledger_of(request.output);
+    const std::string ledger_path = Ledger::path_of(request.output);
     std::string layout;
     const bool resume = !resumed_head.is_null();
     ranks.agreed([&] {
@@ -184,7 +181,7 @@ struct AttendJob::State {
         return;
       }
       refuse_to_overwrite();
-      std::filesystem::remove(ledger_path);
+      Ledger::remove(ledger_path);
       io::ResultAttributes attributes{.longspan_version = request.version,
                                       .pattern = request.pattern.canonical(),
                                       .scale = scale,
@@ -226,11 +223,12 @@ struct AttendJob::State {
     const std::vector<std::optional<uint64_t>> recorded = ledger->finished();
     const Shape& shape = corpus.shape;
     const int64_t o_bytes = int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(output_type));
+    Checksum checksum;
     std::vector<std::byte> o;
     std::vector<float> lse;
     for (size_t s = 0; s < recorded.size() && s + shared->batches.size() < plan->stripes.size(); ++s) {
       if (!recorded[s]) continue;
-      Checksum checksum;
+      checksum.reset();
       for (const Interval& run : plan->stripes[s + shared->batches.size()].query_blocks) {
         const Interval tokens{blocks->tokens(run.begin).begin, blocks->tokens(run.end - 1).end};
         o.resize(static_cast<size_t>(tokens.length() * o_bytes));
@@ -316,7 +314,7 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
   ranks.agreed([&] {
     if (ranks.rank() != 0) return;
     io::mark_complete(state.request.output);
-    std::filesystem::remove(ledger_of(state.request.output));
+    Ledger::remove(Ledger::path_of(state.request.output));
   });
   return record;
 }
