@@ -68,9 +68,9 @@ class CorpusReader {
   std::unique_ptr<State> state_;
 };
 
-// The lists of /block_masks/NAME, read row by row when asked (rows are cached in pieces). Throws Error(input) when the datasets are missing,
-// misshapen, or their `block` attribute differs from `block`.
-std::shared_ptr<const pattern::BlockMaskSource> open_block_mask(const CorpusPaths& paths, const std::string& name, int64_t block, const Shape& shape,
-                                                                const Documents& documents);
+// The lists of /block_masks/NAME, read row by row when asked (rows are cached in pieces). Throws Error(input) when the datasets are
+// missing, misshapen, or their `block` attribute differs from `block`.
+std::shared_ptr<const pattern::BlockMaskSource> open_block_mask(const CorpusPaths& paths, const std::string& name, int64_t block,
+                                                                const Shape& shape, const Documents& documents);
 
 }  // namespace longspan::io

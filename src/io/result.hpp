@@ -36,7 +36,8 @@ struct ResultLayout {
 };
 
 // On one rank. Throws Error(io) when the folder is missing or not writable or the disk has no room (nothing is left behind then).
-ResultLayout create_result(const std::string& file, int64_t tokens, int heads, int head_dim, ElementType output_type, const ResultAttributes& attributes);
+ResultLayout create_result(const std::string& file, int64_t tokens, int heads, int head_dim, ElementType output_type,
+                           const ResultAttributes& attributes);
 // Of an existing file. Throws Error(io/input) when it is no result of Longspan.
 ResultLayout inspect_result(const std::string& file);
 // Sets `complete` = 1 and syncs. On one rank, after all have synced and closed.

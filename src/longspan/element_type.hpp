@@ -47,7 +47,7 @@ inline uint16_t float16_from_float(float value) {
   const uint32_t magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and more round to infinity
-  if (magnitude >= 0x38800000) {                                           // normal in float16
+  if (magnitude >= 0x38800000) {                                             // normal in float16
     const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
     return static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13));
   }

@@ -54,8 +54,8 @@ class Pattern {
 class BlockMaskSource {
  public:
   virtual ~BlockMaskSource() = default;
-  virtual int64_t block() const = 0;                                        // tokens
-  virtual int list_heads() const = 0;                                       // 1, kv_heads or heads
+  virtual int64_t block() const = 0;                                             // tokens
+  virtual int list_heads() const = 0;                                            // 1, kv_heads or heads
   virtual std::vector<int64_t> row(int list_head, int64_t row_block) const = 0;  // thread-safe; throws Error(input) on bad lists
 };
 
@@ -117,6 +117,9 @@ class BoundPattern {
 
   // True when the group's allowed pairs depend on i − j alone (up to the document's ends), so that cost models may sample few rows.
   bool translation_invariant(int group) const;
+
+  // Rows of a document of this length that the group's terms single out by position (rows, global): where long rows can be.
+  Intervals singled_out_rows(int group, int64_t length) const;
 
  private:
   struct State;

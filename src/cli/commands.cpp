@@ -1,0 +1,261 @@
+#include "cli/commands.hpp"
+
+#include <algorithm>
+
+namespace longspan::cli {
+
+namespace {
+
+// Options that several commands share, so that they read alike everywhere.
+const Option kJson{.name = "json",
+                   .kind = Kind::json,
+                   .value = "FILE",
+                   .help =
+                       "also write the result as JSON to FILE (a name in .json, or --json=FILE for any); alone or with -, to standard "
+                       "output instead of the text"};
+const Option kPattern{
+    .name = "pattern", .value = "TEXT", .help = "which query may look at which key, e.g. \"causal & window(4095)\"", .required = true};
+const Option kTokens{.name = "tokens",
+                     .kind = Kind::integer,
+                     .value = "N",
+                     .help = "tokens of the sequence, e.g. 12Mi",
+                     .least = 1,
+                     .most = int64_t{1} << 50,
+                     .when_absent = "sum of --documents"};
+const Option kHeads{
+    .name = "heads", .kind = Kind::integer, .value = "N", .fallback = "1", .help = "query heads", .least = 1, .most = 1 << 20};
+const Option kKvHeads{.name = "kv-heads",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .help = "key/value heads; must divide the query heads",
+                      .least = 1,
+                      .most = 1 << 20,
+                      .when_absent = "as many as query heads"};
+const Option kHeadDim{.name = "head-dim",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .fallback = "128",
+                      .help = "elements per head, a multiple of 8",
+                      .least = 8,
+                      .most = 256};
+const Option kType{.name = "type",
+                   .kind = Kind::choice,
+                   .value = "TYPE",
+                   .fallback = "bfloat16",
+                   .help = "element type",
+                   .choices = {"float32", "float16", "bfloat16"}};
+const Option kDocuments{.name = "documents",
+                        .value = "LENGTHS",
+                        .help = "document lengths 1000,24,0,7, or fixed:LENGTH, or lognormal:MEAN,SIGMA (of --tokens tokens)",
+                        .when_absent = "one document"};
+const Option kMemory{.name = "memory",
+                     .kind = Kind::bytes,
+                     .value = "SIZE",
+                     .help = "what the plan may use per rank, e.g. 8Gi",
+                     .least = 1 << 20,
+                     .when_absent = "80 % of what is free, shared by the ranks of a node"};
+const Option kPartition{.name = "partition",
+                        .kind = Kind::choice,
+                        .value = "NAME",
+                        .fallback = "auto",
+                        .help = "how query blocks go to ranks",
+                        .choices = {"auto", "contiguous", "zigzag", "balanced"}};
+const Option kReproducible{.name = "reproducible",
+                           .kind = Kind::flag,
+                           .help = "the same bits for any number of ranks: every row takes its keys in ascending order"};
+const Option kThreads{.name = "threads",
+                      .kind = Kind::integer,
+                      .value = "N",
+                      .help = "compute threads per rank",
+                      .least = 1,
+                      .most = 4096,
+                      .when_absent = "the CPUs this rank may run on"};
+const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
+
+Option required(Option option) {
+  option.required = true;
+  option.fallback.clear();
+  option.when_absent.clear();
+  return option;
+}
+Option optional(Option option, const std::string& when_absent) {
+  option.required = false;
+  option.fallback.clear();
+  option.when_absent = when_absent;
+  return option;
+}
+Option input(const std::string& help, bool needed) { return {.name = "input", .value = "FILE.h5", .help = help, .required = needed}; }
+
+std::vector<Option> path_options(bool block_masks) {
+  std::vector<Option> paths{{.name = "q-path", .value = "PATH", .fallback = "/q", .help = "dataset of the queries"},
+                            {.name = "k-path", .value = "PATH", .fallback = "/k", .help = "dataset of the keys"},
+                            {.name = "v-path", .value = "PATH", .fallback = "/v", .help = "dataset of the values"},
+                            {.name = "offsets-path",
+                             .value = "PATH",
+                             .fallback = "/document_offsets",
+                             .help = "dataset of the document offsets; may be absent in the file"}};
+  if (block_masks)
+    paths.push_back({.name = "masks-path", .value = "PATH", .fallback = "/block_masks", .help = "group of the lists of block_mask terms"});
+  return paths;
+}
+
+std::vector<Option> joined(std::vector<Option> first, const std::vector<Option>& more) {
+  first.insert(first.end(), more.begin(), more.end());
+  return first;
+}
+
+std::vector<Command> make_commands() {
+  const std::vector<Option> paths = path_options(true);
+  Command attend{
+      .name = "attend",
+      .summary = "compute attention under a pattern, from an HDF5 file to an HDF5 file, on all ranks of mpirun",
+      .usage = "--input C.h5 --output O.h5 --pattern \"...\" [options]",
+      .options = {input("file with Q, K, V", true),
+                  {.name = "output", .value = "FILE.h5", .help = "file for O and LSE", .required = true},
+                  kPattern,
+                  {.name = "scale", .kind = Kind::real, .value = "X", .help = "factor of the scores", .when_absent = "1/sqrt(head_dim)"},
+                  kMemory,
+                  kThreads,
+                  kPartition,
+                  {.name = "output-type",
+                   .kind = Kind::choice,
+                   .value = "TYPE",
+                   .help = "element type of O",
+                   .choices = {"float32", "float16", "bfloat16"},
+                   .when_absent = "that of the input"},
+                  kReproducible,
+                  {.name = "continue",
+                   .kind = Kind::flag,
+                   .help = "go on with an output that a stopped or killed job has left; start fresh where there is none"},
+                  kOverwrite,
+                  {.name = "dry-run", .kind = Kind::flag, .help = "check everything, print the plan and the memory, compute nothing"},
+                  {.name = "json",
+                   .kind = Kind::json,
+                   .value = "FILE",
+                   .help = "the run record as JSON; alone or with -, to standard output",
+                   .when_absent = "OUTPUT with .run.json for .h5"},
+                  {.name = "log-level",
+                   .kind = Kind::choice,
+                   .value = "LEVEL",
+                   .fallback = "info",
+                   .help = "what is printed",
+                   .choices = {"error", "warning", "info", "debug"}},
+                  {.name = "timeout",
+                   .kind = Kind::duration,
+                   .value = "TIME",
+                   .fallback = "10min",
+                   .help = "break off when ranks wait that long for a message"}},
+      .more = "Queries, keys and values are shared out over the ranks; each receives only the key/value blocks that its rows look at.",
+      .collective = true};
+  attend.options = joined(attend.options, paths);
+
+  Command plan{.name = "plan",
+               .summary = "show what each rank would do, hold, send and receive; needs neither data nor mpirun",
+               .usage = "--pattern \"...\" (--tokens N --heads H ... | --input C.h5) --ranks P [options]",
+               .options = {kPattern,
+                           optional(kTokens, "sum of --documents, or the input's"),
+                           optional(kHeads, "1, or the input's"),
+                           kKvHeads,
+                           optional(kHeadDim, "128, or the input's"),
+                           optional(kType, "bfloat16, or the input's"),
+                           {.name = "ranks",
+                            .kind = Kind::integer,
+                            .value = "P",
+                            .help = "ranks to plan for",
+                            .required = true,
+                            .least = 1,
+                            .most = 1 << 24},
+                           {.name = "rank",
+                            .kind = Kind::integer,
+                            .value = "R",
+                            .help = "show this rank only",
+                            .least = 0,
+                            .most = 1 << 24,
+                            .when_absent = "all, or 64 sampled ones"},
+                           input("take shape and documents from this file", false),
+                           kDocuments,
+                           optional(kMemory, "no limit"),
+                           kPartition,
+                           kReproducible,
+                           kJson}};
+  plan.options = joined(plan.options, paths);
+
+  Command verify{.name = "verify",
+                 .summary = "recompute sampled rows of every head in double precision and compare; exit code 0 or 1",
+                 .usage = "--input C.h5 --output O.h5 [--rows 256 --seed 0]",
+                 .options = {input("the file that was attended", true),
+                             {.name = "output", .value = "FILE.h5", .help = "the file with O and LSE", .required = true},
+                             {.name = "rows",
+                              .kind = Kind::integer,
+                              .value = "N",
+                              .fallback = "256",
+                              .help = "rows of every head: first, last, at document borders, the rest random",
+                              .least = 1},
+                             {.name = "seed", .kind = Kind::integer, .value = "N", .fallback = "0", .help = "of the random rows"},
+                             kThreads,
+                             kJson},
+                 .more =
+                     "Pattern and scale come from the attributes of the output. Only the keys that the sampled rows look at are read, in "
+                     "pieces of at most 64 MiB."};
+  verify.options = joined(verify.options, paths);
+
+  Command pattern{.name = "inspect pattern",
+                  .summary = "count what a pattern allows, exactly, and draw its block map",
+                  .usage = "\"...\" (--tokens N | --documents 1000,24,0,7 | --input C.h5) [--heads H] [--svg F]",
+                  .options = {kPattern,
+                              optional(kTokens, "sum of --documents, or the input's"),
+                              kDocuments,
+                              optional(kHeads, "1, or the input's"),
+                              kKvHeads,
+                              input("take shape, documents and the lists of block_mask terms from this file", false),
+                              {.name = "svg", .value = "FILE", .help = "draw the block map to FILE", .when_absent = "none"},
+                              kThreads,
+                              kJson},
+                  .bare = "pattern"};
+  pattern.options = joined(pattern.options, paths);
+
+  Command file{.name = "inspect file",
+               .summary = "show what an input or output file holds",
+               .usage = "X.h5 [--json]",
+               .options = {input("a file with Q, K, V, or with O and LSE", true), kJson},
+               .bare = "input"};
+  file.options = joined(file.options, path_options(false));
+
+  const Command generate{.name = "generate",
+                         .summary = "write a synthetic input file: normal random numbers, the same for any number of ranks",
+                         .usage = "--output C.h5 --tokens N --heads H [options]",
+                         .options = {{.name = "output", .value = "FILE.h5", .help = "the file to write", .required = true},
+                                     kTokens,
+                                     required(kHeads),
+                                     kKvHeads,
+                                     kHeadDim,
+                                     kType,
+                                     {.name = "seed",
+                                      .kind = Kind::integer,
+                                      .value = "N",
+                                      .fallback = "0",
+                                      .help = "equal seeds give equal elements, whatever the other sizes"},
+                                     kDocuments,
+                                     kThreads,
+                                     kOverwrite},
+                         .more =
+                             "Every element is a standard normal number that depends on the seed, the dataset, the token, the head and its "
+                             "place in the head alone.",
+                         .collective = true};
+  return {attend, verify, pattern, file, plan, generate};
+}
+
+}  // namespace
+
+const std::vector<Command>& commands() {
+  static const std::vector<Command> all = make_commands();
+  return all;
+}
+
+const Command& command_named(const std::string& name) {
+  const auto found = std::find_if(commands().begin(), commands().end(), [&](const Command& c) { return c.name == name; });
+  if (found == commands().end()) internal_error("no command " + name);
+  return *found;
+}
+
+}  // namespace longspan::cli

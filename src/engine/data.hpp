@@ -1,0 +1,28 @@
+// Where an attention run takes its rows from and where it puts them: files, or a caller's memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace longspan::engine {
+
+// Called from the engine's I/O thread and its main thread, one call at a time each. Errors are thrown.
+class Input {
+ public:
+  virtual ~Input() = default;
+  // Tokens [begin, begin + count): out [count][heads][head_dim]. Only own rows are asked for.
+  virtual void read_q(int64_t begin, int64_t count, std::byte* out) = 0;
+  // KV heads [head, head + heads) of the same: out [count][heads][head_dim]. Any rows when keys are read again, else own ones.
+  virtual void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) = 0;
+  virtual void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) = 0;
+};
+
+class Output {
+ public:
+  virtual ~Output() = default;
+  // o [count][heads][head_dim] of the output type, lse [count][heads]. A stripe's rows come in ascending runs, then its end.
+  virtual void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) = 0;
+  virtual void stripe_written(int64_t stripe) { static_cast<void>(stripe); }
+};
+
+}  // namespace longspan::engine

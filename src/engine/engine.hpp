@@ -1,0 +1,78 @@
+// Runs a plan on CPUs: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
+// from an Input and go to an Output; this class knows neither files nor callers' tensors.
+//
+//   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it
+//   I/O thread    reads the next stripe's queries (and keys, when they are read again), writes the last one's results
+//   pool          computes
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/block_exchange.hpp"
+#include "comm/communicator.hpp"
+#include "engine/data.hpp"
+#include "engine/key_pool.hpp"
+#include "engine/schedule.hpp"
+#include "kernels/cpu/attention.hpp"
+#include "pattern/pattern.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::engine {
+
+// Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
+struct Record {
+  double load = 0;      // own keys into the pool
+  double plan = 0;      // tile lists that no compute hid
+  double exchange = 0;  // waiting for keys, queries and states of other ranks, or for keys read again
+  double attend = 0;    // compute of steps
+  double finish = 0;    // merging and rounding
+  double input = 0;     // waiting for queries
+  double output = 0;    // waiting for results to be written
+  double total = 0;
+  int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
+  int64_t planned_bytes_received = 0, planned_bytes_sent = 0;
+  int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
+  int64_t bytes_read_again = 0;
+  int64_t pool_bytes = 0, rows_bytes = 0;
+};
+
+struct RunOptions {
+  float scale = 1;
+  int threads = 1;
+  double timeout = 300;                                           // seconds without any message before the run gives up; 0: never
+  std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
+};
+
+class Engine {
+ public:
+  // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. The references must outlive the
+  // engine.
+  Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks, const plan::Shared& shared,
+         plan::RankPlan plan, const std::vector<bool>& done = {});
+  ~Engine();
+
+  const plan::RankPlan& plan() const { return plan_; }
+  const Schedule& schedule() const { return schedule_; }
+
+  // Collective; any number of times. Throws Error on this rank only: the caller ends the job (comm::Communicator::abort), since others
+  // wait.
+  Record forward(Input& input, Output& output, const RunOptions& options);
+
+ private:
+  class Run;
+
+  const comm::Communicator& ranks_;
+  const pattern::BoundPattern& pattern_;
+  const plan::Blocks& blocks_;
+  const plan::Shared& shared_;
+  plan::RankPlan plan_;
+  Schedule schedule_;
+  comm::Communicator row_ranks_;  // messages of long rows, apart from those of keys
+};
+
+}  // namespace longspan::engine

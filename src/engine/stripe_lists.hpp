@@ -1,0 +1,51 @@
+// The tile lists of one stripe as the kernels take them: per step, work items and tiles whose keys are resident indices.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/kernel.hpp"
+#include "pattern/pattern.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::engine {
+
+struct StepLists {
+  std::vector<kernels::Work> work;  // dearest first
+  std::vector<kernels::Tile> tiles;
+  Intervals resident;  // key blocks that some class uses in this step: resident index = place in here
+  int64_t resident_index(int64_t block) const;
+
+ private:
+  friend struct StripeLists;
+  std::vector<int64_t> before_;  // blocks before each interval of `resident`
+};
+
+// Query heads of a head group that read one KV head.
+struct HeadSet {
+  int32_t kv_head = 0, first_head = 0, head_count = 0;  // first_head: in HeadSets::heads
+};
+struct HeadSets {
+  HeadSets(const pattern::BoundPattern& pattern, const Shape& shape);
+  std::vector<int32_t> heads;
+  std::vector<std::vector<HeadSet>> of_group;
+};
+
+struct StripeLists {
+  struct Place {
+    int64_t q_row = 0, state_row = 0;
+  };
+  // `place` says where the rows of a stripe row lie. `between` is called now and then (messages want to be moved).
+  static StripeLists make(const plan::Shared& shared, const plan::RankPlan& plan, const pattern::BoundPattern& pattern,
+                          const plan::Blocks& blocks, const plan::Stripe& stripe, int steps, const HeadSets& heads,
+                          const std::function<Place(const plan::StripeRow&)>& place, const std::function<void()>& between);
+
+  std::vector<StepLists> steps;
+  std::vector<kernels::MaskBits> masks;
+};
+
+// Key blocks of `key_class` that the stripe uses in `step`.
+Intervals step_blocks(const plan::Shared& shared, const plan::RankPlan& plan, const plan::Stripe& stripe, size_t key_class, int step);
+
+}  // namespace longspan::engine

@@ -1,0 +1,324 @@
+#include "job/attend_job.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "job/ledger.hpp"
+#include "longspan/error.hpp"
+
+namespace longspan::job {
+
+namespace {
+
+using nlohmann::ordered_json;
+
+std::string ledger_of(const std::string& output) { return output + ".ledger"; }
+
+class FileInput : public engine::Input {
+ public:
+  explicit FileInput(const io::CorpusReader& reader) : reader_(reader) {}
+  void read_q(int64_t begin, int64_t count, std::byte* out) override { reader_.read_q(begin, count, out); }
+  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { reader_.read_k(begin, count, head, heads, out); }
+  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { reader_.read_v(begin, count, head, heads, out); }
+
+ private:
+  const io::CorpusReader& reader_;
+};
+
+uint64_t add_rows(Checksum& checksum, const std::byte* o, size_t o_bytes, const float* lse, size_t lse_count) {
+  checksum.add(o, o_bytes);
+  checksum.add(lse, lse_count * sizeof(float));
+  return checksum.value();
+}
+
+// Writes rows, and makes a stripe safe at its end: data on disk first, then its record.
+class FileOutput : public engine::Output {
+ public:
+  FileOutput(io::ResultFile& file, Ledger& ledger, int64_t row_o_bytes, int heads) : file_(file), ledger_(ledger), row_o_bytes_(row_o_bytes), heads_(heads) {}
+  void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
+    file_.write(begin, count, o, lse);
+    add_rows(checksum_, o, static_cast<size_t>(count * row_o_bytes_), lse, static_cast<size_t>(count * heads_));
+  }
+  void stripe_written(int64_t stripe) override {
+    file_.sync();
+    ledger_.record(stripe, checksum_.value());
+    checksum_ = Checksum();
+  }
+
+ private:
+  io::ResultFile& file_;
+  Ledger& ledger_;
+  int64_t row_o_bytes_;
+  int heads_;
+  Checksum checksum_;
+};
+
+}  // namespace
+
+struct AttendJob::State {
+  State(const comm::Communicator& ranks_, AttendRequest request_) : ranks(ranks_), request(std::move(request_)) {
+    open_input();
+    if (request.go_on) look_for_ledger();
+    plan_all();
+    if (request.dry_run || complete) return;
+    open_output();
+  }
+
+  void open_input() {
+    std::string layout;
+    ranks.agreed([&] {
+      if (ranks.rank() == 0) layout = io::inspect_corpus(request.input).to_json();
+    });
+    corpus = io::CorpusLayout::from_json(ranks.broadcast(layout));
+    ranks.agreed([&] {
+      reader.emplace(corpus);
+      const Documents documents(corpus.document_offsets, request.input.file + ":" + request.input.document_offsets);
+      std::vector<std::shared_ptr<const pattern::BlockMaskSource>> sources;
+      for (const auto& use : request.pattern.block_masks()) sources.push_back(io::open_block_mask(request.input, use.name, use.block, corpus.shape, documents));
+      pattern.emplace(request.pattern, corpus.shape.heads, corpus.shape.kv_heads, documents, std::move(sources));
+      blocks.emplace(documents);
+    });
+    scale = request.scale.value_or(1 / std::sqrt(static_cast<double>(corpus.shape.head_dim)));
+    output_type = request.output_type.value_or(corpus.shape.type);
+  }
+
+  // --continue: partition and memory are the ledger's unless the user says otherwise (and then the difference is named).
+  void look_for_ledger() {
+    std::string head;
+    int64_t finished = 0;
+    ranks.agreed([&] {
+      if (ranks.rank() != 0) return;
+      if (std::filesystem::exists(ledger_of(request.output)) && std::filesystem::exists(request.output)) {
+        head = Ledger(ledger_of(request.output), 0).head().dump();
+      } else if (std::filesystem::exists(request.output)) {
+        const io::ResultLayout result = io::inspect_result(request.output);
+        if (result.attributes.complete == 0) return;  // killed before its first stripe: nothing to go on from
+        check_complete_is_ours(result);
+        finished = 1;
+      }
+    });
+    complete = ranks.max(finished) != 0;
+    head = ranks.broadcast(head);
+    if (head.empty()) return;
+    resumed_head = ordered_json::parse(head);
+    if (!request.memory && resumed_head.contains("memory")) request.memory = resumed_head["memory"].get<int64_t>();
+    if (!request.partition && resumed_head.contains("partition")) request.partition = plan::partition_kind_named(resumed_head["partition"].get<std::string>());
+  }
+
+  void check_complete_is_ours(const io::ResultLayout& result) const {
+    const auto refuse = [&](const std::string& what, const std::string& seen, const std::string& expected) {
+      throw Error({.code = ExitCode::usage,
+                   .what = "the complete output is of another job: " + what,
+                   .seen = seen,
+                   .expected = expected,
+                   .from = request.output,
+                   .mend = "give another --output, or --overwrite instead of --continue"});
+    };
+    const io::ResultAttributes& attributes = result.attributes;
+    if (attributes.pattern != request.pattern.canonical()) refuse("its pattern differs", attributes.pattern, request.pattern.canonical());
+    if (attributes.scale != scale) refuse("its scale differs", fmt::format("{}", attributes.scale), fmt::format("{}", scale));
+    if (attributes.input_bytes != corpus.file_bytes || attributes.input_modified_ns != corpus.modified_ns)
+      refuse("its input has changed since", attributes.input_name, request.input.file);
+    if (result.output_type != output_type) refuse("its type differs", std::string(name_of(result.output_type)), std::string(name_of(output_type)));
+  }
+
+  void plan_all() {
+    plan::Options options;
+    options.partition = request.partition.value_or(plan::PartitionKind::automatic);
+    options.memory = ranks.min(request.memory.value_or(request.default_memory));
+    options.output_type = output_type;
+    options.reproducible = request.reproducible;
+    options.exact_tiles = std::numeric_limits<int64_t>::max();
+    ranks.agreed([&] {
+      shared.emplace(plan::make_shared(*pattern, *blocks, corpus.shape, ranks.size(), options));
+      plan.emplace(plan::make_rank_plan(*shared, *pattern, *blocks, ranks.rank()));
+    });
+    const auto own = static_cast<int64_t>(plan->stripes.size() - shared->batches.size());
+    stripes = static_cast<int>(ranks.max(own));
+    std::vector<int64_t> steps(static_cast<size_t>(stripes) + shared->batches.size());
+    for (size_t s = 0; s < plan->stripes.size(); ++s) steps[s] = plan->stripes[s].steps();
+    ranks.max(steps);
+    total_steps = 0;
+    for (int64_t count : steps) total_steps += std::max<int64_t>(1, count);
+  }
+
+  // What the job is: two jobs with equal heads write the same bits.
+  ordered_json make_head() const {
+    const Shape& shape = corpus.shape;
+    return {{"input", request.input.file},
+            {"input_bytes", corpus.file_bytes},
+            {"input_modified_ns", corpus.modified_ns},
+            {"datasets", request.input.q + " " + request.input.k + " " + request.input.v},
+            {"tokens", shape.tokens},
+            {"heads", shape.heads},
+            {"kv_heads", shape.kv_heads},
+            {"head_dim", shape.head_dim},
+            {"type", name_of(shape.type)},
+            {"output_type", name_of(output_type)},
+            {"pattern", request.pattern.canonical()},
+            {"scale", scale},
+            {"ranks", ranks.size()},
+            {"partition", plan::name_of(shared->partition.kind())},
+            {"memory", shared->options.memory},
+            {"reproducible", request.reproducible},
+            {"stripes", stripes},
+            {"steps", total_steps},
+            {"device", "cpu"},
+            {"build", request.build}};
+  }
+
+  void open_output() {
+    const std::string ledger_path = ledger_of(request.output);
+    std::string layout;
+    const bool resume = !resumed_head.is_null();
+    ranks.agreed([&] {
+      if (ranks.rank() != 0) return;
+      ordered_json head = make_head();
+      if (resume) {
+        const std::vector<Problem> problems = differences(resumed_head, head, ledger_path);
+        if (!problems.empty()) throw Error(problems);
+        layout = io::inspect_result(request.output).to_json();
+        return;
+      }
+      refuse_to_overwrite();
+      std::filesystem::remove(ledger_path);
+      io::ResultAttributes attributes{.longspan_version = request.version,
+                                      .pattern = request.pattern.canonical(),
+                                      .scale = scale,
+                                      .input_name = request.input.file,
+                                      .input_bytes = corpus.file_bytes,
+                                      .input_modified_ns = corpus.modified_ns};
+      const Shape& shape = corpus.shape;
+      layout = io::create_result(request.output, shape.tokens, shape.heads, shape.head_dim, output_type, attributes).to_json();
+      Ledger::create(ledger_path, head, ranks.size(), stripes);
+    });
+    result = io::ResultLayout::from_json(ranks.broadcast(layout));
+    ranks.agreed([&] {
+      file.emplace(result, io::ResultFile::Access::write);
+      ledger.emplace(ledger_path, ranks.rank());
+      done.assign(static_cast<size_t>(stripes), false);
+      if (resume) check_finished_stripes();
+    });
+    finished = ranks.sum(static_cast<int64_t>(std::count(done.begin(), done.end(), true)));
+    const int64_t damaged = ranks.sum(mismatched);
+    if (damaged > 0) remarks.push_back(fmt::format("{} finished stripes do not match their checksum and are computed again", damaged));
+  }
+
+  void refuse_to_overwrite() const {
+    if (request.overwrite || !std::filesystem::exists(request.output)) return;
+    int complete_flag = -1;
+    try {
+      complete_flag = io::inspect_result(request.output).attributes.complete;
+    } catch (const Error&) {  // no result of ours: all the more reason
+    }
+    if (request.go_on && complete_flag == 0) return;  // left before its first stripe was recorded
+    throw Error({.code = ExitCode::usage,
+                 .what = complete_flag == 0 ? "the output exists and is not complete" : "the output exists",
+                 .from = request.output,
+                 .mend = complete_flag == 0 ? "--continue goes on with it, --overwrite starts anew" : "--overwrite replaces it"});
+  }
+
+  // Stripes that the ledger names count only if what lies in the file is what was written.
+  void check_finished_stripes() {
+    const std::vector<std::optional<uint64_t>> recorded = ledger->finished();
+    const Shape& shape = corpus.shape;
+    const int64_t o_bytes = int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(output_type));
+    std::vector<std::byte> o;
+    std::vector<float> lse;
+    for (size_t s = 0; s < recorded.size() && s + shared->batches.size() < plan->stripes.size(); ++s) {
+      if (!recorded[s]) continue;
+      Checksum checksum;
+      for (const Interval& run : plan->stripes[s + shared->batches.size()].query_blocks) {
+        const Interval tokens{blocks->tokens(run.begin).begin, blocks->tokens(run.end - 1).end};
+        o.resize(static_cast<size_t>(tokens.length() * o_bytes));
+        lse.resize(static_cast<size_t>(tokens.length() * shape.heads));
+        file->read(tokens.begin, tokens.length(), o.data(), lse.data());
+        add_rows(checksum, o.data(), o.size(), lse.data(), lse.size());
+      }
+      done[s] = checksum.value() == *recorded[s];
+      if (!done[s]) ++mismatched;
+    }
+  }
+
+  const comm::Communicator& ranks;
+  AttendRequest request;
+  io::CorpusLayout corpus;
+  std::optional<io::CorpusReader> reader;
+  std::optional<pattern::BoundPattern> pattern;
+  std::optional<plan::Blocks> blocks;
+  std::optional<plan::Shared> shared;
+  std::optional<plan::RankPlan> plan;
+  io::ResultLayout result;
+  std::optional<io::ResultFile> file;
+  std::optional<Ledger> ledger;
+  ordered_json resumed_head;
+  double scale = 0;
+  ElementType output_type = ElementType::float32;
+  int stripes = 0;
+  int64_t total_steps = 0, finished = 0, mismatched = 0;
+  bool complete = false;
+  std::vector<bool> done;
+  std::vector<std::string> remarks;
+};
+
+AttendJob::AttendJob(const comm::Communicator& ranks, AttendRequest request) : state_(std::make_unique<State>(ranks, std::move(request))) {}
+AttendJob::~AttendJob() = default;
+
+const io::CorpusLayout& AttendJob::corpus() const { return state_->corpus; }
+const pattern::BoundPattern& AttendJob::pattern() const { return *state_->pattern; }
+const plan::Shared& AttendJob::shared() const { return *state_->shared; }
+const plan::RankPlan& AttendJob::plan() const { return *state_->plan; }
+int AttendJob::stripes() const { return state_->stripes; }
+int64_t AttendJob::total_steps() const { return state_->total_steps; }
+double AttendJob::scale() const { return state_->scale; }
+ElementType AttendJob::output_type() const { return state_->output_type; }
+bool AttendJob::already_complete() const { return state_->complete; }
+int64_t AttendJob::finished_stripes() const { return state_->finished; }
+const std::vector<std::string>& AttendJob::remarks() const { return state_->remarks; }
+
+engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t stripes)>& progress) {
+  State& state = *state_;
+  const comm::Communicator& ranks = state.ranks;
+  const Shape& shape = state.corpus.shape;
+  engine::Record record;
+  try {
+    engine::Engine engine(ranks, *state.pattern, *state.blocks, *state.shared, *state.plan, state.done);
+    FileInput input(*state.reader);
+    FileOutput output(*state.file, *state.ledger, int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(state.output_type)), shape.heads);
+    engine::RunOptions options;
+    options.scale = static_cast<float>(state.scale);
+    options.threads = state.request.threads;
+    options.timeout = state.request.timeout;
+    options.progress = progress;
+    record = engine.forward(input, output, options);
+  } catch (const Error& error) {
+    ranks.abort(error.problems().front());
+  } catch (const std::bad_alloc&) {
+    ranks.abort({.code = ExitCode::environment, .what = "out of memory while computing", .mend = "use more ranks or a smaller --memory"});
+  }
+  std::vector<Problem> problems;
+  const bool whole = state.finished == 0;  // a job that goes on moves less than a whole one
+  if (record.bytes_received != record.planned_bytes_received || record.bytes_sent != record.planned_bytes_sent ||
+      (whole && record.row_bytes_received != record.planned_row_bytes_received)) {
+    problems.push_back({.code = ExitCode::internal,
+                        .what = "the exchange moved other bytes than planned",
+                        .seen = fmt::format("{} received, {} sent, {} of long rows", record.bytes_received, record.bytes_sent, record.row_bytes_received),
+                        .expected = fmt::format("{}, {}, {}", record.planned_bytes_received, record.planned_bytes_sent, record.planned_row_bytes_received),
+                        .mend = "please report this with the run record"});
+  }
+  ranks.agree(problems);
+  state.file.reset();
+  state.ledger.reset();
+  ranks.barrier();
+  ranks.agreed([&] {
+    if (ranks.rank() != 0) return;
+    io::mark_complete(state.request.output);
+    std::filesystem::remove(ledger_of(state.request.output));
+  });
+  return record;
+}
+
+}  // namespace longspan::job

@@ -1,0 +1,75 @@
+// Longspan for programs that hold their tensors in memory: plan once, attend many times.
+//
+//   longspan::Attention attention(MPI_COMM_WORLD, {.tokens = n, .heads = 8, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16},
+//                                 "causal & (window(4095) | sink(4))");
+//   for (auto [begin, end] : attention.tokens()) …         // the rows that this rank holds, in this order
+//   attention.forward({q, ldq}, {k, ldk}, {v, ldv}, {o, ldo}, lse);
+#pragma once
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "longspan/shape.hpp"
+#include "pattern/intervals.hpp"
+#include "pattern/pattern.hpp"
+#include "plan/options.hpp"
+
+namespace longspan {
+
+struct AttentionOptions {
+  plan::PartitionKind partition = plan::PartitionKind::automatic;
+  int64_t memory = 0;  // bytes a rank may use for what it fetches and for working rows; 0: what the plan needs at its fastest
+  ElementType output_type = ElementType::float32;
+  bool reproducible = false;  // bits independent of the number of ranks
+  double scale = 0;           // of the scores; 0: 1/√head_dim
+  int threads = 0;            // 0: all CPUs this process may run on
+  double timeout = 300;       // seconds without any message before forward() gives up; 0: never
+  std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;  // one for each block_mask of the pattern, in order
+};
+
+// Rows × heads × head_dim, the last dimension dense. Row r, head h starts at data + r·row_stride + h·head_stride elements; strides of 0
+// mean dense rows [heads][head_dim].
+struct ConstTensor {
+  const void* data = nullptr;
+  int64_t row_stride = 0, head_stride = 0;
+};
+struct Tensor {
+  void* data = nullptr;
+  int64_t row_stride = 0, head_stride = 0;
+};
+
+class Attention {
+ public:
+  // Collective over `communicator`, which is duplicated and only borrowed. Every rank passes the same arguments (checked). Throws Error,
+  // the same on all ranks: a pattern that makes no sense, documents that do not fit the shape, too little memory.
+  Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, AttentionOptions options = {});
+  Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, const Documents& documents,
+            AttentionOptions options = {});
+  ~Attention();
+  Attention(Attention&&) noexcept;
+
+  // Token ranges this rank owns, ascending: its local rows are those of the first range, then those of the next.
+  const Intervals& tokens() const;
+  int64_t local_rows() const;
+
+  // Collective. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the shape's type; o
+  // [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that may look at
+  // nothing get o = 0, lse = −∞. All memory is the caller's; nothing is kept. A failure on one rank alone (lost connection) ends the job
+  // with MPI_Abort.
+  void forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse = nullptr);
+
+  // Key and value bytes that this rank received in the last forward(), and those its rows need from other ranks: equal when memory
+  // suffices.
+  int64_t bytes_received() const;
+  int64_t bytes_needed() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace longspan

@@ -1,0 +1,22 @@
+// How a rank's --memory is shared out.
+#pragma once
+
+#include <cstdint>
+
+#include "longspan/shape.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::plan {
+
+// float32 (m, l, o) of one row and query head.
+inline int64_t state_bytes(const Shape& shape) { return (int64_t{shape.head_dim} + 2) * 4; }
+
+// One query block of a stripe, all heads: queries twice (the next stripe's are read meanwhile), states, results twice (the last stripe's
+// are written meanwhile).
+int64_t block_row_bytes(const Shape& shape, ElementType output_type);
+
+// Shares out `options.memory`; decides whether the ranks' keys stay in memory. Throws Error(usage) when no plan fits.
+// `resting`: finished states of long rows that wait for their stripe, on the rank with most of them.
+Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting, bool& keys_stay);
+
+}  // namespace longspan::plan

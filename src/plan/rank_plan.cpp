@@ -1,0 +1,332 @@
+#include "plan/rank_plan.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include "longspan/error.hpp"
+#include "plan/memory.hpp"
+
+namespace longspan::plan {
+
+namespace {
+
+constexpr int64_t kMostStripeIntervals = 1 << 16;  // collected before they are united
+
+// Groups whose fetched bytes reach this are worth a step of their own: a message costs some 100 µs to start.
+constexpr int64_t kWorthwhileGroup = int64_t{16} << 20;
+
+// Key blocks of a stripe, class by class, collected row by row.
+class NeedCollector {
+ public:
+  explicit NeedCollector(const Shared& shared) : shared_(shared), loose_(shared.classes.size()), need_(shared.classes.size()) {}
+
+  void add(int group, const std::vector<kernels::Tile>& tiles) {
+    for (size_t c = 0; c < shared_.classes.size(); ++c) {
+      const auto& groups = shared_.classes[c].groups;
+      if (std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
+      for (const kernels::Tile& tile : tiles)
+        loose_[c].push_back({tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)});
+      if (static_cast<int64_t>(loose_[c].size()) > kMostStripeIntervals) settle(c);
+    }
+  }
+
+  std::vector<Intervals> take() {
+    for (size_t c = 0; c < loose_.size(); ++c) settle(c);
+    return std::exchange(need_, std::vector<Intervals>(loose_.size()));
+  }
+
+ private:
+  void settle(size_t c) {
+    need_[c] = unite(need_[c], normalised(std::move(loose_[c])));
+    loose_[c].clear();
+  }
+
+  const Shared& shared_;
+  std::vector<Intervals> loose_, need_;
+};
+
+int heads_of_class(const KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
+
+// Cuts the fetched blocks of all classes into ascending groups of about `group_bytes`.
+std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t group_bytes) {
+  // Sweep: at every position the number of KV heads that fetch the block there.
+  std::map<int64_t, int64_t> change;
+  for (size_t c = 0; c < fetched.size(); ++c) {
+    for (const Interval& run : fetched[c]) {
+      change[run.begin] += heads_of_class(shared.classes[c]);
+      change[run.end] -= heads_of_class(shared.classes[c]);
+    }
+  }
+  std::vector<int64_t> bounds{0};
+  if (change.empty()) return bounds;
+  int64_t depth = 0, filled = 0;
+  for (auto it = change.begin(); std::next(it) != change.end(); ++it) {
+    depth += it->second;
+    if (depth == 0) continue;
+    const int64_t block_bytes = depth * unit_bytes;
+    for (int64_t block = it->first; block < std::next(it)->first;) {
+      if (filled > 0 && filled + block_bytes > group_bytes) bounds.push_back(block), filled = 0;
+      const int64_t fit = std::max<int64_t>(1, (group_bytes - filled) / block_bytes);
+      const int64_t taken = std::min(fit, std::next(it)->first - block);
+      filled += taken * block_bytes;
+      block += taken;
+    }
+  }
+  bounds.push_back(std::numeric_limits<int64_t>::max());
+  return bounds;
+}
+
+// What a stripe has to fetch if nothing were kept from before.
+Intervals fetchable(const Shared& shared, const RankPlan& plan, const Intervals& need) {
+  return shared.keys_stay ? subtract(need, plan.own) : need;
+}
+
+bool own_keys_first(const Shared& shared) { return shared.keys_stay && !shared.options.reproducible; }
+
+int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t room) {
+  int64_t bytes = 0;
+  for (size_t c = 0; c < fetched.size(); ++c) bytes += size_of(fetched[c]) * heads_of_class(shared.classes[c]) * unit_bytes;
+  const int64_t one_block = shared.shape.kv_heads * unit_bytes;
+  // A few groups, so that one can be computed while the next is on its way; three fit into the room, kept units aside.
+  return std::max(one_block, std::min(room / 3, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
+}
+
+}  // namespace
+
+bool Shared::is_long(int group, int64_t block) const {
+  const auto found =
+      std::lower_bound(long_rows.begin(), long_rows.end(), std::pair(block, group),
+                       [](const LongRow& row, const std::pair<int64_t, int>& key) { return std::pair(row.block, row.group) < key; });
+  return found != long_rows.end() && found->block == block && found->group == group;
+}
+
+std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern& pattern, const Stripe& stripe, int rank) {
+  std::vector<StripeRow> rows;
+  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
+    const Piece& piece = shared.pieces[static_cast<size_t>(p)];
+    if (piece.rank != rank) continue;
+    const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
+    rows.push_back({row.group, row.block, piece.key_blocks, static_cast<int>(p)});
+  }
+  const auto groups = static_cast<int>(pattern.groups().size());
+  for (const Interval& blocks : stripe.query_blocks)
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
+      for (int group = 0; group < groups; ++group)
+        if (!shared.is_long(group, block)) rows.push_back({group, block, {0, shared.partition.blocks()}, -1});
+  return rows;
+}
+
+int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, int64_t block) {
+  if (own_keys_first(shared) && contains(plan.own, block)) return 0;
+  const auto next = std::upper_bound(stripe.bounds.begin(), stripe.bounds.end(), block) - stripe.bounds.begin();
+  const int group = static_cast<int>(std::max<int64_t>(0, next - 1));
+  return group + (own_keys_first(shared) ? 1 : 0);
+}
+
+void plan_fetches(const Shared& shared, RankPlan& plan) {
+  const size_t classes = shared.classes.size(), stripes = plan.stripes.size();
+  // future[s]: what stripes after s fetch or find kept.
+  std::vector<std::vector<Intervals>> future(stripes, std::vector<Intervals>(classes));
+  for (size_t s = stripes; s-- > 1;)
+    for (size_t c = 0; c < classes; ++c) future[s - 1][c] = unite(future[s][c], fetchable(shared, plan, plan.stripes[s].need[c]));
+
+  int64_t largest_group = shared.shape.kv_heads * plan.unit_bytes;
+  for (const Stripe& stripe : plan.stripes) {
+    std::vector<Intervals> all(classes);
+    for (size_t c = 0; c < classes; ++c) all[c] = fetchable(shared, plan, stripe.need[c]);
+    largest_group = std::max(largest_group, group_bytes_of(shared, all, plan.unit_bytes, shared.memory.received));
+  }
+  const int64_t keep_room = std::max<int64_t>(0, shared.memory.received - 2 * largest_group) / plan.unit_bytes;
+
+  plan.units_moved = plan.units_read_again = 0;
+  std::vector<Intervals> kept(classes);
+  for (size_t s = 0; s < stripes; ++s) {
+    Stripe& stripe = plan.stripes[s];
+    const int groups = std::max<int>(0, static_cast<int>(stripe.bounds.size()) - 1);
+    const int first = own_keys_first(shared) ? 1 : 0;
+    stripe.fetch.assign(static_cast<size_t>(std::max(1, groups + first)), std::vector<Intervals>(classes));
+    stripe.keep.assign(classes, {});
+    // What was kept before lies here until this stripe ends, needed later or not: new ones get the room that it leaves.
+    int64_t room = keep_room;
+    for (size_t c = 0; c < classes; ++c) room -= size_of(kept[c]) * heads_of_class(shared.classes[c]);
+    for (size_t c = 0; c < classes; ++c) {
+      const Intervals wanted = fetchable(shared, plan, stripe.need[c]);
+      const Intervals missing = subtract(wanted, kept[c]);
+      for (int g = 0; g < groups; ++g)
+        stripe.fetch[static_cast<size_t>(g + first)][c] =
+            clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
+      (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
+      stripe.keep[c] = intersect(kept[c], future[s][c]);
+      const Intervals more = subtract(intersect(wanted, future[s][c]), stripe.keep[c]);
+      const Intervals fits = first_of(more, std::max<int64_t>(0, room) / heads_of_class(shared.classes[c]));
+      room -= size_of(fits) * heads_of_class(shared.classes[c]);
+      stripe.keep[c] = unite(stripe.keep[c], fits);
+    }
+    kept = stripe.keep;
+  }
+}
+
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
+  std::vector<int64_t> arriving, leaving;
+  std::vector<Intervals> kept(shared.classes.size());
+  const auto units = [&](const std::vector<Intervals>& blocks, const std::vector<Intervals>* keep) {
+    int64_t sum = 0;
+    for (size_t c = 0; c < blocks.size(); ++c)
+      sum += size_of(keep ? subtract(blocks[c], (*keep)[c]) : blocks[c]) * heads_of_class(shared.classes[c]);
+    return sum;
+  };
+  for (size_t s = 0; s < plan.stripes.size(); ++s) {
+    const Stripe& stripe = plan.stripes[s];
+    const size_t count = s < steps.size() ? static_cast<size_t>(steps[s]) : stripe.fetch.size();
+    for (size_t step = 0; step < count; ++step) {
+      const bool planned = step < stripe.fetch.size();
+      arriving.push_back(planned ? units(stripe.fetch[step], nullptr) : 0);
+      leaving.push_back(planned ? units(stripe.fetch[step], &stripe.keep) : 0);
+    }
+    leaving.back() += units(kept, &stripe.keep);
+    kept = stripe.keep;
+  }
+  int64_t here = arriving.empty() ? 0 : arriving.front(), most = here;
+  for (size_t t = 0; t < arriving.size(); ++t) {
+    if (t + 1 < arriving.size()) here += arriving[t + 1];
+    most = std::max(most, here);
+    here -= leaving[t];
+  }
+  return most;
+}
+
+RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
+  RankPlan plan;
+  plan.rank = rank;
+  plan.own = shared.partition.blocks_of(rank);
+  plan.unit_bytes = kernels::unit_bytes(shared.shape.type, shared.shape.head_dim);
+  plan.memory = shared.memory;
+  TileLists lists(pattern, blocks);
+
+  const int64_t rows_total = size_of(plan.own);
+  const int64_t by_count = std::max<int64_t>(8, (rows_total + shared.options.stripes - 1) / std::max(1, shared.options.stripes));
+  const int64_t by_memory = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shared.shape, shared.options.output_type));
+  const int64_t most_blocks = shared.options.stripes <= 1 ? by_memory : std::min(by_count, by_memory);
+
+  // A plan of more entries than can be listed is estimated from every `thin`-th row.
+  const double entries = shared.mean_entries * static_cast<double>(rows_total);
+  const int64_t thin = entries > static_cast<double>(shared.options.exact_tiles)
+                           ? static_cast<int64_t>(entries / static_cast<double>(shared.options.exact_tiles)) + 1
+                           : 1;
+
+  std::vector<kernels::Tile> tiles;
+  const auto fill = [&](Stripe& stripe, const std::vector<StripeRow>& rows, NeedCollector& need) {
+    for (const StripeRow& row : rows) {
+      const bool sampled = thin > 1 && row.piece < 0;
+      if (sampled && row.block % thin != 0) continue;
+      tiles.clear();
+      const TileCount count = lists.append(row.group, row.block, row.key_blocks, tiles);
+      need.add(row.group, tiles);
+      const int64_t times = sampled ? thin : 1;
+      const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+      stripe.tiles += {count.full * times, count.partial * times, count.quarters * times};
+      stripe.weighted_tiles += count.tiles() * heads * times;
+      stripe.weighted_quarters += count.quarters * heads * times;
+      stripe.list_entries += static_cast<int64_t>(tiles.size()) * times;
+      stripe.estimated = stripe.estimated || sampled;
+    }
+  };
+  const auto close = [&](Stripe& stripe, NeedCollector& need) {
+    stripe.need = need.take();
+    plan.memory.lists =
+        std::max<int64_t>(plan.memory.lists, stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes());
+    plan.stripes.push_back(std::move(stripe));
+    lists.clear();
+  };
+  plan.memory.lists = 0;
+
+  for (const Interval& batch : shared.batches) {
+    Stripe stripe;
+    stripe.pieces = batch;
+    NeedCollector need(shared);
+    fill(stripe, rows_of(shared, pattern, stripe, rank), need);
+    close(stripe, need);
+  }
+  Stripe stripe;
+  NeedCollector need(shared);
+  const int64_t most_entries = std::max<int64_t>(1, shared.memory.lists / static_cast<int64_t>(sizeof(kernels::Tile)));
+  for (const Interval& run : plan.own) {
+    for (int64_t block = run.begin; block < run.end; ++block) {
+      Stripe one;
+      one.query_blocks = {{block, block + 1}};
+      fill(stripe, rows_of(shared, pattern, one, rank), need);
+      append(stripe.query_blocks, {block, block + 1});
+      if (size_of(stripe.query_blocks) >= most_blocks || (stripe.list_entries / thin) > most_entries) {
+        close(stripe, need);
+        stripe = Stripe();
+      }
+    }
+  }
+  if (!stripe.query_blocks.empty()) close(stripe, need);
+
+  std::vector<Intervals> needed(shared.classes.size());
+  for (Stripe& done : plan.stripes) {
+    std::vector<Intervals> fetched(done.need.size());
+    for (size_t c = 0; c < done.need.size(); ++c) {
+      fetched[c] = fetchable(shared, plan, done.need[c]);
+      needed[c] = unite(needed[c], done.need[c]);
+    }
+    done.bounds = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
+  }
+  for (size_t c = 0; c < needed.size(); ++c) {
+    plan.units_needed += size_of(needed[c]) * heads_of_class(shared.classes[c]);
+    plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
+  }
+  plan_fetches(shared, plan);
+  // What this rank will use of its share.
+  int64_t most_rows = 0;
+  for (const Stripe& done : plan.stripes) most_rows = std::max(most_rows, size_of(done.query_blocks));
+  plan.memory.home = shared.keys_stay ? rows_total * shared.shape.kv_heads * plan.unit_bytes : 0;
+  plan.memory.stripe = most_rows * block_row_bytes(shared.shape, shared.options.output_type);
+  plan.memory.received = most_fetched_units(shared, plan) * plan.unit_bytes;
+
+  for (const Interval& batch : shared.batches) {
+    std::set<int> rows_here;  // a batch brings the queries of a row once
+    for (int64_t p = batch.begin; p < batch.end; ++p) {
+      const Piece& piece = shared.pieces[static_cast<size_t>(p)];
+      const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
+      const int home = shared.partition.rank_of(row.block);
+      if (piece.rank == home) continue;
+      const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+      if (piece.rank == rank && rows_here.insert(piece.row).second)
+        plan.row_bytes_moved += states * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
+      if (home == rank) plan.row_bytes_moved += states * state_bytes(shared.shape);
+    }
+  }
+  return plan;
+}
+
+int64_t RankPlan::weighted_tiles() const {
+  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0},
+                         [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_tiles; });
+}
+int64_t RankPlan::weighted_quarters() const {
+  return std::accumulate(stripes.begin(), stripes.end(), int64_t{0},
+                         [](int64_t sum, const Stripe& stripe) { return sum + stripe.weighted_quarters; });
+}
+TileCount RankPlan::tiles() const {
+  TileCount count;
+  for (const Stripe& stripe : stripes) count += stripe.tiles;
+  return count;
+}
+bool RankPlan::estimated() const {
+  return std::any_of(stripes.begin(), stripes.end(), [](const Stripe& stripe) { return stripe.estimated; });
+}
+int64_t RankPlan::most_steps() const {
+  int64_t most = 0;
+  for (const Stripe& stripe : stripes) most = std::max<int64_t>(most, stripe.steps());
+  return most;
+}
+double RankPlan::flop(const Shape& shape) const { return 4.0 * shape.head_dim * 64 * 64 * static_cast<double>(weighted_quarters()); }
+int64_t RankPlan::ring_units(const Shared& shared) const { return (shared.partition.blocks() - size_of(own)) * shared.shape.kv_heads; }
+
+}  // namespace longspan::plan

@@ -1,0 +1,125 @@
+// What one rank does, made by that rank alone: its rows in stripes, the key blocks that each stripe needs, in which step they are used,
+// when they come from where, and how long they stay. Nothing here grows with tokens², ranks² or the other ranks' tiles.
+//
+// Example: 4 ranks, window of two blocks, 8 blocks a rank, stripes of 4. Rank 1 owns blocks 8…15.
+//   stripe 0: rows 8…11   needs 6…11: 8…11 are held (step 0), 6 and 7 come from rank 0 (step 1)
+//   stripe 1: rows 12…15  needs 10…15: all held, one step
+// needed 10 blocks, held 8, moved 2: the lower bound.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "longspan/shape.hpp"
+#include "plan/costs.hpp"
+#include "plan/partition.hpp"
+#include "plan/tiles.hpp"
+
+namespace longspan::plan {
+
+// KV heads whose keys are needed by the same head groups, so that one list of blocks serves them all.
+struct KeyClass {
+  std::vector<int> kv_heads;  // ascending, consecutive
+  std::vector<int> groups;
+};
+
+// A part of a long row's keys, computed where these keys are; the states come home and are merged in ascending order.
+struct Piece {
+  int row = 0;          // in Shared::long_rows
+  Interval key_blocks;  // the row's tiles in here
+  int rank = 0;         // computes it
+};
+
+// Bytes of a rank.
+struct Memory {
+  int64_t home = 0;       // the rank's own units
+  int64_t stripe = 0;     // queries, states and results of a stripe, and the next and last one's
+  int64_t long_rows = 0;  // finished states of own long rows, states of pieces
+  int64_t received = 0;   // room for units of others
+  int64_t lists = 0;      // tile lists and masks of the largest stripe
+  int64_t total() const { return home + stripe + long_rows + received + lists; }
+};
+
+// What every rank knows of the job: the same on all of them.
+struct Shared {
+  Shape shape;
+  Options options;
+  Partition partition;
+  std::vector<KeyClass> classes;
+  std::vector<LongRow> long_rows;  // those whose queries travel (or that are cut at fixed places because the result must be reproducible)
+  std::vector<Piece> pieces;       // by row, then ascending keys
+  std::vector<Interval> batches;   // of pieces: the long stripes, cut so that no rank holds more states than it has memory for
+  bool is_long(int group, int64_t block) const;
+  bool keys_stay = true;    // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
+  double mean_entries = 0;  // of the tile lists of a query block, all groups, from samples
+  Memory memory;            // how Options::memory is shared out, from what all ranks know
+  int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
+};
+
+// Rows computed together; its number is the same on all ranks (a rank without such rows has an empty one).
+struct Stripe {
+  Interval pieces;         // a long stripe: the batch, of which this rank computes its own; otherwise empty
+  Intervals query_blocks;  // a stripe of own rows
+  bool is_long() const { return !pieces.empty(); }
+
+  std::vector<Intervals> need;                // [class] key blocks that some tile of the stripe touches, own and others'
+  std::vector<int64_t> bounds;                // key block b that is fetched belongs to group g when bounds[g] <= b < bounds[g + 1]
+  std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
+  std::vector<Intervals> keep;                // [class] fetched blocks that stay for later stripes
+  TileCount tiles;                            // over head groups, not weighted
+  int64_t weighted_quarters = 0;              // quarters × query heads
+  int64_t weighted_tiles = 0;                 // tiles × query heads
+  int64_t list_entries = 0;
+  bool estimated = false;  // counts and needs come from sampled rows
+
+  int steps() const { return static_cast<int>(fetch.size()); }
+};
+
+struct RankPlan {
+  int rank = 0;
+  Intervals own;                // query blocks, and key blocks the rank is home to
+  std::vector<Stripe> stripes;  // long ones first
+  Memory memory;
+  // Units (blocks × KV heads) and what they weigh.
+  int64_t unit_bytes = 0;
+  int64_t units_needed = 0, units_held = 0, units_moved = 0;  // needed: distinct; held: those of them at home; moved: sum of all fetches
+  int64_t units_read_again = 0;                               // when keys do not stay: read from the file, own ones included
+  int64_t row_bytes_moved = 0;                                // queries and states of long rows that this rank receives
+  int64_t weighted_tiles() const;
+  int64_t weighted_quarters() const;
+  TileCount tiles() const;
+  bool estimated() const;
+  int64_t most_steps() const;
+  double flop(const Shape& shape) const;  // 4·head_dim for each pair of the visited 64×64 quarters
+  int64_t units_lower_bound() const { return units_needed - units_held; }
+  int64_t ring_units(const Shared& shared) const;  // what a ring that passes all keys around would bring here
+};
+
+// Everything the ranks have in common. Throws Error(usage) when `memory` is too small for any plan (says what would do).
+Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, int ranks, const Options& options);
+
+// One rank's plan. `lists` is scratch of the caller (its masks are cleared).
+RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank);
+
+// Step of `stripe` in which key block `block` is used. Depends on neither what happens to be kept nor on which stripes run.
+int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, int64_t block);
+
+// The fetches of stripes [first, …) again, after stripes that are already done have been emptied (a job that goes on): what was to be kept
+// from them has to come when it is first needed.
+void plan_fetches(const Shared& shared, RankPlan& plan);
+
+// Largest number of fetched units that are there at one time: a step's, the next step's on their way, and those kept for later stripes.
+// `steps`: of each stripe, when other ranks make it have more than this rank's plan.
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
+
+// The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long
+// rows.
+struct StripeRow {
+  int group = 0;
+  int64_t block = 0;
+  Interval key_blocks;  // tiles outside are another piece's
+  int piece = -1;       // in Shared::pieces
+};
+std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern& pattern, const Stripe& stripe, int rank);
+
+}  // namespace longspan::plan

@@ -1,0 +1,152 @@
+// What all ranks know of a job: partition, key classes, long rows and who computes which piece of them.
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "plan/memory.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::plan {
+
+namespace {
+
+std::vector<KeyClass> key_classes(const pattern::BoundPattern& pattern, const Shape& shape) {
+  std::vector<KeyClass> classes;
+  for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+    std::vector<int> groups;
+    const int group_size = shape.heads / shape.kv_heads;
+    for (int head = kv_head * group_size; head < (kv_head + 1) * group_size; ++head) groups.push_back(pattern.group_of(head));
+    std::sort(groups.begin(), groups.end());
+    groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+    if (!classes.empty() && classes.back().groups == groups) {
+      classes.back().kv_heads.push_back(kv_head);
+    } else {
+      classes.push_back({{kv_head}, std::move(groups)});
+    }
+  }
+  return classes;
+}
+
+int kv_heads_of(const pattern::HeadGroup& group, const Shape& shape) {
+  std::set<int> kv_heads;
+  for (int head : group.heads) kv_heads.insert(shape.kv_head_of(head));
+  return static_cast<int>(kv_heads.size());
+}
+
+// The row's keys cut at multiples of `segment_blocks` from its document's first block, and, unless the result must not depend on the number
+// of ranks, where the keys' home changes: then no key moves at all.
+std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int number, std::vector<int64_t>& load) {
+  const LongRow& row = shared.long_rows[static_cast<size_t>(number)];
+  const Interval reach = blocks.reach(row.block);
+  const int64_t segment = shared.options.segment_blocks;
+  std::vector<int64_t> cuts;
+  for (int64_t cut = reach.begin; cut < reach.end; cut += segment) cuts.push_back(cut);
+  if (!shared.options.reproducible)
+    for (int64_t bound : shared.partition.bounds())
+      if (reach.contains(bound)) cuts.push_back(bound);
+  cuts.push_back(reach.end);
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    const Intervals keys = clipped(row.key_blocks, {cuts[i], cuts[i + 1]});
+    if (keys.empty()) continue;
+    // The home of most of the piece's keys computes it; of several, the one with least to do.
+    std::map<int, int64_t> held;
+    for (const Interval& run : keys) {
+      const auto& bounds = shared.partition.bounds();
+      auto chunk = static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), run.begin) - bounds.begin()) - 1;
+      for (int64_t at = run.begin; at < run.end; ++chunk) {
+        const int64_t end = std::min(run.end, bounds[chunk + 1]);
+        if (end > at) held[shared.partition.owners()[chunk]] += end - at;
+        at = std::max(at, end);
+      }
+    }
+    const auto better = [&](const std::pair<const int, int64_t>& a, const std::pair<const int, int64_t>& b) {
+      if (a.second != b.second) return a.second < b.second;
+      return load[static_cast<size_t>(a.first)] > load[static_cast<size_t>(b.first)];
+    };
+    const int rank = std::max_element(held.begin(), held.end(), better)->first;
+    load[static_cast<size_t>(rank)] += size_of(keys);
+    pieces.push_back({number, {cuts[i], cuts[i + 1]}, rank});
+  }
+  return pieces;
+}
+
+}  // namespace
+
+Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, int ranks, const Options& options) {
+  const TileLists lists(pattern, blocks);
+  const RowCosts costs(lists, pattern, blocks, options);
+  Shared shared{.shape = shape,
+                .options = options,
+                .partition = choose_partition(lists, pattern, blocks, shape, costs, ranks, options),
+                .classes = key_classes(pattern, shape)};
+  shared.mean_entries = costs.mean_entries();
+
+  // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
+  const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
+  std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
+  for (const LongRow& row : costs.long_rows()) {
+    const pattern::HeadGroup& group = pattern.groups()[static_cast<size_t>(row.group)];
+    const int home = shared.partition.rank_of(row.block);
+    const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(group.heads.size());
+    shared.long_rows.push_back(row);
+    std::vector<Piece> pieces = pieces_of(shared, blocks, static_cast<int>(shared.long_rows.size()) - 1, load);
+    const int64_t pulled = size_of(subtract(row.key_blocks, shared.partition.blocks_of(home))) * unit * kv_heads_of(group, shape);
+    int64_t travelling = 0;
+    std::set<int> receivers;
+    for (const Piece& piece : pieces) {
+      if (piece.rank == home) continue;
+      receivers.insert(piece.rank);
+      travelling += states * state_bytes(shape);
+    }
+    travelling += static_cast<int64_t>(receivers.size()) * states * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
+    const bool travels = travelling < pulled;
+    // Their states rest until the stripe they belong to: too many of them would leave no memory for anything else.
+    const bool fits = resting[static_cast<size_t>(home)] + states * state_bytes(shape) <= options.memory / 8;
+    if (!options.reproducible && (!travels || !fits)) {
+      for (const Piece& piece : pieces) load[static_cast<size_t>(piece.rank)] -= size_of(clipped(row.key_blocks, piece.key_blocks));
+      shared.long_rows.pop_back();
+      continue;
+    }
+    if (!travels)
+      for (Piece& piece : pieces) piece.rank = home;
+    resting[static_cast<size_t>(home)] += states * state_bytes(shape);
+    shared.long_bytes_if_pulled += pulled;
+    shared.long_bytes_travelling += travels ? travelling : 0;
+    shared.pieces.insert(shared.pieces.end(), pieces.begin(), pieces.end());
+  }
+  shared.memory =
+      share_memory(shape, options, shared.partition.most_blocks(), *std::max_element(resting.begin(), resting.end()), shared.keys_stay);
+
+  // Groups of one block share state rows, so their pieces stand side by side: by block, then keys, then group.
+  std::stable_sort(shared.pieces.begin(), shared.pieces.end(), [&](const Piece& a, const Piece& b) {
+    return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
+           std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
+  });
+  // Batches such that on no rank they take more than half a stripe's states (a copy of them travels).
+  const int64_t most_pieces = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type) / 2);
+  std::vector<int64_t> filled(static_cast<size_t>(ranks));
+  std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
+  int64_t begin = 0;
+  for (int64_t p = 0; p < static_cast<int64_t>(shared.pieces.size()); ++p) {
+    const Piece& piece = shared.pieces[static_cast<size_t>(p)];
+    const auto rank = static_cast<size_t>(piece.rank);
+    const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
+    if (last[rank] == place) continue;  // another group of the same rows and keys
+    if (filled[rank] == most_pieces) {
+      shared.batches.push_back({begin, p});
+      begin = p;
+      std::fill(filled.begin(), filled.end(), 0);
+      std::fill(last.begin(), last.end(), std::pair<int64_t, int64_t>(-1, -1));
+    }
+    last[rank] = place;
+    ++filled[rank];
+  }
+  if (!shared.pieces.empty()) shared.batches.push_back({begin, static_cast<int64_t>(shared.pieces.size())});
+  return shared;
+}
+
+}  // namespace longspan::plan

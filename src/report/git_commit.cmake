@@ -1,0 +1,23 @@
+# cmake -DSOURCE=… -DHEADER=… -P git_commit.cmake: writes the commit of SOURCE to HEADER, only when it has changed (no needless rebuild).
+set(commit "unknown")
+find_package(Git QUIET)
+if(GIT_FOUND AND EXISTS ${SOURCE}/.git)
+  execute_process(COMMAND ${GIT_EXECUTABLE} -C ${SOURCE} rev-parse --short=12 HEAD
+    OUTPUT_VARIABLE head OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+  if(NOT failed)
+    set(commit ${head})
+    execute_process(COMMAND ${GIT_EXECUTABLE} -C ${SOURCE} status --porcelain --untracked-files=no
+      OUTPUT_VARIABLE changes ERROR_QUIET RESULT_VARIABLE failed)
+    if(NOT failed AND NOT changes STREQUAL "")
+      string(APPEND commit "+changes")
+    endif()
+  endif()
+endif()
+set(text "// Written at build time by src/report/git_commit.cmake.\n#pragma once\n#define LONGSPAN_GIT_COMMIT \"${commit}\"\n")
+set(old "")
+if(EXISTS ${HEADER})
+  file(READ ${HEADER} old)
+endif()
+if(NOT old STREQUAL text)
+  file(WRITE ${HEADER} "${text}")
+endif()

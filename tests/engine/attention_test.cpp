@@ -1,0 +1,81 @@
+// The library as a user meets it: tensors in memory with strides, planned once, attended many times; errors the same on all ranks.
+#include "longspan/attention.hpp"
+
+#include <gtest/gtest.h>
+
+#include "comm/communicator.hpp"
+#include "longspan/error.hpp"
+#include "problem.hpp"
+
+namespace longspan::testing {
+namespace {
+
+class AttentionTest : public ::testing::Test {
+ protected:
+  comm::Communicator world_{MPI_COMM_WORLD};
+};
+
+TEST_F(AttentionTest, StridedShardsManyTimes) {
+  const std::string text = "causal & (window(255) | sink(4))";
+  const Shape shape{.tokens = 1500, .heads = 4, .kv_heads = 2, .head_dim = 24, .type = ElementType::float16};
+  const Documents documents = Documents::from_lengths({1000, 0, 90, 410});
+  Attention attention(MPI_COMM_WORLD, shape, text, documents, {.output_type = ElementType::float32, .threads = 1});
+  EXPECT_EQ(world_.sum(attention.local_rows()), shape.tokens);
+  for (unsigned seed : {1u, 2u}) {
+    Problem problem(shape, documents, text, seed);
+    // Q, K and V interleaved in one buffer, heads apart by more than head_dim: [row][4 + 2 + 2 heads][32].
+    const int64_t wide = 32, row = 8 * wide, rows = attention.local_rows();
+    std::vector<uint16_t> qkv(static_cast<size_t>(rows * row), 0x7e00);  // NaN between the heads
+    int64_t local = 0;
+    for (const Interval& run : attention.tokens()) {
+      for (int64_t token = run.begin; token < run.end; ++token, ++local) {
+        for (int h = 0; h < 4; ++h)
+          std::memcpy(&qkv[static_cast<size_t>(local * row + h * wide)], problem.q().data() + (token * 4 + h) * 48, 48);
+        for (int h = 0; h < 2; ++h) {
+          std::memcpy(&qkv[static_cast<size_t>(local * row + (4 + h) * wide)], problem.k().data() + (token * 2 + h) * 48, 48);
+          std::memcpy(&qkv[static_cast<size_t>(local * row + (6 + h) * wide)], problem.v().data() + (token * 2 + h) * 48, 48);
+        }
+      }
+    }
+    std::vector<float> o(static_cast<size_t>(rows * 4 * 40), -1), lse(static_cast<size_t>(rows * 4));
+    attention.forward({qkv.data(), row, wide}, {qkv.data() + 4 * wide, row, wide}, {qkv.data() + 6 * wide, row, wide}, {o.data(), 160, 40},
+                      lse.data());
+    EXPECT_EQ(attention.bytes_received(), attention.bytes_needed());
+    std::vector<std::byte> whole(static_cast<size_t>(shape.tokens * 4 * 24) * 4);
+    std::vector<float> whole_lse(static_cast<size_t>(shape.tokens * 4));
+    local = 0;
+    for (const Interval& run : attention.tokens()) {
+      for (int64_t token = run.begin; token < run.end; ++token, ++local) {
+        for (int h = 0; h < 4; ++h) {
+          std::memcpy(whole.data() + (token * 4 + h) * 96, &o[static_cast<size_t>(local * 160 + h * 40)], 96);
+          EXPECT_EQ(o[static_cast<size_t>(local * 160 + h * 40 + 24)], -1) << "written between the heads";
+          whole_lse[static_cast<size_t>(token * 4 + h)] = lse[static_cast<size_t>(local * 4 + h)];
+        }
+      }
+    }
+    expect_exact(world_, problem, attention.tokens(), ElementType::float32, whole, whole_lse, 11);
+  }
+}
+
+TEST_F(AttentionTest, ErrorsAreTheSameOnAllRanks) {
+  const Shape shape{.tokens = 100, .heads = 4, .kv_heads = 2, .head_dim = 16};
+  const auto code_of = [&](const auto& make) {
+    try {
+      make();
+    } catch (const Error& error) {
+      return static_cast<int64_t>(error.code());
+    }
+    return int64_t{0};
+  };
+  EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, "windw(3)"); }), 2);
+  EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, {.tokens = 100, .heads = 4, .kv_heads = 3, .head_dim = 16}, "causal"); }), 2);
+  EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, {.tokens = 100, .heads = 4, .kv_heads = 2, .head_dim = 12}, "causal"); }), 2);
+  EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, "causal", Documents::single(99)); }), 2);
+  EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, "causal", {.memory = 1000}); }), 2);
+  if (world_.size() > 1) {
+    EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, world_.rank() == 1 ? "full" : "causal"); }), 2) << "ranks that disagree";
+  }
+}
+
+}  // namespace
+}  // namespace longspan::testing

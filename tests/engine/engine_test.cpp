@@ -1,0 +1,218 @@
+// The engine on any number of ranks against the double reference: types, head layouts, patterns, partitions, memory that forces several
+// stripes and steps, keys read again, long rows, and a run that goes on from finished stripes.
+#include "engine/engine.hpp"
+
+#include <gtest/gtest.h>
+
+#include "longspan/error.hpp"
+#include "plan/memory.hpp"
+#include "problem.hpp"
+
+namespace longspan::testing {
+namespace {
+
+struct Setting {
+  plan::PartitionKind partition = plan::PartitionKind::automatic;
+  bool reproducible = false;
+  bool keys_read_again = false;
+  int64_t blocks_of_room = 0;  // beside the rank's own keys: 0 is plenty
+  int stripes = 1;
+  int threads = 2;
+};
+
+struct Outcome {
+  Intervals tokens;
+  WholeOutput output;
+  engine::Record record;
+  plan::RankPlan plan;
+  int64_t steps;
+};
+
+Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting& setting, const std::vector<bool>& done = {}) {
+  const Shape& shape = problem.shape();
+  const plan::Blocks blocks(problem.documents());
+  plan::Options options;
+  options.partition = setting.partition;
+  options.reproducible = setting.reproducible;
+  options.output_type = shape.type;
+  options.stripes = setting.stripes;
+  options.segment_blocks = 2;
+  options.long_row_factor = 2;
+  options.memory = int64_t{1} << 30;
+  const int64_t unit = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  if (setting.blocks_of_room > 0) {
+    const int64_t rows = plan::block_row_bytes(shape, shape.type);
+    options.memory = setting.keys_read_again ? std::max(2 * rows, (rows + 3 * unit) * 8 / 7) + 64
+                                             : 4 * rows + (setting.blocks_of_room + blocks.count() / ranks.size() + 2) * unit;
+    options.keys_can_be_read_again = setting.keys_read_again;
+  }
+  const auto share = [&] {
+    // States of long rows that rest need some more: the least that does.
+    while (true) {
+      try {
+        return plan::make_shared(problem.pattern(), blocks, shape, ranks.size(), options);
+      } catch (const Error&) {
+        options.memory += 1 << 14;
+      }
+    }
+  };
+  const plan::Shared shared = share();
+  if (shared.long_rows.empty()) {
+    EXPECT_EQ(shared.keys_stay, !setting.keys_read_again);
+  }
+  engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
+                        done);
+  Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule().total_steps()};
+  for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
+  WholeInput input(problem);
+  engine::RunOptions run;
+  run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
+  run.threads = setting.threads;
+  run.timeout = 60;
+  outcome.record = engine.forward(input, outcome.output, run);
+  EXPECT_EQ(outcome.record.bytes_received, outcome.record.planned_bytes_received);
+  EXPECT_EQ(outcome.record.bytes_sent, outcome.record.planned_bytes_sent);
+  if (done.empty()) {
+    EXPECT_EQ(outcome.record.row_bytes_received, outcome.record.planned_row_bytes_received);
+  }
+  return outcome;
+}
+
+const std::vector<std::string>& patterns() {
+  static const std::vector<std::string> all{"causal",
+                                            "causal & (window(200) | sink(5))",
+                                            "longformer(129, 2)",
+                                            "bigbird(32, 3, 2, 1, 7)",
+                                            "0-1: full; *: causal & strided(96)",
+                                            "rows(400, 402) | (causal & window(50) & !columns(0, 64))",
+                                            "dilated_segment(96, 3, 1)"};
+  return all;
+}
+
+Shape shape_of(ElementType type, int heads = 4, int kv_heads = 2, int head_dim = 16) {
+  return {.tokens = 0, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .type = type};
+}
+
+class EngineTest : public ::testing::Test {
+ protected:
+  comm::Communicator world_{MPI_COMM_WORLD};
+};
+
+TEST_F(EngineTest, MatchesTheReference) {
+  for (const std::string& text : patterns()) {
+    for (const auto& lengths : {std::vector<int64_t>{1111}, {1}, {500, 30, 0, 60, 70, 333}}) {
+      SCOPED_TRACE(text);
+      Problem problem(shape_of(ElementType::float32), Documents::from_lengths(lengths), text);
+      const Outcome outcome = attend(world_, problem, {});
+      expect_exact(world_, problem, outcome.tokens, ElementType::float32, outcome.output.o, outcome.output.lse, 7);
+    }
+  }
+}
+
+TEST_F(EngineTest, TypesAndHeadLayouts) {
+  for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
+    for (auto [heads, kv_heads, head_dim] : {std::array{1, 1, 8}, {9, 3, 64}, {4, 4, 40}, {6, 1, 128}}) {
+      SCOPED_TRACE(std::string(name_of(type)) + " " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
+                   std::to_string(head_dim));
+      Problem problem(shape_of(type, heads, kv_heads, head_dim), Documents::from_lengths({600, 0, 77, 131}),
+                      "causal & (window(150) | sink(3))");
+      const Outcome outcome = attend(world_, problem, {});
+      expect_exact(world_, problem, outcome.tokens, type, outcome.output.o, outcome.output.lse, 13);
+    }
+  }
+}
+
+TEST_F(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
+  for (const std::string& text : patterns()) {
+    for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
+      for (bool again : {false, true}) {
+        SCOPED_TRACE(text + (again ? ", keys read again, " : ", ") + std::string(plan::name_of(kind)));
+        Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
+        const Outcome outcome = attend(world_, problem, {.partition = kind, .keys_read_again = again, .blocks_of_room = 4});
+        expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 97);
+        if (text == "causal" && (again || world_.size() > 1)) {
+          EXPECT_GE(world_.max(static_cast<int64_t>(outcome.plan.stripes.size())), 3);
+          EXPECT_GE(world_.max(outcome.plan.most_steps()), 3);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, ReproducibleBitsDependOnNothing) {
+  const comm::Communicator alone(MPI_COMM_SELF);
+  for (const std::string& text : patterns()) {
+    SCOPED_TRACE(text);
+    Problem problem(shape_of(ElementType::float32, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
+    const Outcome one = attend(alone, problem, {.reproducible = true, .threads = 1});
+    for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
+      for (const Setting& setting :
+           {Setting{.partition = kind, .reproducible = true}, Setting{.partition = kind, .reproducible = true, .blocks_of_room = 6},
+            Setting{.partition = kind, .reproducible = true, .keys_read_again = true, .blocks_of_room = 6}}) {
+        const Outcome many = attend(world_, problem, setting);
+        for (const Interval& run : many.tokens) {
+          EXPECT_EQ(many.output.rows(run), one.output.rows(run));
+          for (int64_t token = run.begin; token < run.end; ++token)
+            for (int h = 0; h < problem.shape().heads; ++h) {
+              const auto at = static_cast<size_t>(token * problem.shape().heads + h);
+              ASSERT_EQ(std::bit_cast<uint32_t>(many.output.lse[at]), std::bit_cast<uint32_t>(one.output.lse[at]));
+            }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, SameJobSameBits) {
+  Problem problem(shape_of(ElementType::float32), Documents::from_lengths({2500}), "longformer(129, 2) & !strided(5)");
+  const Outcome first = attend(world_, problem, {.blocks_of_room = 5});
+  const Outcome second = attend(world_, problem, {.blocks_of_room = 5, .threads = 1});
+  EXPECT_EQ(first.output.o, second.output.o);
+}
+
+TEST_F(EngineTest, UnreferencedKeysMayHoldAnything) {
+  Problem problem(shape_of(ElementType::bfloat16, 4, 2, 32), Documents::from_lengths({700, 50, 61}), "causal & dilated_segment(64, 3, 1)");
+  ASSERT_GT(problem.poison_unreferenced(), 0);
+  const Outcome outcome = attend(world_, problem, {});
+  expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 5);
+}
+
+TEST_F(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
+  for (const std::string text : {"causal", "bigbird(32, 3, 2, 1, 7)", "longformer(129, 2)"}) {
+    SCOPED_TRACE(text);
+    Problem problem(shape_of(ElementType::float32), Documents::from_lengths({9000}), text);
+    const Setting setting{.blocks_of_room = 9, .stripes = 16};
+    const Outcome whole = attend(world_, problem, setting);
+    for (unsigned seed = 0; seed < 6; ++seed) {
+      std::mt19937 random(seed * 100 + static_cast<unsigned>(world_.rank()));
+      std::vector<bool> done(static_cast<size_t>(world_.max(static_cast<int64_t>(whole.plan.stripes.size()))));
+      for (size_t s = 0; s < done.size(); ++s) done[s] = seed == 0 || random() % 2 == 0;
+      const Outcome rest = attend(world_, problem, setting, done);
+      const plan::Blocks blocks(problem.documents());
+      for (int64_t stripe : rest.output.stripes) EXPECT_FALSE(done[static_cast<size_t>(stripe)]) << "a finished stripe is computed again";
+      for (size_t s = 0; s < whole.plan.stripes.size(); ++s) {
+        if (whole.plan.stripes[s].is_long()) continue;
+        size_t number = s;
+        for (size_t before = 0; before < s; ++before) number -= whole.plan.stripes[before].is_long() ? 1 : 0;
+        if (number < done.size() && done[number]) continue;
+        for (const Interval& run : whole.plan.stripes[s].query_blocks) {
+          const Interval tokens{blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end};
+          EXPECT_EQ(rest.output.rows(tokens), whole.output.rows(tokens)) << "stripe " << s;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EngineTest, LongRowsTravelRatherThanTheirKeys) {
+  if (world_.size() == 1) GTEST_SKIP() << "one rank holds all keys";
+  Problem problem(shape_of(ElementType::bfloat16, 4, 4, 16), Documents::from_lengths({8000}), "longformer(65, 1)");
+  const Outcome outcome = attend(world_, problem, {});
+  expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 211);
+  EXPECT_GT(world_.max(outcome.record.row_bytes_received), 0);
+  // Nobody fetches more than its window's halo and the global block.
+  EXPECT_LE(outcome.plan.units_moved, 4 * 3);
+}
+
+}  // namespace
+}  // namespace longspan::testing

@@ -1,0 +1,205 @@
+// A plan is right when all ranks together compute every tile once, and when every key block is there in the step that uses it.
+#include "plan/rank_plan.hpp"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <set>
+
+#include "longspan/error.hpp"
+#include "plan/memory.hpp"
+
+namespace longspan::plan {
+namespace {
+
+struct Case {
+  std::string pattern;
+  std::vector<int64_t> lengths;
+  int ranks;
+  PartitionKind partition;
+  bool reproducible;
+  bool tight;
+  bool stay;
+};
+
+const Shape kShape{.tokens = 0, .heads = 4, .kv_heads = 2, .head_dim = 16, .type = ElementType::bfloat16};
+
+Options options_of(const Case& c, const Shape& shape, int64_t blocks) {
+  Options options;
+  options.partition = c.partition;
+  options.reproducible = c.reproducible;
+  options.output_type = shape.type;
+  options.segment_blocks = 3;
+  options.long_row_factor = 2;
+  options.keys_can_be_read_again = !c.stay;
+  const int64_t home = (blocks / c.ranks + 2) * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  options.memory = int64_t{1} << 30;
+  if (c.tight)
+    options.memory =
+        (c.stay ? home : 0) + 3 * block_row_bytes(shape, shape.type) + 6 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  options.exact_tiles = std::numeric_limits<int64_t>::max();
+  return options;
+}
+
+void expect_sound(const Case& c) {
+  SCOPED_TRACE(c.pattern + " on " + std::to_string(c.ranks) + " ranks, " + std::string(name_of(c.partition)) +
+               (c.reproducible ? ", reproducible" : "") + (c.tight ? ", tight" : ""));
+  const Documents documents = Documents::from_lengths(c.lengths);
+  Shape shape = kShape;
+  shape.tokens = documents.tokens();
+  const pattern::BoundPattern pattern(pattern::Pattern::parse(c.pattern), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  const Shared shared = make_shared(pattern, blocks, shape, c.ranks, options_of(c, shape, blocks.count()));
+  const auto groups = static_cast<int>(pattern.groups().size());
+  TileLists lists(pattern, blocks);
+
+  std::map<std::pair<int, int64_t>, std::vector<Interval>> computed;  // (group, query block) -> key ranges given to somebody
+  for (int rank = 0; rank < c.ranks; ++rank) {
+    const RankPlan plan = make_rank_plan(shared, pattern, blocks, rank);
+    EXPECT_LE(plan.memory.total() - plan.memory.lists, shared.options.memory);
+    std::vector<Intervals> kept(shared.classes.size());
+    int64_t moved = 0;
+    for (const Stripe& stripe : plan.stripes) {
+      std::vector<Intervals> used(shared.classes.size());
+      for (const StripeRow& row : rows_of(shared, pattern, stripe, rank)) {
+        computed[{row.group, row.block}].push_back(row.key_blocks);
+        std::vector<kernels::Tile> tiles;
+        lists.append(row.group, row.block, row.key_blocks, tiles);
+        for (size_t k = 0; k < shared.classes.size(); ++k) {
+          const auto& of = shared.classes[k].groups;
+          if (std::find(of.begin(), of.end(), row.group) == of.end()) continue;
+          for (const kernels::Tile& tile : tiles)
+            used[k] = unite(used[k], {{tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)}});
+        }
+      }
+      for (size_t k = 0; k < shared.classes.size(); ++k) {
+        EXPECT_EQ(stripe.need[k], used[k]) << "exactly what the tiles touch is needed";
+        Intervals fetched;
+        for (int step = 0; step < stripe.steps(); ++step) {
+          const Intervals& now = stripe.fetch[static_cast<size_t>(step)][k];
+          EXPECT_TRUE(intersect(fetched, now).empty()) << "fetched twice in a stripe";
+          for (const Interval& run : now)
+            for (int64_t block = run.begin; block < run.end; ++block) EXPECT_EQ(step_of(shared, plan, stripe, block), step);
+          fetched = unite(fetched, now);
+        }
+        EXPECT_TRUE(subtract(fetched, used[k]).empty()) << "fetched but not needed";
+        const Intervals here = unite(unite(fetched, kept[k]), shared.keys_stay ? plan.own : Intervals{});
+        EXPECT_TRUE(subtract(used[k], here).empty()) << "needed but not there";
+        EXPECT_TRUE(subtract(stripe.keep[k], unite(fetched, kept[k])).empty()) << "kept what never came";
+        moved += size_of(fetched) * static_cast<int64_t>(shared.classes[k].kv_heads.size());
+        kept[k] = stripe.keep[k];
+      }
+    }
+    EXPECT_EQ(moved, shared.keys_stay ? plan.units_moved : plan.units_read_again);
+    if (shared.keys_stay) {
+      EXPECT_GE(plan.units_moved, plan.units_lower_bound());
+      if (!c.tight) {
+        EXPECT_EQ(plan.units_moved, plan.units_lower_bound()) << "with memory enough nothing moves twice";
+      }
+    }
+  }
+  for (int group = 0; group < groups; ++group) {
+    for (int64_t block = 0; block < blocks.count(); ++block) {
+      const Intervals wanted = lists.candidates(group, block, {0, blocks.count()});
+      int64_t covered = 0;
+      Intervals all;
+      for (const Interval& range : computed[{group, block}]) {
+        covered += size_of(clipped(wanted, range));
+        all = unite(all, clipped(wanted, range));
+      }
+      EXPECT_EQ(all, wanted) << "group " << group << " block " << block;
+      EXPECT_EQ(covered, size_of(wanted)) << "computed twice: group " << group << " block " << block;
+    }
+  }
+}
+
+TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
+  const std::vector<std::vector<int64_t>> corpora{{5000}, {1}, {700, 50, 60, 0, 40, 2500, 1, 129}};
+  const std::vector<std::string> patterns{"causal",
+                                          "causal & window(300)",
+                                          "longformer(257, 3)",
+                                          "bigbird(64, 3, 2, 1, 3)",
+                                          "0-1: full; 2-3: causal & strided(256)",
+                                          "rows(600, 610) | window(100)"};
+  for (const auto& lengths : corpora)
+    for (const std::string& text : patterns)
+      for (int ranks : {1, 2, 3, 4, 7})
+        for (PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::balanced})
+          for (int variant = 0; variant < 6; ++variant)
+            expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
+}
+
+TEST(RankPlan, LongRowsTravelOnlyWhereThatMovesLess) {
+  const Documents documents = Documents::single(128 * 200);
+  Shape shape = kShape;
+  shape.tokens = documents.tokens();
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3)"), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  Options options;
+  options.segment_blocks = 16;
+  const Shared shared = make_shared(pattern, blocks, shape, 4, options);
+  ASSERT_EQ(shared.long_rows.size(), 1u);
+  EXPECT_LT(shared.long_bytes_travelling, shared.long_bytes_if_pulled);
+  EXPECT_EQ(shared.long_rows[0].block, 0);
+  // No piece reaches beyond the keys of the rank that computes it.
+  for (const Piece& piece : shared.pieces) EXPECT_TRUE(subtract({piece.key_blocks}, shared.partition.blocks_of(piece.rank)).empty());
+  int64_t received = 0;
+  for (int rank = 0; rank < 4; ++rank) received += make_rank_plan(shared, pattern, blocks, rank).row_bytes_moved;
+  EXPECT_EQ(received, shared.long_bytes_travelling);
+  // One rank pulls nothing, so nothing travels; a reproducible plan cuts at the same places on any number of ranks.
+  EXPECT_TRUE(make_shared(pattern, blocks, shape, 1, options).pieces.empty());
+  options.reproducible = true;
+  const auto cuts = [&](int ranks) {
+    std::vector<std::pair<int64_t, int64_t>> places;
+    for (const Piece& piece : make_shared(pattern, blocks, shape, ranks, options).pieces)
+      places.emplace_back(piece.key_blocks.begin, piece.key_blocks.end);
+    return places;
+  };
+  EXPECT_EQ(cuts(1), cuts(4));
+  EXPECT_EQ(cuts(3), cuts(7));
+}
+
+TEST(RankPlan, TooLittleMemorySaysWhatWouldDo) {
+  const Documents documents = Documents::single(10000);
+  Shape shape = kShape;
+  shape.tokens = documents.tokens();
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("causal"), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  Options options;
+  options.memory = 1000;
+  try {
+    make_shared(pattern, blocks, shape, 2, options);
+    FAIL() << "1000 bytes are enough?";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::usage);
+    const std::string mend = error.problems().front().mend;
+    const auto at = mend.find("--memory ");
+    ASSERT_NE(at, std::string::npos) << mend;
+    options.memory = std::stoll(mend.substr(at + 9)) << 20;
+    EXPECT_NO_THROW(make_shared(pattern, blocks, shape, 2, options)) << "what the message recommends must do";
+  }
+}
+
+TEST(RankPlan, BalancedCutsCausalCostEvenly) {
+  const Documents documents = Documents::single(128 * 400);
+  Shape shape = kShape;
+  shape.tokens = documents.tokens();
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("causal"), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  for (PartitionKind kind : {PartitionKind::balanced, PartitionKind::zigzag}) {
+    Options options;
+    options.partition = kind;
+    const Shared shared = make_shared(pattern, blocks, shape, 8, options);
+    int64_t most = 0, sum = 0;
+    for (int rank = 0; rank < 8; ++rank) {
+      const int64_t tiles = make_rank_plan(shared, pattern, blocks, rank).weighted_tiles();
+      most = std::max(most, tiles);
+      sum += tiles;
+    }
+    EXPECT_LT(static_cast<double>(most) * 8, 1.06 * static_cast<double>(sum)) << name_of(kind);
+  }
+}
+
+}  // namespace
+}  // namespace longspan::plan
