@@ -114,7 +114,7 @@ TEST(Reader, padded_elements) {
     H5Ldelete(file.get(), "/k", H5P_DEFAULT);
     put(file.get(), "/k", shifted.get(), corpus.kv_dims(), 0, nullptr);
   }
-  expect_problem(inspection_problems(folder / "c.h5"), ExitCode::input,
+  expect_problem(inspection_problems(folder / "d.h5"), ExitCode::input,
                  {"/k has the wrong type", "32-bit float with 8 exponent and 7 mantissa bits"});
 }
 
