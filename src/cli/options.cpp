@@ -112,21 +112,17 @@ class SettingsReader {
   // Boost stops at the first argument it cannot digest; that one is noted and left out, and the rest is parsed again.
   std::vector<po::option> parse(std::vector<std::string> arguments) {
     po::options_description description;
-    for (const Option& option : command_.options) {
-      if (option.kind == Kind::flag || option.kind == Kind::json) {
-        description.add_options()(option.name.c_str(), po::value<std::string>()->implicit_value(option.kind == Kind::flag ? "true" : "-"));
-      } else {
-        description.add_options()(option.name.c_str(), po::value<std::string>());
-      }
-    }
+    for (const Option& option : command_.options) description.add_options()(option.name.c_str(), po::value<std::string>());
     description.add_options()("config", po::value<std::string>());
-    // --json FILE.json: a switch whose value may follow when it cannot be anything else.
-    if (std::any_of(command_.options.begin(), command_.options.end(), [](const Option& o) { return o.kind == Kind::json; })) {
-      for (size_t i = 0; i + 1 < arguments.size(); ++i) {
-        if (arguments[i] != "--json" || !(arguments[i + 1].ends_with(".json") || arguments[i + 1] == "-")) continue;
-        arguments[i] += "=" + arguments[i + 1];
-        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-      }
+    // Switches get their value here: left to itself, the parser would take the next argument for it. --json may be followed by a name that
+    // cannot be anything else.
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const Option* option = arguments[i].starts_with("--") ? command_.find(arguments[i].substr(2)) : nullptr;
+      if (option && option->kind == Kind::flag) arguments[i] += "=true";
+      if (!option || option->kind != Kind::json) continue;
+      const bool named = i + 1 < arguments.size() && (arguments[i + 1].ends_with(".json") || arguments[i + 1] == "-");
+      arguments[i] += "=" + (named ? arguments[i + 1] : "-");
+      if (named) arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
     }
     namespace style = po::command_line_style;
     constexpr int kStyle =
@@ -190,8 +186,7 @@ class SettingsReader {
                                .what = "option --" + option.string_key + " is given twice",
                                .from = "command line",
                                .mend = "keep one of them"});
-        const bool flag = command_.find(option.string_key) && command_.find(option.string_key)->kind == Kind::flag;
-        set(option.string_key, !option.value.empty() ? option.value.front() : flag ? "true" : "-", "command line");
+        set(option.string_key, option.value.front(), "command line");
         // --scale --tokens 5: an option name that Boost does not know is no value either (--scale=--x would be one).
         after_unknown = option.original_tokens.size() == 2 && option.original_tokens.back().starts_with("--");
         if (after_unknown) no_value(option.string_key);
