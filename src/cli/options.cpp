@@ -114,15 +114,27 @@ class SettingsReader {
     po::options_description description;
     for (const Option& option : command_.options) description.add_options()(option.name.c_str(), po::value<std::string>());
     description.add_options()("config", po::value<std::string>());
-    // Switches get their value here: left to itself, the parser would take the next argument for it. --json may be followed by a name that
-    // cannot be anything else.
+    // Three things that the parser would do otherwise: it would take the next argument as a switch's value, and the next option as a value;
+    // and --json may be followed by a name that cannot be anything else.
     for (size_t i = 0; i < arguments.size(); ++i) {
-      const Option* option = arguments[i].starts_with("--") ? command_.find(arguments[i].substr(2)) : nullptr;
-      if (option && option->kind == Kind::flag) arguments[i] += "=true";
-      if (!option || option->kind != Kind::json) continue;
-      const bool named = i + 1 < arguments.size() && (arguments[i + 1].ends_with(".json") || arguments[i + 1] == "-");
-      arguments[i] += "=" + (named ? arguments[i + 1] : "-");
-      if (named) arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      if (!arguments[i].starts_with("--")) continue;
+      const std::string name = arguments[i].substr(2);
+      const Option* option = command_.find(name);
+      if (!option && name != "config") continue;
+      const std::string next = i + 1 < arguments.size() ? arguments[i + 1] : "--";
+      if (option && option->kind == Kind::flag) {
+        arguments[i] += "=true";
+      } else if (option && option->kind == Kind::json) {
+        const bool named = next.ends_with(".json") || next == "-";
+        arguments[i] += "=" + (named ? next : "-");
+        if (named) arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      } else if (next.starts_with("--")) {
+        no_value(name);
+        refused_.insert(name);
+        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i--));
+      } else {
+        ++i;  // its value, whatever it looks like
+      }
     }
     namespace style = po::command_line_style;
     constexpr int kStyle =
@@ -187,9 +199,7 @@ class SettingsReader {
                                .from = "command line",
                                .mend = "keep one of them"});
         set(option.string_key, option.value.front(), "command line");
-        // --scale --tokens 5: an option name that Boost does not know is no value either (--scale=--x would be one).
-        after_unknown = option.original_tokens.size() == 2 && option.original_tokens.back().starts_with("--");
-        if (after_unknown) no_value(option.string_key);
+        after_unknown = false;
         continue;
       }
       const std::string text = option.value.empty() ? "" : option.value.front();
@@ -276,6 +286,7 @@ class SettingsReader {
       if (option.kind == Kind::flag && !entry.given)
         entry.value = false, setting.shown = setting.text = "false", setting.origin = "default";
       else if (option.required && !entry.given) {
+        if (refused_.contains(option.name)) return;
         problems_.push_back({.code = ExitCode::usage,
                              .what = "option --" + option.name + " is missing",
                              .expected = "--" + option.name + " " + option.value,
@@ -337,6 +348,7 @@ class SettingsReader {
   const Command& command_;
   const std::vector<Command>& commands_;
   Settings settings_;
+  std::set<std::string> refused_;  // options without a value: not missing as well
   std::vector<Problem> problems_;
 };
 

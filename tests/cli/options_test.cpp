@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include "cli/commands.hpp"
 #include "cli/document_lengths.hpp"
