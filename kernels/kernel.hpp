@@ -19,7 +19,7 @@ constexpr int kTile = 128;
 
 // 128×128 bits; bit c of row r: word r·2 + c/64, bit c%64.
 struct MaskBits {
-  std::array<uint64_t, 2 * kTile> words{};
+  std::array<uint64_t, size_t{2} * kTile> words{};
   bool operator==(const MaskBits&) const = default;
 };
 

@@ -84,8 +84,8 @@ HWY_INLINE void store_floats(Bfloat16, D, V v, uint16_t* to) {
   const auto odd = hn::And(high, hn::Set(du, 1));
   const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, hn::Set(du, 0x7fff)), odd));
   const auto quiet = hn::Or(high, hn::Set(du, 0x40));
-  const auto is_nan = hn::RebindMask(di, hn::Ne(v, v));
-  const auto chosen = hn::IfThenElse(is_nan, hn::BitCast(di, quiet), hn::BitCast(di, rounded));
+  const auto is_number = hn::RebindMask(di, hn::Eq(v, v));  // not Ne: that is false for NaN on AVX
+  const auto chosen = hn::IfThenElse(is_number, hn::BitCast(di, rounded), hn::BitCast(di, quiet));
   hn::StoreU(hn::DemoteTo(dh, chosen), dh, to);
 }
 

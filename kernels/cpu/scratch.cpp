@@ -6,11 +6,12 @@
 namespace longspan::kernels::cpu {
 
 Scratch ScratchMemory::of(int head_dim, int heads) {
-  const int64_t tile = int64_t{kTile} * padded_dim(head_dim);
+  constexpr int64_t kRows = kTile;
+  const int64_t tile = kRows * padded_dim(head_dim);
   Scratch scratch;
   scratch.query_floats = tile;
-  scratch.head_floats = 2 * tile + 2 * kTile;
-  const auto size = static_cast<size_t>(2 * tile + kTile * kTile + std::min(heads, kHeadGroup) * scratch.head_floats);
+  scratch.head_floats = 2 * tile + 2 * kRows;
+  const auto size = static_cast<size_t>(2 * tile + kRows * kRows + std::min(heads, kHeadGroup) * scratch.head_floats);
   if (size > size_) {
     floats_.reset();
     size_ = 0;
@@ -22,7 +23,7 @@ Scratch ScratchMemory::of(int head_dim, int heads) {
   scratch.k = floats_.get();
   scratch.v = scratch.k + tile;
   scratch.scores = scratch.v + tile;
-  scratch.heads = scratch.scores + kTile * kTile;
+  scratch.heads = scratch.scores + kRows * kRows;
   return scratch;
 }
 

@@ -13,7 +13,7 @@ constexpr int kHeadGroup = 8;  // query heads that share a converted tile; bound
 constexpr int kWidest = 16;    // floats in the widest vector of any instruction set
 
 // head_dim rounded up to whole vectors of every instruction set.
-constexpr int padded_dim(int head_dim) { return (head_dim + kWidest - 1) / kWidest * kWidest; }
+constexpr int64_t padded_dim(int64_t head_dim) { return (head_dim + kWidest - 1) / kWidest * kWidest; }
 
 // Views into a ScratchMemory, each aligned for vectors.
 struct Scratch {
@@ -23,10 +23,10 @@ struct Scratch {
   float* heads = nullptr;   // kHeadGroup times: queries [16][head_dim][8], o [128][padded], m [128], l [128]
   int64_t head_floats = 0, query_floats = 0;
 
-  float* q_of(int h) const { return heads + h * head_floats; }
-  float* o_of(int h) const { return q_of(h) + query_floats; }
-  float* m_of(int h) const { return q_of(h + 1) - 2 * kTile; }
-  float* l_of(int h) const { return q_of(h + 1) - kTile; }
+  float* q_of(int64_t h) const { return heads + h * head_floats; }
+  float* o_of(int64_t h) const { return q_of(h) + query_floats; }
+  float* m_of(int64_t h) const { return q_of(h + 1) - int64_t{2} * kTile; }
+  float* l_of(int64_t h) const { return q_of(h + 1) - kTile; }
 };
 
 // Grows when a larger head_dim or group comes and is kept until its thread ends.

@@ -49,7 +49,6 @@ void ThreadPool::start(int64_t items, std::function<void(int64_t item, int worke
     items_ = std::max<int64_t>(items, 0);
     next_ = 0;
     failure_ = nullptr;
-    ++generation_;
   }
   wake_.notify_all();
 }

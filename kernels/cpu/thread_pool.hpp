@@ -14,7 +14,8 @@ namespace longspan::kernels::cpu {
 
 class ThreadPool {
  public:
-  // `threads` >= 1 workers.
+  // `threads` >= 1 workers. Throws Error(environment) if the system does not give them. The destructor lets running bodies end and drops
+  // the rest of the loop.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -23,7 +24,8 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()); }
 
   // Calls body(item, worker) for every item of [0, items), each once, in no fixed order; items are handed out one by one in
-  // ascending order. Starts and returns; wait() ends it. One loop at a time.
+  // ascending order. Starts and returns; wait() ends it. One loop at a time: Error(internal) while another runs. After a body has thrown,
+  // no further items are handed out.
   void start(int64_t items, std::function<void(int64_t item, int worker)> body);
   // True once every item of the started loop is done. Does not block.
   bool finished();
@@ -44,7 +46,6 @@ class ThreadPool {
   std::condition_variable wake_, done_;
   std::function<void(int64_t, int)> body_;
   int64_t items_ = 0, next_ = 0, running_ = 0;
-  uint64_t generation_ = 0;
   bool stop_ = false;
   std::exception_ptr failure_;
   std::vector<std::jthread> workers_;

@@ -27,12 +27,12 @@ Row widen(uint8_t map) {
   return row;
 }
 
-Row allowed_keys(const Tile& tile, std::span<const MaskBits> masks, int row) {
+Row allowed_keys(const Tile& tile, std::span<const MaskBits> masks, int64_t row) {
   switch (tile.form) {
     case Tile::Form::full:
       return {~uint64_t{0}, ~uint64_t{0}};
     case Tile::Form::band:  // lo <= row − key <= hi, in 64 bits: a side without a bound may be the extreme int32
-      return keys_between(int64_t{row} - tile.band.hi, int64_t{row} - tile.band.lo + 1);
+      return keys_between(row - tile.band.hi, row - tile.band.lo + 1);
     case Tile::Form::subtiles:
       return widen(static_cast<uint8_t>(tile.subtiles >> (8 * (row / 16))));
     case Tile::Form::bits: {

@@ -40,22 +40,28 @@ int64_t KeyPool::slot(int kv_head, int64_t block) const {
   const int64_t index = own_index(block);
   if (index >= 0) return kv_head * own_blocks_ + index;
   const auto found = fetched_.find(block * kv_heads_ + kv_head);
-  return found == fetched_.end() ? -1 : found->second;
+  return found == fetched_.end() ? -1 : found->second.slot;
 }
 
 int64_t KeyPool::take(int kv_head, int64_t block) {
   if (free_.empty()) internal_error("the plan asks for more resident units than it reserved");
   const int64_t slot = free_.back();
   free_.pop_back();
-  if (!fetched_.emplace(block * kv_heads_ + kv_head, slot).second) internal_error("a unit is fetched that is already here");
+  Copies& copies = fetched_[block * kv_heads_ + kv_head];
+  if (copies.newer >= 0) internal_error("a unit is fetched that is here twice");
+  (copies.slot < 0 ? copies.slot : copies.newer) = slot;
   return slot;
 }
 
 void KeyPool::release(int kv_head, int64_t block) {
   const auto found = fetched_.find(block * kv_heads_ + kv_head);
   if (found == fetched_.end()) internal_error("a unit is released that is not here");
-  free_.push_back(found->second);
-  fetched_.erase(found);
+  free_.push_back(found->second.slot);
+  if (found->second.newer >= 0) {
+    found->second = {found->second.newer, -1};
+  } else {
+    fetched_.erase(found);
+  }
 }
 
 }  // namespace longspan::engine

@@ -23,7 +23,8 @@ class KeyPool {
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
   int64_t slot(int kv_head, int64_t block) const;
-  // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them.
+  // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that the last step of a
+  // stripe uses and the first of the next fetches anew is here twice for a while: slot() tells the older one until it is released.
   int64_t take(int kv_head, int64_t block);
   void release(int kv_head, int64_t block);
   bool is_own(int64_t block) const { return contains(own_, block); }
@@ -40,7 +41,10 @@ class KeyPool {
   int kv_heads_;
   std::unique_ptr<std::byte, Free> memory_;
   std::vector<int64_t> free_;  // the next one last
-  std::unordered_map<int64_t, int64_t> fetched_;
+  struct Copies {
+    int64_t slot = -1, newer = -1;
+  };
+  std::unordered_map<int64_t, Copies> fetched_;
 };
 
 }  // namespace longspan::engine

@@ -1,6 +1,6 @@
 #include <algorithm>
 #include <atomic>
-#include <unordered_set>
+#include <bit>
 
 #include "longspan/error.hpp"
 #include "pattern/philox.hpp"
@@ -60,14 +60,22 @@ Intervals drawn_blocks(int64_t candidates, int64_t count, uint64_t seed, int64_t
   if (candidates <= count) return candidates > 0 ? Intervals{{0, candidates}} : Intervals{};
   const PhiloxKey key = philox_key(seed);
   std::vector<int64_t> blocks;
-  std::unordered_set<int64_t> seen;  // only for long lists; short ones are searched
   blocks.reserve(static_cast<size_t>(count));
+  // Which blocks were drawn: short lists are searched, long ones have a hash table at most half full (probed one by one, −1: free).
+  std::vector<int64_t> table(count > 32 ? std::bit_ceil(static_cast<size_t>(2 * count)) : 0, -1);
+  const auto is_new = [&](int64_t block) {
+    if (table.empty()) return std::find(blocks.begin(), blocks.end(), block) == blocks.end();
+    size_t place = (static_cast<uint64_t>(block) * 0x9E3779B97F4A7C15ull) >> 32 & (table.size() - 1);
+    while (table[place] != -1 && table[place] != block) place = (place + 1) & (table.size() - 1);
+    const bool free = table[place] == -1;
+    table[place] = block;
+    return free;
+  };
   for (uint32_t draw = 0; static_cast<int64_t>(blocks.size()) < count; ++draw) {
     const auto words =
         philox4x32({draw, static_cast<uint32_t>(row_block), static_cast<uint32_t>(document), static_cast<uint32_t>(head)}, key);
     const auto block = static_cast<int64_t>((words[0] * static_cast<uint64_t>(candidates)) >> 32);
-    const bool is_new = count > 32 ? seen.insert(block).second : std::find(blocks.begin(), blocks.end(), block) == blocks.end();
-    if (is_new) blocks.push_back(block);
+    if (is_new(block)) blocks.push_back(block);
   }
   std::sort(blocks.begin(), blocks.end());
   Intervals set;

@@ -22,7 +22,10 @@ struct BoundPattern::State {
 
 namespace {
 
-std::string rule_text(const Pattern::Rule& rule) { return "'" + heads_text(rule.heads) + ": " + canonical_text(*rule.tree) + "'"; }
+std::string rule_text(const Pattern::Rule& rule) {
+  std::string text(1, '\'');
+  return text.append(heads_text(rule.heads)).append(": ").append(canonical_text(*rule.tree)).append("'");
+}
 
 std::string heads_named(const std::vector<int>& heads) {
   std::vector<std::pair<int, int>> ranges;

@@ -19,6 +19,8 @@ auto with(const Primitive& primitive, Ask&& ask) {
       primitive);
 }
 
+constexpr int kMostCost = 3;
+
 const BlockDistance* distances_of(const Primitive& primitive) { return std::get_if<BlockDistance>(&primitive); }
 
 }  // namespace
@@ -89,9 +91,14 @@ Expression Expression::composed(Kind kind, std::vector<Expression> parts) {
   if (joined.empty()) return all ? everything() : nothing();
   if (joined.size() == 1) return std::move(joined.front());
   // Cheap ones first: what they leave of the clip is all that the others are asked for.
-  std::stable_sort(joined.begin(), joined.end(), [](const Expression& a, const Expression& b) { return a.cost() < b.cost(); });
   Expression expression;
-  expression.kind_ = kind, expression.children_ = std::move(joined);
+  expression.kind_ = kind;
+  std::vector<int> costs;
+  for (const Expression& part : joined) costs.push_back(part.cost());
+  for (int cost = 0; cost <= kMostCost; ++cost) {
+    for (size_t k = 0; k < joined.size(); ++k)
+      if (costs[k] == cost) expression.children_.push_back(std::move(joined[k]));
+  }
   return expression;
 }
 

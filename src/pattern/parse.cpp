@@ -36,7 +36,7 @@ std::string usage_of(const TermSpec& spec) {
   for (size_t k = 0; k < spec.parameters.size(); ++k) {
     const Parameter& parameter = spec.parameters[k];
     text += (k == 0 ? "(" : ", ") + std::string(parameter.name);
-    if (parameter.standard) text += "=" + std::to_string(*parameter.standard);
+    if (parameter.standard) text.append("=").append(std::to_string(*parameter.standard));
   }
   return spec.parameters.empty() ? text : text + ")";
 }

@@ -71,6 +71,12 @@ NodePtr none_of(const NodePtr& factor) {
   return node;
 }
 
+namespace {
+
+std::string in_parentheses(const Node& tree) { return std::string(1, '(').append(canonical_text(tree)).append(")"); }
+
+}  // namespace
+
 std::string canonical_text(const Node& tree) {
   switch (tree.kind) {
     case Node::Kind::term: {
@@ -84,7 +90,7 @@ std::string canonical_text(const Node& tree) {
     }
     case Node::Kind::none_of: {
       const Node& child = *tree.children.front();
-      return child.kind == Node::Kind::term ? "!" + canonical_text(child) : "!(" + canonical_text(child) + ")";
+      return child.kind == Node::Kind::term ? std::string(1, '!').append(canonical_text(child)) : "!" + in_parentheses(child);
     }
     case Node::Kind::all_of:
     case Node::Kind::any_of:
@@ -94,7 +100,7 @@ std::string canonical_text(const Node& tree) {
   std::string text;
   for (const NodePtr& child : tree.children) {
     if (!text.empty()) text += all ? " & " : " | ";
-    text += all && child->kind == Node::Kind::any_of ? "(" + canonical_text(*child) + ")" : canonical_text(*child);
+    text += all && child->kind == Node::Kind::any_of ? in_parentheses(*child) : canonical_text(*child);
   }
   return text;
 }
@@ -104,7 +110,7 @@ std::string heads_text(const std::vector<std::pair<int, int>>& heads) {
   for (const auto& [first, last] : heads) {
     if (!text.empty()) text += ",";
     text += std::to_string(first);
-    if (last != first) text += "-" + std::to_string(last);
+    if (last != first) text.append("-").append(std::to_string(last));
   }
   return text.empty() ? "*" : text;
 }

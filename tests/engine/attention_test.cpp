@@ -53,7 +53,7 @@ TEST_F(AttentionTest, StridedShardsManyTimes) {
         }
       }
     }
-    expect_exact(problem, attention.tokens(), ElementType::float32, whole, whole_lse, 11);
+    expect_exact(world_, problem, attention.tokens(), ElementType::float32, whole, whole_lse, 11);
   }
 }
 

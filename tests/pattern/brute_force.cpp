@@ -80,7 +80,7 @@ Predicate either(std::vector<Predicate> parts) {
 
 std::string call(const std::string& name, const std::vector<int64_t>& arguments) {
   std::string text = name + "(";
-  for (size_t k = 0; k < arguments.size(); ++k) text += (k ? "," : "") + std::to_string(arguments[k]);
+  for (size_t k = 0; k < arguments.size(); ++k) text.append(k ? "," : "").append(std::to_string(arguments[k]));
   return text + ")";
 }
 

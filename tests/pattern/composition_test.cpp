@@ -71,6 +71,9 @@ TEST(Composition, SignaturesRepeatAlongTheRow) {
   TileMask mask;
   EXPECT_EQ(bound.tile(0, 0, {row, row + 128}, {0, 128}, mask), Coverage::some);
   EXPECT_EQ(mask.form, TileMask::Form::band);
+  // Where one part decides the tile, the others leave no trace: rows past 100 are empty, wherever they lie in their segment.
+  const BoundPattern rows(Pattern::parse("segment(96) & rows(0, 100)"), 1, 1, Documents::single(tokens));
+  EXPECT_EQ(rows.signature(0, 0, {128, 256}, {128, 256}), rows.signature(0, 0, {256, 384}, {256, 384}));
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "longspan/error.hpp"
 #include "pattern/block_mask.hpp"
 #include "pattern/pattern.hpp"
@@ -150,6 +152,27 @@ TEST(StoredLists, BadRowsOfAnySourceAreInputErrors) {
   };
   const BoundPattern bound = bind("block_mask(\"x\", 50)", 1, 1, {std::make_shared<const Wrong>()});
   EXPECT_THROW(bound.allowed(0, 0, 0, 0), Error);
+}
+
+// Lists are kept per thread; threads that ask for rows in different orders hear the same.
+TEST(Groups, ThreadsAgree) {
+  const int64_t tokens = 3000;
+  const BoundPattern bound(Pattern::parse("block_random(4, 3, 5) | block_random(3, 40, 6, per_head=1)"), 2, 1, Documents::single(tokens));
+  const auto keys = [&](int64_t row) { return bound.keys(static_cast<int>(row % 2), 0, {row, row + 1}, {0, tokens}).may; };
+  std::vector<Intervals> wanted;
+  for (int64_t row = 0; row < tokens; ++row) wanted.push_back(keys(row));
+  std::vector<int> wrong(4, 0);
+  std::vector<std::thread> threads;
+  for (int64_t step : {1, 7, 11, 13}) {
+    threads.emplace_back([&, step, place = threads.size()] {
+      for (int64_t k = 0; k < tokens; ++k) {
+        const int64_t row = k * step % tokens;
+        wrong[place] += keys(row) != wanted[static_cast<size_t>(row)];
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, (std::vector<int>{0, 0, 0, 0}));
 }
 
 }  // namespace
