@@ -16,9 +16,14 @@ namespace longspan::comm {
 
 class BlockExchange {
  public:
-  // A message is sent straight out of (and received straight into) `base` + offset·block_bytes; nothing is packed or copied here.
-  BlockExchange(const Communicator& communicator, int64_t block_bytes);
+  // A message is sent straight out of (and received straight into) its pieces; nothing is packed or copied here. A block has
+  // `block_bytes` (1 … 1 GiB). Works on its own duplicate of `communicator`, so that several exchanges may use the same tags:
+  // collective to create and destroy. `part_bytes`: messages of more than that go in several parts (a test makes it small).
+  explicit BlockExchange(const Communicator& communicator, int64_t block_bytes, int64_t part_bytes = kPieceBytes);
+  // All steps are finished by then; what is not (an exception unwinds) is cancelled, not waited for.
   ~BlockExchange();
+  BlockExchange(const BlockExchange&) = delete;
+  BlockExchange& operator=(const BlockExchange&) = delete;
 
   struct Piece {
     std::byte* address = nullptr;  // first block
@@ -29,18 +34,20 @@ class BlockExchange {
     std::vector<Piece> pieces;
   };
   // Posts all receives, then all sends of step `tag` (0 … 2^20; the same number on both sides; at most one message per peer, direction
-  // and tag in flight). The memory stays untouched until finish(tag) returns. Messages of more than 1 GiB go in several parts.
+  // and tag in flight). The memory stays untouched until the tag's finish_receives or finish_sends returns. A message has the same
+  // number of blocks on both sides (one of none is not sent at all) and its peer is another rank; pieces that abut are joined.
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends);
   // Lets MPI work; cheap. Call often while computing.
   void progress();
-  // True when the receives of `tag` have arrived. Does not block.
+  // True when the receives of `tag` have arrived (also when there were none). Does not block.
   bool received(int tag);
-  // Blocks until the receives (and, with `sends`, the sends) of `tag` are done. After `time-out` seconds without any message completing,
-  // throws Error(communication) that names the peers still awaited.
+  // Block until the receives (the sends) of `tag` are done. After the time-out without any message of any tag completing, throws
+  // Error(communication) that names the peers still awaited. A message shorter or longer than announced is Error(communication) too.
   void finish_receives(int tag);
   void finish_sends(int tag);
-  void set_timeout(double seconds);
+  void set_timeout(double seconds);  // 300 at first; 0 waits for ever
 
+  // Of the messages completed so far.
   int64_t bytes_received() const;
   int64_t bytes_sent() const;
 

@@ -18,7 +18,17 @@ namespace longspan::comm {
 // Throws Error(communication) with MPI's text unless `result` is MPI_SUCCESS. Use: check(MPI_Barrier(c), "MPI_Barrier").
 void check(int result, const char* call);
 
-// MPI_Init_thread … MPI_Finalize for a program; does nothing if the host program has initialised MPI already.
+// Pieces that a longer transfer is cut into: MPI counts are int, and 1 GiB keeps clear of every library's 2 GiB limits.
+inline constexpr int64_t kPieceBytes = int64_t{1} << 30;
+
+// {3} -> "rank 3", {2, 3, 4, 5, 9} -> "ranks 2-5, 9"; after 16 runs "and 480 more". `ranks` ascend.
+std::string describe_ranks(const std::vector<int>& ranks);
+
+// MPI_Init_thread … MPI_Finalize for a program; does nothing if the host program has initialised MPI already. Asks for
+// MPI_THREAD_FUNNELED: the thread that makes the Session makes every MPI call. Waiting ranks yield their core unless the
+// environment says otherwise (OMPI_MCA_mpi_yield_when_idle), so that more ranks than cores work under any launcher.
+// Make it outside the try block that reports errors: the destructor does not finalise while an exception unwinds (one rank's
+// exception must not wait for the others, who may never come).
 class Session {
  public:
   Session(int* argc, char*** argv);
@@ -34,7 +44,8 @@ class Session {
 // (the destructor frees only when no exception is in flight: unwinding on one rank must not wait for the others).
 class Communicator {
  public:
-  explicit Communicator(MPI_Comm from);
+  // `piece_bytes` is for tests of long transfers with short ones.
+  explicit Communicator(MPI_Comm from, int64_t piece_bytes = kPieceBytes);
   ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -43,7 +54,7 @@ class Communicator {
   int size() const { return size_; }
   MPI_Comm handle() const { return comm_; }
   const std::string& host() const { return host_; }
-  int local_rank() const { return local_rank_; }   // among the ranks of this host
+  int local_rank() const { return local_rank_; }  // among the ranks of this host
   int local_size() const { return local_size_; }
   int hosts() const { return hosts_; }
 
@@ -61,16 +72,19 @@ class Communicator {
   std::vector<std::string> gather(const std::string& text, int root = 0) const;  // empty on other ranks
 
   // Ends a set-up phase together: every rank passes the problems it found (maybe none). If any rank has one, every rank throws the
-  // same Error: all distinct problems in rank order, each naming the ranks when not all of them saw it. Collective.
+  // same Error: all distinct problems in rank order, each naming the ranks when not all of them saw it ("cannot open x.h5 on
+  // ranks 2-5, 9"). The error's code is that of its first problem. Collective.
   void agree(const std::vector<Problem>& mine) const;
-  // Runs `body`, catches what it throws, and agrees. Collective calls inside `body` are allowed only if no rank can throw before them.
+  // Runs `body`, catches what it throws (other exceptions than Error become problems too), and agrees. Collective calls inside `body` are
+  // allowed only if no rank can throw before them.
   void agreed(const std::function<void()>& body) const;
 
   // Running phases: prints one line "[rank 13 host] problem" and ends all ranks with its exit code. Never returns.
   [[noreturn]] void abort(const Problem& problem) const;
 
   // Each rank sends bytes to a few others, who do not know it yet (NBX: Hoefler, Siebert, Lumsdaine, PPoPP 2010).
-  // Returns what came in, by ascending sender. Collective; time grows with the rank's own messages and log(size), not with size.
+  // Returns what came in, by ascending sender; several letters of one sender keep their order; letters to oneself and empty ones
+  // arrive as well. Collective; time grows with the rank's own messages and log(size), not with size.
   struct Letter {
     int rank = 0;  // receiver going in, sender coming out
     std::vector<std::byte> bytes;
@@ -80,8 +94,9 @@ class Communicator {
  private:
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, hosts_ = 1;
+  int64_t piece_bytes_ = kPieceBytes;
   std::string host_;
-  mutable int next_tag_ = 0;
+  mutable int next_tag_ = 0;  // of sparse_all_to_all: 0 and 1 in turns
 };
 
 // Name and version of the MPI library, at run time.

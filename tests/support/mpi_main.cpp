@@ -14,7 +14,8 @@ class FailuresOnly : public testing::EmptyTestEventListener {
   explicit FailuresOnly(int rank) : rank_(rank) {}
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    std::fprintf(stderr, "[rank %d] %s:%d\n%s\n", rank_, result.file_name() ? result.file_name() : "?", result.line_number(), result.message());
+    std::fprintf(stderr, "[rank %d] %s:%d\n%s\n", rank_, result.file_name() ? result.file_name() : "?", result.line_number(),
+                 result.message());
   }
 
  private:
