@@ -9,6 +9,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/document_lengths.hpp"
+#include "cli/effective.hpp"
 #include "cli/ini.hpp"
 #include "cli/quantity.hpp"
 #include "cli/subject.hpp"
@@ -92,6 +93,20 @@ TEST(Options, CommandLineBeatsEnvironmentBeatsFileBeatsDefault) {
   EXPECT_EQ(settings.setting("log-level").origin, "default");
   EXPECT_FALSE(settings.given("log-level"));
   EXPECT_EQ(settings.all().size(), command_named("attend").options.size());
+}
+
+TEST(Options, EffectiveValuesArePrintedAndRecordedWithTheirOrigin) {
+  const Settings settings = attend({"--scale", "0.25"}, {{"LONGSPAN_MEMORY", "8Gi"}});
+  const std::string text = settings_text(settings);
+  EXPECT_THAT(text, testing::ContainsRegex("memory +8Gi +environment LONGSPAN_MEMORY\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("scale +0.25 +command line\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("partition +auto +default\n"));
+  EXPECT_THAT(text, testing::ContainsRegex("threads +the CPUs this rank may run on +default\n"));
+  EXPECT_THAT(settings_text(settings, true), testing::Not(HasSubstr("partition")));
+  const auto json = settings_json(settings);
+  EXPECT_EQ(json["memory"]["value"], "8Gi");
+  EXPECT_EQ(json["memory"]["from"], "environment LONGSPAN_MEMORY");
+  EXPECT_TRUE(json["threads"]["value"].is_null());
 }
 
 TEST(Options, ConfigurationFileFromEnvironment) {
