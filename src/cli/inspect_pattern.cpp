@@ -5,6 +5,7 @@
 
 #include "cli/census.hpp"
 #include "cli/commands.hpp"
+#include "cli/effective.hpp"
 #include "cli/subject.hpp"
 #include "kernels/cpu/thread_pool.hpp"
 #include "report/format.hpp"
@@ -32,8 +33,9 @@ std::string heads_text(const std::vector<int>& heads) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const Census& census, const std::string& canonical) {
+nlohmann::ordered_json to_json(const Census& census, const std::string& canonical, const Settings& settings) {
   nlohmann::ordered_json json = report::new_record("inspect pattern");
+  json["options"] = settings_json(settings);
   json["pattern"] = canonical;
   json["tokens"] = census.tokens;
   json["documents"] = census.documents;
@@ -119,7 +121,7 @@ int run_inspect_pattern(const Settings& settings, const Context&) {
     report::write_text(report::svg_picture(canonical, subtitle, panels), *svg);
   }
   const std::optional<std::string> json = settings.maybe_text("json");
-  if (json) report::write_record(to_json(census, canonical), *json);
+  if (json) report::write_record(to_json(census, canonical, settings), *json);
   if (json == "-") return 0;
   std::string text = tables(census, canonical, subject.shape);
   for (const GroupCensus* group : pictured(census))

@@ -112,20 +112,28 @@ class SettingsReader {
   // Boost stops at the first argument it cannot digest; that one is noted and left out, and the rest is parsed again.
   std::vector<po::option> parse(std::vector<std::string> arguments) {
     po::options_description description;
-    for (const Option& option : command_.options) {
-      if (option.kind == Kind::flag || option.kind == Kind::json) {
-        description.add_options()(option.name.c_str(), po::value<std::string>()->implicit_value(option.kind == Kind::flag ? "true" : "-"));
-      } else {
-        description.add_options()(option.name.c_str(), po::value<std::string>());
-      }
-    }
+    for (const Option& option : command_.options) description.add_options()(option.name.c_str(), po::value<std::string>());
     description.add_options()("config", po::value<std::string>());
-    // --json FILE.json: a switch whose value may follow when it cannot be anything else.
-    if (std::any_of(command_.options.begin(), command_.options.end(), [](const Option& o) { return o.kind == Kind::json; })) {
-      for (size_t i = 0; i + 1 < arguments.size(); ++i) {
-        if (arguments[i] != "--json" || !(arguments[i + 1].ends_with(".json") || arguments[i + 1] == "-")) continue;
-        arguments[i] += "=" + arguments[i + 1];
-        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+    // Three things that the parser would do otherwise: it would take the next argument as a switch's value, and the next option as a value;
+    // and --json may be followed by a name that cannot be anything else.
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (!arguments[i].starts_with("--")) continue;
+      const std::string name = arguments[i].substr(2);
+      const Option* option = command_.find(name);
+      if (!option && name != "config") continue;
+      const std::string next = i + 1 < arguments.size() ? arguments[i + 1] : "--";
+      if (option && option->kind == Kind::flag) {
+        arguments[i] += "=true";
+      } else if (option && option->kind == Kind::json) {
+        const bool named = next.ends_with(".json") || next == "-";
+        arguments[i] += "=" + (named ? next : "-");
+        if (named) arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      } else if (next.starts_with("--")) {
+        no_value(name);
+        refused_.insert(name);
+        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i--));
+      } else {
+        ++i;  // its value, whatever it looks like
       }
     }
     namespace style = po::command_line_style;
@@ -190,11 +198,8 @@ class SettingsReader {
                                .what = "option --" + option.string_key + " is given twice",
                                .from = "command line",
                                .mend = "keep one of them"});
-        const bool flag = command_.find(option.string_key) && command_.find(option.string_key)->kind == Kind::flag;
-        set(option.string_key, !option.value.empty() ? option.value.front() : flag ? "true" : "-", "command line");
-        // --scale --tokens 5: an option name that Boost does not know is no value either (--scale=--x would be one).
-        after_unknown = option.original_tokens.size() == 2 && option.original_tokens.back().starts_with("--");
-        if (after_unknown) no_value(option.string_key);
+        set(option.string_key, option.value.front(), "command line");
+        after_unknown = false;
         continue;
       }
       const std::string text = option.value.empty() ? "" : option.value.front();
@@ -281,6 +286,7 @@ class SettingsReader {
       if (option.kind == Kind::flag && !entry.given)
         entry.value = false, setting.shown = setting.text = "false", setting.origin = "default";
       else if (option.required && !entry.given) {
+        if (refused_.contains(option.name)) return;
         problems_.push_back({.code = ExitCode::usage,
                              .what = "option --" + option.name + " is missing",
                              .expected = "--" + option.name + " " + option.value,
@@ -342,6 +348,7 @@ class SettingsReader {
   const Command& command_;
   const std::vector<Command>& commands_;
   Settings settings_;
+  std::set<std::string> refused_;  // options without a value: not missing as well
   std::vector<Problem> problems_;
 };
 

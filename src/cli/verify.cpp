@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "cli/commands.hpp"
+#include "cli/effective.hpp"
 #include "cli/subject.hpp"
 #include "cli/verification.hpp"
 #include "kernels/cpu/thread_pool.hpp"
@@ -93,6 +94,7 @@ int run_verify(const Settings& settings, const Context&) {
 
   if (json) {
     nlohmann::ordered_json record = report::new_record("verify");
+    record["options"] = settings_json(settings);
     record["input"] = layout.paths.file;
     record["output"] = result.file;
     record["pattern"] = result.attributes.pattern;

@@ -1,0 +1,265 @@
+// The program as a user runs it: texts, exit codes, files.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "io/corpus.hpp"
+#include "io/result.hpp"
+
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+struct Outcome {
+  int code = -1;
+  std::string text;  // stdout and stderr
+};
+
+Outcome shell(const std::string& command) {
+  Outcome outcome;
+  std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  if (!pipe) return outcome;
+  std::array<char, 4096> buffer;
+  for (size_t size; (size = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) outcome.text.append(buffer.data(), size);
+  const int status = pclose(pipe);
+  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return outcome;
+}
+
+Outcome run_program(const std::string& arguments, const std::string& environment = "") {
+  return shell("env " + environment + " " + std::string(LONGSPAN_PROGRAM) + " " + arguments);
+}
+
+Outcome mpirun(int ranks, const std::string& arguments) {
+  return shell(
+      "env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "
+      "OMPI_MCA_hwloc_base_binding_policy=none "
+      "OMPI_MCA_mpi_yield_when_idle=1 " +
+      std::string(LONGSPAN_MPIEXEC) + " -n " + std::to_string(ranks) + " " + LONGSPAN_PROGRAM + " " + arguments);
+}
+
+class Program : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = testing::TempDir() + "longspan_program_XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  std::string file(const std::string& name) const { return folder_ + "/" + name; }
+  std::string folder_;
+};
+
+int occurrences(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST_F(Program, HelpAndVersionNeedNothing) {
+  Outcome outcome = run_program("--help");
+  EXPECT_EQ(outcome.code, 0);
+  for (const char* command : {"attend", "verify", "inspect pattern", "inspect file", "plan", "generate"}) {
+    EXPECT_THAT(outcome.text, HasSubstr(command));
+    const Outcome help = run_program(std::string(command) + " --help");
+    EXPECT_EQ(help.code, 0) << command;
+    EXPECT_THAT(help.text, HasSubstr("--config FILE")) << command;
+    EXPECT_THAT(help.text, HasSubstr("key ")) << command;
+  }
+  outcome = run_program("--version");
+  EXPECT_EQ(outcome.code, 0);
+  for (const char* what : {"longspan", "git commit", "compiler", "MPI", "HDF5", "CUDA", "NCCL"}) EXPECT_THAT(outcome.text, HasSubstr(what));
+  EXPECT_THAT(outcome.text, HasSubstr("found"));
+}
+
+TEST_F(Program, NoCommandIsAUsageError) {
+  EXPECT_EQ(run_program("").code, 2);
+  Outcome outcome = run_program("atend --input x");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(outcome.text, "longspan: error: unknown command atend; did you mean attend? see longspan --help\n");
+  outcome = run_program("inspect patterns");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.text, HasSubstr("expected inspect pattern or inspect file"));
+  EXPECT_EQ(run_program("inspect").code, 2);
+  EXPECT_THAT(run_program("--verson").text, HasSubstr("did you mean --version?"));
+}
+
+TEST_F(Program, UsageErrorsComeOncePerProblem) {
+  const Outcome outcome = run_program("verify --inputs a --rows 0", "LONGSPAN_MEMROY=1");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_EQ(occurrences(outcome.text, "longspan: error: "), 5) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("did you mean --input?"));
+  EXPECT_THAT(outcome.text, HasSubstr("did you mean LONGSPAN_MEMORY?"));
+  const Outcome ranks = mpirun(3, "generate --output " + file("c.h5") + " --tokens 5 --heds 2");
+  EXPECT_EQ(ranks.code, 2);
+  EXPECT_EQ(occurrences(ranks.text, "unknown option --heds"), 1) << ranks.text;
+  EXPECT_EQ(occurrences(mpirun(2, "plan --rnks 3").text, "did you mean --ranks?"), 1);
+}
+
+TEST_F(Program, PatternErrorsPointAtTheCharacter) {
+  const Outcome outcome = run_program("inspect pattern 'causal & wndow(3)' --tokens 100");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.text, HasSubstr("causal & wndow(3)\n"));
+  EXPECT_THAT(outcome.text, HasSubstr("^"));
+  EXPECT_THAT(outcome.text, HasSubstr("window"));
+}
+
+TEST_F(Program, InspectPatternCountsAndDraws) {
+  const Outcome outcome = run_program("inspect pattern 'streaming(4, 100)' --documents 1000,24,0,7 --heads 2 --svg " + file("map.svg") +
+                                      " --json " + file("p.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("causal & (sink(4) | window(99, 0))"));
+  EXPECT_THAT(outcome.text, HasSubstr("1,031 in 4 documents"));
+  std::ifstream stream(file("p.json"));
+  const auto json = nlohmann::json::parse(stream);
+  // 1000 tokens: all up to query 103, then 100 and the 4 sinks; 24 and 7 tokens are all within the window.
+  EXPECT_EQ(json["groups"][0]["allowed_pairs"], 104 * 105 / 2 + (1000 - 104) * 104 + 24 * 25 / 2 + 7 * 8 / 2);
+  EXPECT_EQ(json["groups"][0]["heads"], (std::vector<int>{0, 1}));
+  EXPECT_EQ(json["groups"][0]["keys_per_query"]["max"], 104);
+  std::ifstream svg(file("map.svg"));
+  std::stringstream text;
+  text << svg.rdbuf();
+  EXPECT_THAT(text.str(), HasSubstr("<svg"));
+}
+
+TEST_F(Program, JsonToStandardOutputIsAllThereIs) {
+  const Outcome outcome = run_program("inspect pattern causal --tokens 300 --json");
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_EQ(nlohmann::json::parse(outcome.text)["groups"][0]["allowed_pairs"], 300 * 301 / 2);
+}
+
+TEST_F(Program, InspectFileOfTheSample) {
+  const Outcome outcome = run_program(std::string("inspect file ") + LONGSPAN_SAMPLE);
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("4,154 tokens, 9 query heads on 3 key/value heads, head_dim 64, bfloat16"));
+  EXPECT_THAT(outcome.text, HasSubstr("4: shortest 0"));
+  const Outcome missing = run_program("inspect file " + file("none.h5"));
+  EXPECT_EQ(missing.code, 3);
+  EXPECT_THAT(missing.text, HasSubstr(file("none.h5")));
+}
+
+TEST_F(Program, GenerateIsTheSameForAnyNumberOfRanks) {
+  const std::string options = " --tokens 1001 --heads 4 --kv-heads 2 --head-dim 24 --type float16 --seed 5 --documents lognormal:100,1";
+  ASSERT_EQ(run_program("generate --output " + file("one.h5") + options).code, 0);
+  const Outcome three = mpirun(3, "generate --output " + file("three.h5") + options);
+  ASSERT_EQ(three.code, 0) << three.text;
+  const Outcome difference = shell("h5diff -v " + file("one.h5") + " " + file("three.h5"));
+  if (difference.code == 127) GTEST_SKIP() << "no h5diff here";
+  EXPECT_EQ(difference.code, 0) << difference.text;
+  EXPECT_THAT(run_program("inspect file " + file("three.h5")).text,
+              HasSubstr("1,001 tokens, 4 query heads on 2 key/value heads, head_dim 24, float16"));
+  const Outcome again = run_program("generate --output " + file("one.h5") + options);
+  EXPECT_EQ(again.code, 2);
+  EXPECT_THAT(again.text, HasSubstr("output exists already"));
+  EXPECT_EQ(run_program("generate --overwrite --output " + file("one.h5") + options).code, 0);
+}
+
+TEST_F(Program, GenerateNamesProblems) {
+  const Outcome outcome = run_program("generate --output " + file("x.h5") + " --heads 4 --kv-heads 3 --head-dim 12");
+  EXPECT_EQ(outcome.code, 2);
+  EXPECT_THAT(outcome.text, HasSubstr("option --tokens is missing"));
+  EXPECT_THAT(outcome.text, HasSubstr("key/value heads do not divide the query heads: seen 3, expected a divisor of 4"));
+  EXPECT_THAT(outcome.text, HasSubstr("head_dim is no multiple of 8: seen 12"));
+  EXPECT_EQ(run_program("generate --output /nowhere/x.h5 --tokens 5 --heads 1").code, 7);
+}
+
+TEST_F(Program, VerifyRefusesFilesThatDoNotBelongTogether) {
+  const Outcome outcome = run_program(std::string("verify --input ") + LONGSPAN_SAMPLE + " --output " + file("none.h5"));
+  EXPECT_THAT(outcome.text, HasSubstr(file("none.h5")));
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_NE(outcome.code, 1) << "1 means: looked, and found errors too large";
+}
+
+// A result that is known without computing attention: under window(0) every token sees itself alone, so O = V and LSE = scale·q·k.
+TEST_F(Program, VerifyJudgesAResult) {
+  using namespace longspan;
+  constexpr int kHeads = 2, kDim = 8, kTokens = 50;
+  const std::string input = file("c.h5"), output = file("o.h5");
+  ASSERT_EQ(run_program("generate --output " + input + " --tokens 50 --heads 2 --head-dim 8 --type float32").code, 0);
+  const io::CorpusLayout layout = io::inspect_corpus({.file = input});
+  const io::CorpusReader reader(layout);
+  std::vector<float> q(kTokens * kHeads * kDim), k(q.size()), v(q.size()), lse(kTokens * kHeads);
+  reader.read_q(0, kTokens, reinterpret_cast<std::byte*>(q.data()));
+  reader.read_k(0, kTokens, 0, kHeads, reinterpret_cast<std::byte*>(k.data()));
+  reader.read_v(0, kTokens, 0, kHeads, reinterpret_cast<std::byte*>(v.data()));
+  for (size_t row = 0; row < lse.size(); ++row) {
+    double dot = 0;
+    for (size_t d = 0; d < kDim; ++d) dot += double{q[row * kDim + d]} * k[row * kDim + d];
+    lse[row] = static_cast<float>(0.5 * dot);
+  }
+  io::ResultAttributes attributes{.longspan_version = "test",
+                                  .pattern = "window(0, 0)",
+                                  .scale = 0.5,
+                                  .input_name = input,
+                                  .input_bytes = layout.file_bytes,
+                                  .input_modified_ns = layout.modified_ns};
+  const auto write = [&](int64_t tokens, bool complete) {
+    std::filesystem::remove(output);
+    const io::ResultLayout result = io::create_result(output, tokens, kHeads, kDim, ElementType::float32, attributes);
+    {
+      io::ResultFile writer(result, io::ResultFile::Access::write);
+      writer.write(0, tokens, reinterpret_cast<const std::byte*>(v.data()), lse.data());
+      writer.sync();
+    }
+    if (complete) io::mark_complete(output);
+  };
+  const std::string command = "verify --input " + input + " --output " + output;
+
+  write(kTokens, false);
+  Outcome outcome = run_program(command);
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("not complete"));
+  EXPECT_THAT(run_program("inspect file " + output).text, HasSubstr("--continue"));
+
+  write(kTokens, true);
+  outcome = run_program(command + " --json " + file("v.json"));
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("every error is within its bound"));
+  EXPECT_THAT(outcome.text, Not(HasSubstr("warning")));
+  std::ifstream stream(file("v.json"));
+  const auto json = nlohmann::json::parse(stream);
+  EXPECT_EQ(json["passed"], true);
+  EXPECT_EQ(json["rows"], 50);
+  EXPECT_EQ(json["pairs"], 50 * kHeads);
+  EXPECT_EQ(json["options"]["rows"]["from"], "default");
+  EXPECT_EQ(mpirun(2, command).code, 0);
+
+  attributes.input_modified_ns += 1;
+  write(kTokens, true);
+  outcome = run_program(command);
+  EXPECT_EQ(outcome.code, 0);
+  EXPECT_THAT(outcome.text, HasSubstr("warning"));
+
+  v[3] += 1;
+  write(kTokens, true);
+  outcome = run_program(command + " --rows 10");
+  EXPECT_EQ(outcome.code, 1);
+  EXPECT_THAT(outcome.text, HasSubstr("token 0, head 0"));
+  EXPECT_THAT(outcome.text, HasSubstr("FAILED"));
+
+  write(kTokens - 1, true);
+  outcome = run_program(command);
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("output and input differ in tokens: seen 49, expected 50"));
+}
+
+TEST_F(Program, ConfigurationFilesGiveThePattern) {
+  const Outcome outcome = run_program(std::string("inspect pattern --tokens 20k --heads 8 --config ") + LONGSPAN_CONFIGS + "/longnet.ini");
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("dilated_segment(8192, 4, 3)"));
+  std::ofstream(file("bad.ini")) << "[inspect pattern]\ntokns = 5\n";
+  const Outcome bad = run_program("inspect pattern causal --config " + file("bad.ini"));
+  EXPECT_EQ(bad.code, 2);
+  EXPECT_THAT(bad.text, HasSubstr("unknown key tokns (" + file("bad.ini") + ":2); did you mean tokens?"));
+}
+
+}  // namespace
