@@ -29,7 +29,7 @@ struct Argument {
   int64_t value_at = 0;
 };
 
-std::string quoted(std::string_view name) { return "'" + std::string(name) + "'"; }
+std::string quoted(std::string_view name) { return std::string(1, '\'').append(name).append("'"); }
 
 std::string usage_of(const TermSpec& spec) {
   std::string text(spec.name);

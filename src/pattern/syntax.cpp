@@ -90,7 +90,8 @@ std::string canonical_text(const Node& tree) {
     }
     case Node::Kind::none_of: {
       const Node& child = *tree.children.front();
-      return child.kind == Node::Kind::term ? std::string(1, '!').append(canonical_text(child)) : "!" + in_parentheses(child);
+      return child.kind == Node::Kind::term ? std::string(1, '!').append(canonical_text(child))
+                                            : std::string(1, '!').append(in_parentheses(child));
     }
     case Node::Kind::all_of:
     case Node::Kind::any_of:
