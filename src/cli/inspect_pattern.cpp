@@ -33,6 +33,8 @@ std::string heads_text(const std::vector<int>& heads) {
   return text;
 }
 
+std::string named_heads(const std::vector<int>& heads) { return (heads.size() == 1 ? "head " : "heads ") + heads_text(heads); }
+
 nlohmann::ordered_json to_json(const Census& census, const std::string& canonical, const Settings& settings) {
   nlohmann::ordered_json json = report::new_record("inspect pattern");
   json["options"] = settings_json(settings);
@@ -114,7 +116,7 @@ int run_inspect_pattern(const Settings& settings, const Context&) {
 
   if (const auto svg = settings.maybe_text("svg")) {
     std::vector<report::MapPanel> panels;
-    for (const GroupCensus* group : pictured(census)) panels.push_back({"heads " + heads_text(group->heads), group->map});
+    for (const GroupCensus* group : pictured(census)) panels.push_back({named_heads(group->heads), group->map});
     const std::string subtitle =
         fmt::format("{} tokens in {} document{}, {} x {} tiles", report::count_text(census.tokens), report::count_text(census.documents),
                     census.documents == 1 ? "" : "s", report::count_text(census.blocks), report::count_text(census.blocks));
@@ -125,7 +127,7 @@ int run_inspect_pattern(const Settings& settings, const Context&) {
   if (json == "-") return 0;
   std::string text = tables(census, canonical, subject.shape);
   for (const GroupCensus* group : pictured(census))
-    text += "\nBlock map of heads " + heads_text(group->heads) + ":\n" + report::terminal_picture(group->map, 2);
+    text += "\nBlock map of " + named_heads(group->heads) + ":\n" + report::terminal_picture(group->map, 2);
   if (census.groups.size() > kMostPictures)
     text += fmt::format("\n({} of {} head groups are drawn)\n", kMostPictures, census.groups.size());
   std::fputs(text.c_str(), stdout);

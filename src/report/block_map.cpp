@@ -187,7 +187,7 @@ std::string svg_picture(const std::string& title, const std::string& subtitle, c
   std::string svg = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" "
       "role=\"img\">\n<title>{2}</title>\n<style>\n"
-      "text{{font:13px sans-serif;fill:#222}}.b{{font-weight:bold}}.m{{font:bold 13px "
+      "rect{{shape-rendering:crispEdges}}text{{font:13px sans-serif;fill:#222}}.b{{font-weight:bold}}.m{{font:bold 13px "
       "monospace}}.d{{fill:none;stroke:#888;stroke-width:.6;stroke-dasharray:3 3}}\n",
       width, height, escaped(title));
   for (int level = 1; level <= 8; ++level)
