@@ -253,7 +253,7 @@ int run_attend(const Settings& settings, const Context& context) {
   const bool whole = job.finished_stripes() == 0;
   std::vector<std::pair<std::string, std::string>> summary{
       {"wall time", report::duration_text(total.most)},
-      {"throughput", whole ? report::rate_text(static_cast<double>(shape.tokens) / seconds, "tokens/s") + ", " + report::rate_text(flop / seconds, "FLOP/s") + " over visited 64x64 quarters"
+      {"throughput", whole ? report::rate_text(static_cast<double>(shape.tokens) / seconds, "tokens") + ", " + report::rate_text(flop / seconds, "FLOP") + " over visited 64x64 quarters"
                            : "not told for a part of a job"},
       {"K/V moved", fmt::format("{} = planned; lower bound {}, a dense ring {}", report::bytes_text(received), report::bytes_text(lower_bound), report::bytes_text(ring))},
       {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)}};

@@ -1,13 +1,10 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
+#include "io/description.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "report/build_info.hpp"
 #include "report/table.hpp"
-
-namespace longspan::io {
-std::string library_version();  // of HDF5, at run time
-}
 
 namespace longspan::cli {
 
@@ -34,7 +31,7 @@ std::string version_text() {
                              {"git commit", report::git_commit()},
                              {"compiler", fmt::format("{} ({})", report::compiler(), report::build_type())},
                              {"MPI", fmt::format("built with {}, found {}", built_with_mpi(), first_line(comm::library_version()))},
-                             {"HDF5", fmt::format("built with {}, found {}", LONGSPAN_HDF5_VERSION, io::library_version())},
+                             {"HDF5", fmt::format("built with {}, found {}", io::hdf5_built_with(), io::hdf5_running_with())},
                              {"CPU kernels", kernels::cpu::target_name()},
                              {"CUDA", cuda.empty() ? "not built in" : fmt::format("not built in (toolkit {} was there)", cuda)},
                              {"NCCL", "not built in"}});
