@@ -295,6 +295,8 @@ void BlockExchange::start(int tag, const std::vector<Message>& receives, const s
   for (const Message& message : sends) state_->post(tag, State::kSend, message);
 }
 
+int64_t BlockExchange::messages_in_flight() const { return static_cast<int64_t>(state_->requests.size()); }
+
 void BlockExchange::progress() { state_->poll(); }
 
 bool BlockExchange::received(int tag) {

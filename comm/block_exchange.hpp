@@ -37,6 +37,7 @@ class BlockExchange {
   // and tag in flight). The memory stays untouched until the tag's finish_receives or finish_sends returns. A message has the same
   // number of blocks on both sides (one of none is not sent at all) and its peer is another rank; pieces that abut are joined.
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends);
+  int64_t messages_in_flight() const;  // parts of messages that are posted and not done, both directions
   // Lets MPI work; cheap. Call often while computing.
   void progress();
   // True when the receives of `tag` have arrived (also when there were none). Does not block.

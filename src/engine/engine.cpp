@@ -5,6 +5,7 @@
 #include <cstring>
 #include <future>
 #include <optional>
+#include <utility>
 
 #include "engine/io_thread.hpp"
 #include "engine/long_rows.hpp"
@@ -18,7 +19,8 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{8} << 20;  // of key rows on their way from the input into units
 constexpr int kTags = 1 << 20;
-constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the pool computes
+constexpr int64_t kMessagesAhead = 256;  // sends are posted before their step while fewer messages are in flight
+constexpr double kPoll = 0.0005;         // seconds between two looks at the messages while the pool computes
 
 using Clock = std::chrono::steady_clock;
 
@@ -238,16 +240,27 @@ class Engine::Run {
       });
       return;
     }
-    std::vector<comm::BlockExchange::Message> receives, sends;
+    std::vector<comm::BlockExchange::Message> receives;
     for (const PeerUnits& peer : exchange.receive) {
       receives.push_back({peer.peer, {}});
       for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(receives.back(), pool_.at(pool_.take(kv_head, block))); });
     }
-    for (const PeerUnits& peer : exchange.send) {
-      sends.push_back({peer.peer, {}});
-      for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(sends.back(), pool_.at(pool_.slot(kv_head, block))); });
+    exchange_.start(tag_of(t), receives, {});
+    post_sends(t);
+  }
+
+  // Posts the sends of step t, and of later ones while there are few messages on their way: own keys never change, so a rank that is ahead
+  // need not wait until this one gets there.
+  void post_sends(size_t t) {
+    while (sent_ < order_.size() && (sent_ <= t || exchange_.messages_in_flight() < kMessagesAhead)) {
+      const auto [s, step] = order_[sent_];
+      std::vector<comm::BlockExchange::Message> sends;
+      for (const PeerUnits& peer : engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send) {
+        sends.push_back({peer.peer, {}});
+        for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(sends.back(), pool_.at(pool_.slot(kv_head, block))); });
+      }
+      exchange_.start(tag_of(sent_++), {}, sends);
     }
-    exchange_.start(tag_of(t), receives, sends);
   }
 
   template <typename F>
@@ -300,13 +313,15 @@ class Engine::Run {
         }
       }
     }
-    if (!lists_ || lists_of_ != s) {
+    if (next_lists_) {
+      lists_ = std::exchange(next_lists_, std::nullopt);
+    } else {
       const Timed timed(record_.plan);
-      make_lists(s);
+      lists_ = make_lists(s);
     }
   }
 
-  void make_lists(size_t s) {
+  StripeLists make_lists(size_t s) {
     std::map<int64_t, int64_t> first_row;  // of own query blocks
     int64_t rows = 0;
     for (const Interval& run : stripe(s).query_blocks)
@@ -317,9 +332,8 @@ class Engine::Run {
       return StripeLists::Place{layout.q_row.at(row.block),
                                 layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
     };
-    lists_ = StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
-                               [this] { exchange_.progress(); });
-    lists_of_ = s;
+    return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
+                             [this] { exchange_.progress(); });
   }
 
   void attend(size_t s, int step) {
@@ -355,6 +369,8 @@ class Engine::Run {
     arguments.l = l_.data();
     arguments.o = o_.data();
     kernels::cpu::start_forward(arguments, threads_);
+    // This thread has time: the next stripe's lists are made while the pool computes this one's last step.
+    if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size()) next_lists_ = make_lists(s + 1);
     while (!threads_.wait_for(kPoll)) {
       exchange_.progress();
       long_rows_.progress();
@@ -438,15 +454,14 @@ class Engine::Run {
   kernels::cpu::ThreadPool threads_;
 
   std::vector<std::pair<size_t, int>> order_;  // (stripe, step) in the order they run
-  std::optional<StripeLists> lists_;
-  size_t lists_of_ = 0;
+  std::optional<StripeLists> lists_, next_lists_;
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;
 
   std::vector<std::byte> q_[2], out_[2];
   std::vector<float> m_, l_, o_, lse_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0;
+  size_t read_ = 0, written_ = 0, sent_ = 0;
   int64_t most_rows_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::future<void> reading_, writes_[2];

@@ -237,8 +237,8 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   };
   const auto close = [&](Stripe& stripe, NeedCollector& need) {
     stripe.need = need.take();
-    plan.memory.lists =
-        std::max<int64_t>(plan.memory.lists, stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes());
+    plan.memory.lists = std::max<int64_t>(plan.memory.lists,
+                                          2 * (stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes()));
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
   };
@@ -253,7 +253,8 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   }
   Stripe stripe;
   NeedCollector need(shared);
-  const int64_t most_entries = std::max<int64_t>(1, shared.memory.lists / static_cast<int64_t>(sizeof(kernels::Tile)));
+  // Half: the next stripe's lists are made while this one's are in use.
+  const int64_t most_entries = std::max<int64_t>(1, shared.memory.lists / 2 / static_cast<int64_t>(sizeof(kernels::Tile)));
   for (const Interval& run : plan.own) {
     for (int64_t block = run.begin; block < run.end; ++block) {
       Stripe one;

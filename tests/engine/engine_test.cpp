@@ -125,6 +125,7 @@ TEST_F(EngineTest, TypesAndHeadLayouts) {
 TEST_F(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
   for (const std::string& text : patterns()) {
     for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
+      if (kind != plan::PartitionKind::contiguous && text != "causal" && text != "longformer(129, 2)") continue;
       for (bool again : {false, true}) {
         SCOPED_TRACE(text + (again ? ", keys read again, " : ", ") + std::string(plan::name_of(kind)));
         Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
@@ -145,19 +146,14 @@ TEST_F(EngineTest, ReproducibleBitsDependOnNothing) {
     SCOPED_TRACE(text);
     Problem problem(shape_of(ElementType::float32, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
     const Outcome one = attend(alone, problem, {.reproducible = true, .threads = 1});
-    for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
-      for (const Setting& setting :
-           {Setting{.partition = kind, .reproducible = true}, Setting{.partition = kind, .reproducible = true, .blocks_of_room = 6},
-            Setting{.partition = kind, .reproducible = true, .keys_read_again = true, .blocks_of_room = 6}}) {
-        const Outcome many = attend(world_, problem, setting);
-        for (const Interval& run : many.tokens) {
-          EXPECT_EQ(many.output.rows(run), one.output.rows(run));
-          for (int64_t token = run.begin; token < run.end; ++token)
-            for (int h = 0; h < problem.shape().heads; ++h) {
-              const auto at = static_cast<size_t>(token * problem.shape().heads + h);
-              ASSERT_EQ(std::bit_cast<uint32_t>(many.output.lse[at]), std::bit_cast<uint32_t>(one.output.lse[at]));
-            }
-        }
+    for (const Setting& setting :
+         {Setting{.partition = plan::PartitionKind::contiguous, .reproducible = true},
+          Setting{.partition = plan::PartitionKind::zigzag, .reproducible = true, .blocks_of_room = 6},
+          Setting{.partition = plan::PartitionKind::balanced, .reproducible = true, .keys_read_again = true, .blocks_of_room = 6}}) {
+      const Outcome many = attend(world_, problem, setting);
+      for (const Interval& run : many.tokens) {
+        EXPECT_EQ(many.output.rows(run), one.output.rows(run));
+        EXPECT_EQ(many.output.lse_bits(run), one.output.lse_bits(run));
       }
     }
   }

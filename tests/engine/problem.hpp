@@ -179,6 +179,12 @@ class WholeOutput : public engine::Output {
     std::memcpy(lse.data() + begin * shape_.heads, row_lse, static_cast<size_t>(count * shape_.heads) * sizeof(float));
   }
   void stripe_written(int64_t stripe) override { stripes.push_back(stripe); }
+  std::vector<uint32_t> lse_bits(Interval tokens) const {
+    std::vector<uint32_t> bits;
+    for (int64_t at = tokens.begin * shape_.heads; at < tokens.end * shape_.heads; ++at)
+      bits.push_back(std::bit_cast<uint32_t>(lse[static_cast<size_t>(at)]));
+    return bits;
+  }
   std::vector<std::byte> rows(Interval tokens) const {
     return {o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.begin) * row_),
             o.begin() + static_cast<std::ptrdiff_t>(static_cast<size_t>(tokens.end) * row_)};
