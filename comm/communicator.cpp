@@ -92,6 +92,22 @@ std::vector<Problem> merge(const std::vector<std::string>& packed_by_rank) {
   return problems;
 }
 
+// What `body` throws.
+std::vector<Problem> problems_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.problems();
+  } catch (const std::bad_alloc&) {
+    return {{.code = ExitCode::environment, .what = "out of memory", .mend = "use more hosts, or fewer ranks per host"}};
+  } catch (const std::exception& error) {
+    return {{.code = ExitCode::internal, .what = error.what()}};
+  } catch (...) {
+    return {{.code = ExitCode::internal, .what = "an exception of unknown type"}};
+  }
+  return {};
+}
+
 void all_reduce(std::span<int64_t> values, MPI_Op operation, MPI_Comm comm, int64_t piece_bytes) {
   const int64_t most = std::max<int64_t>(1, piece_bytes / static_cast<int64_t>(sizeof(int64_t)));
   const auto size = static_cast<int64_t>(values.size());
@@ -267,23 +283,14 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
 void Communicator::agree(const std::vector<Problem>& mine) const {
   if (max(mine.empty() ? 0 : 1) == 0) return;
   const std::vector<std::string> found = gather(pack(mine));
-  throw Error(unpack(broadcast(rank_ == 0 ? pack(merge(found)) : std::string())));
+  throw AgreedError(unpack(broadcast(rank_ == 0 ? pack(merge(found)) : std::string())));
 }
 
-void Communicator::agreed(const std::function<void()>& body) const {
-  std::vector<Problem> mine;
-  try {
-    body();
-  } catch (const Error& error) {
-    mine = error.problems();
-  } catch (const std::bad_alloc&) {
-    mine = {{.code = ExitCode::environment, .what = "out of memory", .mend = "use more hosts, or fewer ranks per host"}};
-  } catch (const std::exception& error) {
-    mine = {{.code = ExitCode::internal, .what = error.what()}};
-  } catch (...) {
-    mine = {{.code = ExitCode::internal, .what = "an exception of unknown type"}};
-  }
-  agree(mine);
+void Communicator::agreed(const std::function<void()>& body) const { agree(problems_of(body)); }
+
+void Communicator::on_root(const std::function<void()>& body) const {
+  const std::string found = broadcast(rank_ == 0 ? pack(problems_of(body)) : std::string());
+  if (!found.empty()) throw AgreedError(unpack(found));
 }
 
 void Communicator::abort(const Problem& problem) const {

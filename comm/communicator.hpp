@@ -40,6 +40,13 @@ class Session {
   bool owned_ = false;
 };
 
+// The verdict of Communicator::agree and on_root: every rank throws the same one, so every rank may leave in good order. Any other Error
+// may be one rank's own, whom the others wait for: Communicator::abort.
+class AgreedError : public Error {
+ public:
+  using Error::Error;
+};
+
 // A private duplicate of a communicator, with errors returned rather than fatal. Collective to create and destroy
 // (the destructor frees only when no exception is in flight: unwinding on one rank must not wait for the others).
 class Communicator {
@@ -72,12 +79,15 @@ class Communicator {
   std::vector<std::string> gather(const std::string& text, int root = 0) const;  // empty on other ranks
 
   // Ends a set-up phase together: every rank passes the problems it found (maybe none). If any rank has one, every rank throws the
-  // same Error: all distinct problems in rank order, each naming the ranks when not all of them saw it ("cannot open x.h5 on
+  // same AgreedError: all distinct problems in rank order, each naming the ranks when not all of them saw it ("cannot open x.h5 on
   // ranks 2-5, 9"). The error's code is that of its first problem. Collective.
   void agree(const std::vector<Problem>& mine) const;
   // Runs `body`, catches what it throws (other exceptions than Error become problems too), and agrees. Collective calls inside `body` are
   // allowed only if no rank can throw before them.
   void agreed(const std::function<void()>& body) const;
+
+  // The same when rank 0 alone has something to do (look at a file, make it): `body` runs there, the others wait for its verdict. Collective.
+  void on_root(const std::function<void()>& body) const;
 
   // Running phases: prints one line "[rank 13 host] problem" and ends all ranks with its exit code. Never returns.
   [[noreturn]] void abort(const Problem& problem) const;

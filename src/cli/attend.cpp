@@ -217,14 +217,12 @@ int run_attend(const Settings& settings, const Context& context) {
   record["plan"]["seconds"] = planning;
   record["plan"]["per_rank"] = figures_json(figures, shown);
   const auto write_record = [&] {
-    ranks.agreed([&] {
-      if (ranks.rank() == 0) report::write_record(record, options.record);
-    });
+    ranks.on_root([&] { report::write_record(record, options.record); });
     if (!to_stdout) log.info("Run record: " + options.record);
   };
   if (options.dry_run) {
     record["dry_run"] = true;
-    write_record();
+    if (settings.has("json")) write_record();  // else it would replace the record of the run that made the output
     log.info("Dry run: nothing was computed and no output was touched.");
     return 0;
   }

@@ -68,8 +68,7 @@ int run_generate(const Settings& settings, const Context& context) {
   std::string layout_text;
   ranks.agreed([&] { plan = plan_from(settings); });
   // One rank looks at the folder and makes the file; the others hear of it.
-  ranks.agreed([&] {
-    if (ranks.rank() != 0) return;
+  ranks.on_root([&] {
     check_output(settings);
     layout_text = io::create_corpus(plan.paths, plan.shape, plan.offsets, report::version(),
                                     {{"generator", "longspan generate"}, {"seed", settings.setting("seed").text}})
@@ -107,9 +106,7 @@ int run_generate(const Settings& settings, const Context& context) {
     ranks.abort(error.problems().front());  // the others go on: nobody can wait for this rank
   }
   ranks.barrier();
-  ranks.agreed([&] {
-    if (ranks.rank() == 0) io::finish_corpus(layout.paths);
-  });
+  ranks.on_root([&] { io::finish_corpus(layout.paths); });
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const int64_t bytes =
       shape.tokens * (int64_t{shape.heads} + 2 * int64_t{shape.kv_heads}) * shape.head_dim * static_cast<int64_t>(size_of(shape.type));

@@ -109,10 +109,14 @@ int run_collective(const cli::Command& command, const std::vector<std::string>& 
     ranks.agreed([&] { settings = cli::read_settings(command, cli::commands(), arguments, cli::process_environment()); });
     agree_on_settings(ranks, settings);
     return runner_of(command.name)(settings, {.ranks = &ranks, .command_line = command_line});
-  } catch (const Error& error) {
+  } catch (const comm::AgreedError& error) {
     if (ranks.rank() == 0) report_exception(error);
     return static_cast<int>(error.code());
-  } catch (const std::exception& error) {  // on this rank alone: the others wait for it
+  } catch (const Error& error) {  // this and what follows: on this rank alone, and the others wait for it
+    ranks.abort(error.problems().front());
+  } catch (const std::bad_alloc&) {
+    ranks.abort({.code = ExitCode::environment, .what = "out of memory", .mend = "use more ranks or a smaller --memory"});
+  } catch (const std::exception& error) {
     ranks.abort({.code = ExitCode::internal,
                  .what = std::string("unexpected: ") + error.what(),
                  .mend = "please report this with the command line"});

@@ -126,7 +126,8 @@ ResultFile::ResultFile(const ResultLayout& layout, Access access) : layout_(layo
   if (access == Access::read) {
     descriptor = open_existing(file, "output file");
   } else {
-    descriptor = Descriptor(::open(file.c_str(), O_WRONLY | O_CLOEXEC));
+    // To read as well: a job that goes on looks at what it wrote before.
+    descriptor = Descriptor(::open(file.c_str(), O_RDWR | O_CLOEXEC));
     const int error = errno;
     if (descriptor.get() < 0) {
       throw Error({.code = ExitCode::io,

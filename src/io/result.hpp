@@ -45,7 +45,7 @@ void mark_complete(const std::string& file);
 
 class ResultFile {
  public:
-  enum class Access { read, write };
+  enum class Access { read, write };  // write: to read as well
   ResultFile(const ResultLayout& layout, Access access);
   ~ResultFile();
   ResultFile(const ResultFile&) = delete;

@@ -60,15 +60,20 @@ struct AttendJob::State {
     open_input();
     if (request.go_on) look_for_ledger();
     plan_all();
-    if (request.dry_run || complete) return;
+    if (complete) return;
+    if (request.dry_run) {
+      ranks.on_root([&] {
+        check_output();
+        check_room();
+      });
+      return;
+    }
     open_output();
   }
 
   void open_input() {
     std::string layout;
-    ranks.agreed([&] {
-      if (ranks.rank() == 0) layout = io::inspect_corpus(request.input).to_json();
-    });
+    ranks.on_root([&] { layout = io::inspect_corpus(request.input).to_json(); });
     corpus = io::CorpusLayout::from_json(ranks.broadcast(layout));
     ranks.agreed([&] {
       reader.emplace(corpus);
@@ -86,15 +91,16 @@ struct AttendJob::State {
   void look_for_ledger() {
     std::string head;
     int64_t finished = 0;
-    ranks.agreed([&] {
-      if (ranks.rank() != 0) return;
-      if (std::filesystem::exists(Ledger::path_of(request.output)) && std::filesystem::exists(request.output)) {
-        head = Ledger(Ledger::path_of(request.output), 0).head().dump();
-      } else if (std::filesystem::exists(request.output)) {
-        const io::ResultLayout result = io::inspect_result(request.output);
-        if (result.attributes.complete == 0) return;  // killed before its first stripe: nothing to go on from
+    ranks.on_root([&] {
+      if (!std::filesystem::exists(request.output)) return;
+      const std::string ledger_path = Ledger::path_of(request.output);
+      const io::ResultLayout result = io::inspect_result(request.output);
+      if (result.attributes.complete != 0) {
         check_complete_is_ours(result);
         finished = 1;
+        if (!request.dry_run) Ledger::remove(ledger_path);  // of a job that was killed between its last two acts
+      } else if (Ledger::exists(ledger_path)) {  // else killed before there was one: nothing to go on from
+        head = Ledger(ledger_path, 0).head().dump();
       }
     });
     complete = ranks.max(finished) != 0;
@@ -145,7 +151,7 @@ struct AttendJob::State {
   // What the job is: two jobs with equal heads write the same bits.
   ordered_json make_head() const {
     const Shape& shape = corpus.shape;
-    return {{"input", request.input.file},
+    return {{"input", std::filesystem::absolute(request.input.file).lexically_normal().string()},
             {"input_bytes", corpus.file_bytes},
             {"input_modified_ns", corpus.modified_ns},
             {"datasets", request.input.q + " " + request.input.k + " " + request.input.v},
@@ -170,17 +176,12 @@ struct AttendJob::State {
   void open_output() {
     const std::string ledger_path = Ledger::path_of(request.output);
     std::string layout;
-    const bool resume = !resumed_head.is_null();
-    ranks.agreed([&] {
-      if (ranks.rank() != 0) return;
-      ordered_json head = make_head();
-      if (resume) {
-        const std::vector<Problem> problems = differences(resumed_head, head, ledger_path);
-        if (!problems.empty()) throw Error(problems);
+    ranks.on_root([&] {
+      check_output();
+      if (resume()) {
         layout = io::inspect_result(request.output).to_json();
         return;
       }
-      refuse_to_overwrite();
       Ledger::remove(ledger_path);
       io::ResultAttributes attributes{.longspan_version = request.version,
                                       .pattern = request.pattern.canonical(),
@@ -190,18 +191,49 @@ struct AttendJob::State {
                                       .input_modified_ns = corpus.modified_ns};
       const Shape& shape = corpus.shape;
       layout = io::create_result(request.output, shape.tokens, shape.heads, shape.head_dim, output_type, attributes).to_json();
-      Ledger::create(ledger_path, head, ranks.size(), stripes);
+      Ledger::create(ledger_path, make_head(), ranks.size(), stripes);
     });
     result = io::ResultLayout::from_json(ranks.broadcast(layout));
     ranks.agreed([&] {
       file.emplace(result, io::ResultFile::Access::write);
       ledger.emplace(ledger_path, ranks.rank());
       done.assign(static_cast<size_t>(stripes), false);
-      if (resume) check_finished_stripes();
+      if (resume()) check_finished_stripes();
     });
     finished = ranks.sum(static_cast<int64_t>(std::count(done.begin(), done.end(), true)));
     const int64_t damaged = ranks.sum(mismatched);
-    if (damaged > 0) remarks.push_back(fmt::format("{} finished stripes do not match their checksum and are computed again", damaged));
+    if (damaged > 0) remarks.push_back(damaged == 1 ? "1 finished stripe does not match its checksum and is computed again"
+                                     : fmt::format("{} finished stripes do not match their checksums and are computed again", damaged));
+  }
+
+  bool resume() const { return !resumed_head.is_null(); }
+
+  // On rank 0, before anything is touched: may the job write where it shall, or go on with what is there?
+  void check_output() const {
+    if (resume()) {
+      check_same_job();
+    } else {
+      refuse_to_overwrite();
+    }
+  }
+
+  // A dry run asks folder and disk the same questions as a real one, with a file that vanishes.
+  void check_room() const {
+    if (resume()) return;
+    const Shape& shape = corpus.shape;
+    const io::TemporaryFile probe(request.output);
+    io::reserve(probe.descriptor(), shape.tokens * shape.heads * (shape.head_dim * static_cast<int64_t>(size_of(output_type)) + 4), request.output);
+  }
+
+  void check_same_job() const {
+    const ordered_json head = make_head();
+    std::vector<Problem> problems = differences(resumed_head, head, Ledger::path_of(request.output));
+    if (problems.empty()) return;
+    // Stripes and steps follow from the rest: they are told only when nothing else differs (another plan of another program).
+    ordered_json then = resumed_head, now = head;
+    for (const char* derived : {"stripes", "steps"}) then.erase(derived), now.erase(derived);
+    const std::vector<Problem> causes = differences(then, now, Ledger::path_of(request.output));
+    throw Error(causes.empty() ? problems : causes);
   }
 
   void refuse_to_overwrite() const {
@@ -311,8 +343,7 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
   state.file.reset();
   state.ledger.reset();
   ranks.barrier();
-  ranks.agreed([&] {
-    if (ranks.rank() != 0) return;
+  ranks.on_root([&] {
     io::mark_complete(state.request.output);
     Ledger::remove(Ledger::path_of(state.request.output));
   });

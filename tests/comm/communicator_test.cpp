@@ -169,6 +169,16 @@ TEST(Agree, DistinctProblemsComeInRankOrder) {
   expect_same_everywhere(world, error->what());
 }
 
+TEST(Agree, OnlyTheRootLooks) {
+  const Communicator world(MPI_COMM_WORLD);
+  int calls = 0;
+  EXPECT_FALSE(error_of([&] { world.on_root([&] { ++calls; }); }));
+  EXPECT_EQ(calls, world.rank() == 0 ? 1 : 0);
+  const auto error = error_of([&] { world.on_root([&] { throw Error(std::vector{kMissing, kBadWindow}); }); });
+  ASSERT_TRUE(error);
+  EXPECT_THAT(error->problems(), ElementsAre(kMissing, kBadWindow)) << "no word of ranks: the others did not look";
+}
+
 TEST(Agree, CatchesEveryKindOfException) {
   const Communicator world(MPI_COMM_WORLD);
   const bool last = world.rank() == world.size() - 1;
