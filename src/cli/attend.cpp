@@ -73,9 +73,9 @@ struct Section {
   double engine::Record::*seconds;
 };
 constexpr Section kSections[] = {
-    {"load", "load own keys", &engine::Record::load},     {"plan", "tile lists", &engine::Record::plan},
+    {"load", "load own keys", &engine::Record::load},      {"plan", "tile lists", &engine::Record::plan},
     {"exchange", "wait: keys", &engine::Record::exchange}, {"attend", "attend", &engine::Record::attend},
-    {"finish", "merge, round", &engine::Record::finish},  {"input", "wait: read", &engine::Record::input},
+    {"finish", "merge, round", &engine::Record::finish},   {"input", "wait: read", &engine::Record::input},
     {"output", "wait: write", &engine::Record::output},
 };
 
@@ -95,7 +95,9 @@ Spread spread_of(const comm::Communicator& ranks, double value) {
   return spread;
 }
 
-ordered_json to_json(const Spread& spread) { return {{"min", spread.least}, {"mean", spread.mean}, {"max", spread.most}, {"rank_of_max", spread.rank_of_most}}; }
+ordered_json to_json(const Spread& spread) {
+  return {{"min", spread.least}, {"mean", spread.mean}, {"max", spread.most}, {"rank_of_max", spread.rank_of_most}};
+}
 
 // The figures of all ranks on rank 0 (few of them when there are very many ranks: their numbers in `shown`).
 std::vector<std::vector<Figure>> gather_figures(const comm::Communicator& ranks, std::vector<Figure> mine, std::vector<int>& shown) {
@@ -115,7 +117,8 @@ std::string topology_text(const std::vector<std::string>& ranks) {
   for (size_t first = 0; first < ranks.size();) {
     size_t last = first;
     while (last + 1 < ranks.size() && ranks[last + 1] == ranks[first]) ++last;
-    text += first == last ? fmt::format("  rank {}: {}\n", first, ranks[first]) : fmt::format("  ranks {}-{}: {} each\n", first, last, ranks[first]);
+    text += first == last ? fmt::format("  rank {}: {}\n", first, ranks[first])
+                          : fmt::format("  ranks {}-{}: {} each\n", first, last, ranks[first]);
     first = last + 1;
   }
   return text;
@@ -173,8 +176,8 @@ int run_attend(const Settings& settings, const Context& context) {
                              .overwrite = options.overwrite,
                              .dry_run = options.dry_run,
                              .timeout = options.timeout,
-                             .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(), report::build_type(),
-                                                  kernels::cpu::target_name()),
+                             .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(),
+                                                  report::build_type(), kernels::cpu::target_name()),
                              .version = report::version()};
   if (settings.given("partition")) request.partition = options.partition;
   const bool to_stdout = options.record == "-";
@@ -192,15 +195,18 @@ int run_attend(const Settings& settings, const Context& context) {
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());
   std::vector<std::pair<std::string, std::string>> lines;
-  for (const Setting& setting : settings.all()) lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
+  for (const Setting& setting : settings.all())
+    lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
   log.info("Options\n" + report::pairs_text(lines, 2));
-  log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s", kernels::cpu::target_name(), topology_text(places)));
-  lines = {{"pattern", options.pattern.canonical()},
-           {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
-                                 report::count_text(job.pattern().documents().count()), job.pattern().documents().count() == 1 ? "" : "s", shape.heads, shape.kv_heads,
-                                 shape.head_dim, name_of(shape.type), name_of(job.output_type()))},
-           {"scale", report::exact_text(job.scale())},
-           {"memory", fmt::format("{} a rank may use", report::bytes_text(job.shared().options.memory))}};
+  log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
+                       kernels::cpu::target_name(), topology_text(places)));
+  lines = {
+      {"pattern", options.pattern.canonical()},
+      {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
+                            report::count_text(job.pattern().documents().count()), job.pattern().documents().count() == 1 ? "" : "s",
+                            shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), name_of(job.output_type()))},
+      {"scale", report::exact_text(job.scale())},
+      {"memory", fmt::format("{} a rank may use", report::bytes_text(job.shared().options.memory))}};
   for (auto& line : shared_lines(job.shared())) lines.push_back(std::move(line));
   lines.emplace_back("stripes", fmt::format("{}, {} steps in all", job.stripes(), job.total_steps()));
   lines.emplace_back("planned in", report::duration_text(planning));
@@ -215,8 +221,13 @@ int run_attend(const Settings& settings, const Context& context) {
   record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name()}};
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
-  record["shape"] = {{"tokens", shape.tokens},     {"documents", job.pattern().documents().count()}, {"heads", shape.heads}, {"kv_heads", shape.kv_heads},
-                     {"head_dim", shape.head_dim}, {"type", name_of(shape.type)},                    {"output_type", name_of(job.output_type())}};
+  record["shape"] = {{"tokens", shape.tokens},
+                     {"documents", job.pattern().documents().count()},
+                     {"heads", shape.heads},
+                     {"kv_heads", shape.kv_heads},
+                     {"head_dim", shape.head_dim},
+                     {"type", name_of(shape.type)},
+                     {"output_type", name_of(job.output_type())}};
   record["plan"] = shared_json(job.shared());
   record["plan"]["stripes"] = job.stripes();
   record["plan"]["steps"] = job.total_steps();
@@ -236,7 +247,8 @@ int run_attend(const Settings& settings, const Context& context) {
     log.info(fmt::format("{} is complete already: nothing to do.", options.output));
     return 0;
   }
-  if (job.finished_stripes() > 0) log.info(fmt::format("Going on: {} stripes of all ranks are finished.", report::count_text(job.finished_stripes())));
+  if (job.finished_stripes() > 0)
+    log.info(fmt::format("Going on: {} stripes of all ranks are finished.", report::count_text(job.finished_stripes())));
 
   std::optional<report::Progress> progress;
   progress.emplace(log, "attend", job.stripes() + static_cast<int64_t>(job.shared().batches.size()), "stripes");
@@ -251,10 +263,11 @@ int run_attend(const Settings& settings, const Context& context) {
   for (const Section& section : kSections) {
     const Spread spread = spread_of(ranks, mine.*section.seconds);
     sections[section.key] = to_json(spread);
-    table.add({section.title, fmt::format("{:.3f}", spread.least), fmt::format("{:.3f}", spread.mean), fmt::format("{:.3f}", spread.most), std::to_string(spread.rank_of_most),
-               report::percent_text(total.mean > 0 ? spread.mean / total.mean : 0)});
+    table.add({section.title, fmt::format("{:.3f}", spread.least), fmt::format("{:.3f}", spread.mean), fmt::format("{:.3f}", spread.most),
+               std::to_string(spread.rank_of_most), report::percent_text(total.mean > 0 ? spread.mean / total.mean : 0)});
   }
-  table.add({"total", fmt::format("{:.3f}", total.least), fmt::format("{:.3f}", total.mean), fmt::format("{:.3f}", total.most), std::to_string(total.rank_of_most), ""});
+  table.add({"total", fmt::format("{:.3f}", total.least), fmt::format("{:.3f}", total.mean), fmt::format("{:.3f}", total.most),
+             std::to_string(total.rank_of_most), ""});
   sections["total"] = to_json(total);
 
   const int64_t received = ranks.sum(mine.bytes_received), planned = ranks.sum(mine.planned_bytes_received);
@@ -263,14 +276,21 @@ int run_attend(const Settings& settings, const Context& context) {
   const int64_t ring = ranks.sum(job.plan().ring_units(job.shared()) * job.plan().unit_bytes);
   double flop = 0;
   for (double rank : ranks.all_gather(job.plan().flop(shape))) flop += rank;
+  const double in_flight = spread_of(ranks, mine.in_flight).mean;
+  const double overlap = in_flight > 0 ? std::max(0.0, 1 - exchange.mean / in_flight) : 1;
   const double imbalance = attend.mean > 0 ? attend.most / attend.mean : 1;
   const double seconds = std::max(total.most, 1e-9);
   const bool whole = job.finished_stripes() == 0;
   std::vector<std::pair<std::string, std::string>> summary{
       {"wall time", report::duration_text(total.most)},
-      {"throughput", whole ? report::rate_text(static_cast<double>(shape.tokens) / seconds, "tokens") + ", " + report::rate_text(flop / seconds, "FLOP") + " over visited 64x64 quarters"
+      {"throughput", whole ? report::rate_text(static_cast<double>(shape.tokens) / seconds, "tokens") + ", " +
+                                 report::rate_text(flop / seconds, "FLOP") + " over visited 64x64 quarters"
                            : "not told for a part of a job"},
-      {"K/V moved", fmt::format("{} = planned; lower bound {}, a dense ring {}", report::bytes_text(received), report::bytes_text(lower_bound), report::bytes_text(ring))},
+      {"K/V moved", fmt::format("{} = planned; lower bound {}, a dense ring {}", report::bytes_text(received),
+                                report::bytes_text(lower_bound), report::bytes_text(ring))},
+      {"overlap", in_flight > 0
+                      ? fmt::format("{} of the time that keys were on their way was hidden by compute", report::percent_text(overlap))
+                      : "nothing to hide"},
       {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)}};
   if (rows_moved > 0) summary.emplace_back("long rows", report::bytes_text(rows_moved) + " of queries and states moved");
   if (read_again > 0) summary.emplace_back("read again", report::bytes_text(read_again) + " of keys and values");
@@ -282,10 +302,15 @@ int run_attend(const Settings& settings, const Context& context) {
   const auto lost = [&](double part) { return total.mean > 0 ? part / total.mean : 0; };
   const bool sharing = std::any_of(places.begin(), places.end(), [](const std::string& place) { return place.ends_with(" 1 threads"); });
   if (seconds > 1) {  // shorter jobs are all start-up
-    notes.add("imbalance", lost(attend.most - attend.mean), "ranks wait for the busiest one", "--partition auto or balanced, or fewer ranks");
-    notes.add("exchange", lost(exchange.mean), read_again > 0 ? "keys are read again because memory is small" : "ranks wait for keys of others",
-              read_again > 0 ? "a larger --memory, or more ranks" : sharing ? "fewer ranks with more --threads" : "a larger --memory, or fewer ranks");
-    notes.add("input", lost(load.mean + input.mean), "ranks wait for the input to be read", "a faster disk, or a contiguous (unfiltered) input");
+    notes.add("imbalance", lost(attend.most - attend.mean), "ranks wait for the busiest one",
+              "--partition auto or balanced, or fewer ranks");
+    notes.add("exchange", lost(exchange.mean),
+              read_again > 0 ? "keys are read again because memory is small" : "ranks wait for keys of others",
+              read_again > 0 ? "a larger --memory, or more ranks"
+              : sharing      ? "fewer ranks with more --threads"
+                             : "a larger --memory, or fewer ranks");
+    notes.add("input", lost(load.mean + input.mean), "ranks wait for the input to be read",
+              "a faster disk, or a contiguous (unfiltered) input");
     notes.add("output", lost(output.mean), "ranks wait for results to be written", "--output on a faster disk, or --output-type bfloat16");
   }
   for (const std::string& note : notes.lines()) log.info(note);
@@ -301,6 +326,7 @@ int run_attend(const Settings& settings, const Context& context) {
                       {"kv_bytes_read_again", read_again},
                       {"long_row_bytes_moved", rows_moved},
                       {"imbalance", imbalance},
+                      {"overlap", overlap},
                       {"finished_stripes_before", job.finished_stripes()},
                       {"output", options.output}};
   record["notes"] = notes.json();

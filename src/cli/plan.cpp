@@ -62,9 +62,10 @@ int run_plan(const Settings& settings, const Context& context) {
   planning.reproducible = options.reproducible;
   planning.output_type = options.subject.shape.type;
   planning.memory = options.memory.value_or(int64_t{1} << 50);
+  const std::vector<int> ranks = ranks_to_plan(options);
+  planning.exact_tiles /= static_cast<int64_t>(ranks.size());  // in all
   const auto start = std::chrono::steady_clock::now();
   const plan::Shared shared = plan::make_shared(pattern, blocks, options.subject.shape, static_cast<int>(options.ranks), planning);
-  const std::vector<int> ranks = ranks_to_plan(options);
   std::vector<std::vector<Figure>> figures;
   bool estimated = false;
   for (int rank : ranks) {

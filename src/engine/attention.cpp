@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <new>
+#include <optional>
 
 #include "engine/engine.hpp"
 #include "longspan/error.hpp"
@@ -153,8 +156,9 @@ struct Attention::State {
     plan_options.keys_can_be_read_again = false;
     plan_options.stripes = 1;
     plan_options.exact_tiles = std::numeric_limits<int64_t>::max();
-    int64_t memory = options.memory > 0 ? ranks.min(options.memory) : 0;
-    if (memory == 0) {
+    constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::max();
+    int64_t memory = ranks.min(options.memory > 0 ? options.memory : kNotGiven);
+    if (memory == kNotGiven) {
       // All keys of the sequence and all rows of a rank twice over are more than any plan uses; pages that are not touched cost nothing.
       const int64_t keys = blocks->count() * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
       const int64_t rows = (blocks->count() + 1) * plan::block_row_bytes(shape, options.output_type);
@@ -201,6 +205,8 @@ void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, f
     state_->record = state_->engine->forward(input, output, run);
   } catch (const Error& error) {
     state_->ranks.abort(error.problems().front());
+  } catch (const std::bad_alloc&) {
+    state_->ranks.abort({.code = ExitCode::environment, .what = "out of memory", .mend = "use more hosts, or fewer ranks per host"});
   }
 }
 

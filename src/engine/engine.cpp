@@ -246,6 +246,7 @@ class Engine::Run {
       for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(receives.back(), pool_.at(pool_.take(kv_head, block))); });
     }
     exchange_.start(tag_of(t), receives, {});
+    if (!receives.empty()) awaited_.emplace(t, Clock::now());
     post_sends(t);
   }
 
@@ -282,6 +283,7 @@ class Engine::Run {
     const Timed timed(record_.exchange);
     if (shared_.keys_stay) {
       exchange_.finish_receives(tag_of(t));
+      note_arrivals();
     } else if (const auto read = key_reads_.find(t); read != key_reads_.end()) {
       read->second.get();
       key_reads_.erase(read);
@@ -374,7 +376,14 @@ class Engine::Run {
     while (!threads_.wait_for(kPoll)) {
       exchange_.progress();
       long_rows_.progress();
+      note_arrivals();
     }
+  }
+
+  void note_arrivals() {
+    if (!awaited_ || !exchange_.received(tag_of(awaited_->first))) return;
+    record_.in_flight += std::chrono::duration<double>(Clock::now() - awaited_->second).count();
+    awaited_.reset();
   }
 
   void release(size_t s, int step) {
@@ -457,6 +466,7 @@ class Engine::Run {
   std::optional<StripeLists> lists_, next_lists_;
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;
+  std::optional<std::pair<size_t, Clock::time_point>> awaited_;  // the step whose keys are on their way, and since when
 
   std::vector<std::byte> q_[2], out_[2];
   std::vector<float> m_, l_, o_, lse_[2];

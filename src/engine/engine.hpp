@@ -34,6 +34,7 @@ struct Record {
   double input = 0;     // waiting for queries
   double output = 0;    // waiting for results to be written
   double total = 0;
+  double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows

@@ -4,6 +4,9 @@
 //                                 "causal & (window(4095) | sink(4))");
 //   for (auto [begin, end] : attention.tokens()) …         // the rows that this rank holds, in this order
 //   attention.forward({q, ldq}, {k, ldk}, {v, ldv}, {o, ldo}, lse);
+//
+// Needs MPI initialised with MPI_THREAD_FUNNELED or more, and every call from the thread that may call MPI. Programs link
+// longspan::longspan (find_package(longspan)); a whole one is tests/package/example/attend.cpp.
 #pragma once
 
 #include <mpi.h>
@@ -28,7 +31,9 @@ struct AttentionOptions {
   double scale = 0;           // of the scores; 0: 1/√head_dim
   int threads = 0;            // 0: all CPUs this process may run on
   double timeout = 300;       // seconds without any message before forward() gives up; 0: never
-  std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;  // one for each block_mask of the pattern, in order
+  // The lists of the pattern's block_mask terms, one for each distinct name in the order of Pattern::block_masks(); shared with the caller.
+  // From lists in memory: pattern/block_mask.hpp.
+  std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;
 };
 
 // Rows × heads × head_dim, the last dimension dense. Row r, head h starts at data + r·row_stride + h·head_stride elements; strides of 0
@@ -44,22 +49,25 @@ struct Tensor {
 
 class Attention {
  public:
-  // Collective over `communicator`, which is duplicated and only borrowed. Every rank passes the same arguments (checked). Throws Error,
-  // the same on all ranks: a pattern that makes no sense, documents that do not fit the shape, too little memory.
+  // Collective over `communicator`, which is duplicated and stays the caller's. Every rank passes the same arguments (checked), except
+  // `threads`, `memory` (the least of all ranks counts) and `block_masks`, whose lists must be the same but are not compared.
+  // Without `documents` all tokens are one document. Throws Error, the same on all ranks: code `usage` for a pattern that makes no sense, a
+  // shape that is not supported, documents that do not end at shape.tokens, too little memory, arguments that differ between ranks;
+  // `input` for block masks that do not fit.
   Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, AttentionOptions options = {});
   Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, const Documents& documents,
             AttentionOptions options = {});
-  ~Attention();
+  ~Attention();  // collective; before MPI_Finalize
   Attention(Attention&&) noexcept;
 
   // Token ranges this rank owns, ascending: its local rows are those of the first range, then those of the next.
   const Intervals& tokens() const;
   int64_t local_rows() const;
 
-  // Collective. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the shape's type; o
-  // [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that may look at
-  // nothing get o = 0, lse = −∞. All memory is the caller's; nothing is kept. A failure on one rank alone (lost connection) ends the job
-  // with MPI_Abort.
+  // Collective; returns when o and lse are written. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the
+  // shape's type; o [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that
+  // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; nothing is kept. A
+  // failure on one rank alone (lost connection) ends the job with MPI_Abort.
   void forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse = nullptr);
 
   // Key and value bytes that this rank received in the last forward(), and those its rows need from other ranks: equal when memory

@@ -26,13 +26,14 @@ class Documents {
   // `offsets` = 0, …, tokens, not descending. Throws Error(input) otherwise; `from` names the source in the message.
   explicit Documents(std::vector<int64_t> offsets, const std::string& from = "document_offsets");
   static Documents single(int64_t tokens) { return Documents({0, tokens}); }
+  // One document after another; throws Error(input) on a negative length.
   static Documents from_lengths(const std::vector<int64_t>& lengths);
 
   int64_t count() const { return static_cast<int64_t>(offsets_.size()) - 1; }
   int64_t tokens() const { return offsets_.back(); }
   int64_t begin(int64_t document) const { return offsets_[static_cast<size_t>(document)]; }
   int64_t length(int64_t document) const { return offsets_[static_cast<size_t>(document) + 1] - begin(document); }
-  // The document that holds `token`.
+  // The document that holds `token` (0 ≤ token < tokens()).
   int64_t holding(int64_t token) const;
   const std::vector<int64_t>& offsets() const { return offsets_; }
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "longspan/shape.hpp"
-#include "pattern/pattern.hpp"
+#include "pattern.hpp"  // from beside this file, as pattern.hpp says
 
 namespace longspan::pattern {
 

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "intervals.hpp"  // from beside this file: users find these headers as <longspan/pattern/…>, not as "pattern/…"
 #include "longspan/shape.hpp"
-#include "pattern/intervals.hpp"
 
 namespace longspan::pattern {
 

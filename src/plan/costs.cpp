@@ -58,9 +58,13 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
   int64_t samples = std::min<int64_t>(blocks.count(), smooth ? 256 : 4096);
   // Rows of many intervals (a stride over millions of keys) are sampled more thinly, for the same total work.
   int64_t dearest = 1;
-  for (const RuleSample& rule : rules)
-    for (const int64_t block : {blocks.count() / 2, blocks.count() - 1})
-      dearest += static_cast<int64_t>(lists.candidates(rule.group, block, all).size());
+  for (const RuleSample& rule : rules) {
+    for (const int64_t block : {blocks.count() / 2, blocks.count() - 1}) {
+      int64_t listed = 0;
+      const auto intervals = static_cast<int64_t>(lists.candidates(rule.group, block, all, &listed).size());
+      dearest += std::max(intervals, listed);
+    }
+  }
   samples = std::min(samples, std::max<int64_t>(64, 2'000'000 / dearest));
   samples = std::min(samples, blocks.count());
   for (int64_t s = 0; s <= samples; ++s) starts_.push_back(blocks.count() * s / samples);
@@ -72,9 +76,9 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
     const auto same_rule = std::count_if(groups.begin(), groups.end(),
                                          [&](const auto& group) { return group.rule == groups[static_cast<size_t>(rules[r].group)].rule; });
     for (int64_t s = 0; s < samples; ++s) {
-      const Intervals keys = lists.candidates(rules[r].group, starts_[static_cast<size_t>(s)], all);
-      tiles[r].push_back(size_of(keys));
-      entries += static_cast<double>(keys.size()) * static_cast<double>(same_rule) / static_cast<double>(samples);
+      int64_t listed = 0;
+      tiles[r].push_back(size_of(lists.candidates(rules[r].group, starts_[static_cast<size_t>(s)], all, &listed)));
+      entries += static_cast<double>(listed) * static_cast<double>(same_rule) / static_cast<double>(samples);
     }
   }
   mean_entries_ = entries;

@@ -24,12 +24,15 @@ class NeedCollector {
  public:
   explicit NeedCollector(const Shared& shared) : shared_(shared), loose_(shared.classes.size()), need_(shared.classes.size()) {}
 
-  void add(int group, const std::vector<kernels::Tile>& tiles) {
+  // The tiles of one row that stands for `rows` rows from it on: keys move along with the rows as far as `reach` goes.
+  void add(int group, const std::vector<kernels::Tile>& tiles, int64_t rows, Interval reach) {
     for (size_t c = 0; c < shared_.classes.size(); ++c) {
       const auto& groups = shared_.classes[c].groups;
       if (std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
-      for (const kernels::Tile& tile : tiles)
-        loose_[c].push_back({tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)});
+      for (const kernels::Tile& tile : tiles) {
+        const int64_t end = tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1);
+        loose_[c].push_back({tile.key, std::min(end + rows - 1, std::max(end, reach.end))});
+      }
       if (static_cast<int64_t>(loose_[c].size()) > kMostStripeIntervals) settle(c);
     }
   }
@@ -212,11 +215,10 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   const int64_t by_memory = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shared.shape, shared.options.output_type));
   const int64_t most_blocks = shared.options.stripes <= 1 ? by_memory : std::min(by_count, by_memory);
 
-  // A plan of more entries than can be listed is estimated from every `thin`-th row.
+  // A plan of more entries than can be listed is estimated from every `thin`-th row, a tenth of what would still be counted.
   const double entries = shared.mean_entries * static_cast<double>(rows_total);
-  const int64_t thin = entries > static_cast<double>(shared.options.exact_tiles)
-                           ? static_cast<int64_t>(entries / static_cast<double>(shared.options.exact_tiles)) + 1
-                           : 1;
+  const double exact = static_cast<double>(shared.options.exact_tiles);
+  const int64_t thin = entries > exact ? static_cast<int64_t>(10 * entries / exact) + 1 : 1;
 
   std::vector<kernels::Tile> tiles;
   const auto fill = [&](Stripe& stripe, const std::vector<StripeRow>& rows, NeedCollector& need) {
@@ -225,7 +227,7 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
       if (sampled && row.block % thin != 0) continue;
       tiles.clear();
       const TileCount count = lists.append(row.group, row.block, row.key_blocks, tiles);
-      need.add(row.group, tiles);
+      need.add(row.group, tiles, sampled ? thin : 1, blocks.reach(row.block));
       const int64_t times = sampled ? thin : 1;
       const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
       stripe.tiles += {count.full * times, count.partial * times, count.quarters * times};

@@ -126,17 +126,24 @@ TileLists::Known TileLists::shared(int group, const Blocks::Run& run) {
   return described(coverage, mask);
 }
 
-Intervals TileLists::candidates(int group, int64_t query_block, Interval key_blocks) const {
+Intervals TileLists::candidates(int group, int64_t query_block, Interval key_blocks, int64_t* entries) const {
   const Blocks::Run& run = blocks_.run_of(query_block);
   const Interval reach = overlap(key_blocks, {run.first_block, run.first_block + run.blocks});
+  if (entries != nullptr) *entries = reach.empty() ? 0 : 1;
   if (reach.empty()) return {};
   if (run.shared) return {reach};
   const int64_t length = run.tokens.length();
   const auto positions = [&](Interval blocks) {
     return Interval{(blocks.begin - run.first_block) * kBlock, std::min((blocks.end - run.first_block) * kBlock, length)};
   };
-  return touched_blocks(pattern_.keys(group, run.documents.begin, positions({query_block, query_block + 1}), positions(reach)).may,
-                        run.first_block);
+  const pattern::BoundPattern::Keys keys =
+      pattern_.keys(group, run.documents.begin, positions({query_block, query_block + 1}), positions(reach));
+  Intervals touched = touched_blocks(keys.may, run.first_block);
+  if (entries != nullptr) {
+    const Intervals full = whole_blocks(keys.must, length, run.first_block);
+    *entries = size_of(touched) - size_of(full) + static_cast<int64_t>(full.size());
+  }
+  return touched;
 }
 
 TileCount TileLists::append(int group, int64_t query_block, Interval key_blocks, std::vector<Tile>& tiles) {

@@ -44,7 +44,8 @@ class TileLists {
   TileCount append(int group, int64_t query_block, Interval key_blocks, std::vector<kernels::Tile>& tiles);
 
   // Key blocks that the row may look at (a superset by what composition costs; exact for single terms). Costs no tile classification.
-  Intervals candidates(int group, int64_t query_block, Interval key_blocks) const;
+  // `entries`: at most how many entries append() would make.
+  Intervals candidates(int group, int64_t query_block, Interval key_blocks, int64_t* entries = nullptr) const;
 
   const MaskPool& masks() const { return masks_; }
   // Forgets masks and what was memoised; lists made before keep no meaning.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # usage: abort_test.sh MPIEXEC FLAG RANKS PROGRAM. The job must end with the code of rank 1's problem and one line that says who and why.
 stderr=$("$@" 2>&1 >/dev/null)
 code=$?

@@ -74,6 +74,8 @@ TEST_F(AttentionTest, ErrorsAreTheSameOnAllRanks) {
   EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, "causal", {.memory = 1000}); }), 2);
   if (world_.size() > 1) {
     EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, world_.rank() == 1 ? "full" : "causal"); }), 2) << "ranks that disagree";
+    EXPECT_EQ(code_of([&] { Attention(MPI_COMM_WORLD, shape, "causal", {.memory = world_.rank() == 1 ? 1000 : 0}); }), 2)
+        << "the least counts";
   }
 }
 
