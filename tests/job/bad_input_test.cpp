@@ -86,32 +86,45 @@ TEST_F(BadInput, FilesThatAreNotThereOrNotWhole) {
 TEST_F(BadInput, DatasetsThatDoNotFit) {
   const Corpus good;
   const auto type = io::hdf5_type(good.shape.type);
-  const auto put = [&](hid_t to, const char* path, std::vector<hsize_t> dims) { io::testing::put(to, path, type.get(), dims, type.get(), nullptr); };
-  expect_bad_file(
-      "missing.h5", [&](hid_t to) { put(to, "/q", {10, 2, 8}), put(to, "/K", {10, 2, 8}), put(to, "/v", {10, 2, 8}); },
-      {"dataset /k is missing", "did you mean /K?"});
-  expect_bad_file(
-      "rank.h5", [&](hid_t to) { put(to, "/q", {1, 10, 2, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8}); },
-      {"dataset /q has the wrong number of dimensions", "[1, 10, 2, 8]", "[tokens, heads, head_dim]"});
-  expect_bad_file(
-      "type.h5",
-      [&](hid_t to) {
-        io::testing::put(to, "/q", H5T_IEEE_F64LE, {10, 2, 8}, H5T_IEEE_F64LE, nullptr);
-        put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8});
-      },
-      {"dataset /q has the wrong type", "float64", "bfloat16"});
-  expect_bad_file(
-      "shapes.h5", [&](hid_t to) { put(to, "/q", {10, 2, 8}), put(to, "/k", {10, 2, 16}), put(to, "/v", {10, 2, 8}); },
-      {"dataset /k has the wrong shape", "[10, 2, 16]", "[10, kv_heads, 8]"});
-  expect_bad_file(
-      "values.h5", [&](hid_t to) { put(to, "/q", {10, 4, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 1, 8}); },
-      {"datasets /k and /v differ in shape"});
-  expect_bad_file(
-      "heads.h5", [&](hid_t to) { put(to, "/q", {10, 3, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8}); },
-      {"query heads are no multiple of KV heads", "3 and 2"});
-  expect_bad_file(
-      "dim.h5", [&](hid_t to) { put(to, "/q", {10, 3, 12}), put(to, "/k", {10, 3, 12}), put(to, "/v", {10, 3, 12}); },
-      {"head_dim of /q is not supported", "12"});
+  const auto put = [&](hid_t to, const char* path, std::vector<hsize_t> dims) {
+    io::testing::put(to, path, type.get(), dims, type.get(), nullptr);
+  };
+  expect_bad_file("missing.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {10, 2, 8}), put(to, "/K", {10, 2, 8}), put(to, "/v", {10, 2, 8});
+                  },
+                  {"dataset /k is missing", "did you mean /K?"});
+  expect_bad_file("rank.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {1, 10, 2, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8});
+                  },
+                  {"dataset /q has the wrong number of dimensions", "[1, 10, 2, 8]", "[tokens, heads, head_dim]"});
+  expect_bad_file("type.h5",
+                  [&](hid_t to) {
+                    io::testing::put(to, "/q", H5T_IEEE_F64LE, {10, 2, 8}, H5T_IEEE_F64LE, nullptr);
+                    put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8});
+                  },
+                  {"dataset /q has the wrong type", "float64", "bfloat16"});
+  expect_bad_file("shapes.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {10, 2, 8}), put(to, "/k", {10, 2, 16}), put(to, "/v", {10, 2, 8});
+                  },
+                  {"dataset /k has the wrong shape", "[10, 2, 16]", "[10, kv_heads, 8]"});
+  expect_bad_file("values.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {10, 4, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 1, 8});
+                  },
+                  {"datasets /k and /v differ in shape"});
+  expect_bad_file("heads.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {10, 3, 8}), put(to, "/k", {10, 2, 8}), put(to, "/v", {10, 2, 8});
+                  },
+                  {"query heads are no multiple of KV heads", "3 and 2"});
+  expect_bad_file("dim.h5",
+                  [&](hid_t to) {
+                    put(to, "/q", {10, 3, 12}), put(to, "/k", {10, 3, 12}), put(to, "/v", {10, 3, 12});
+                  },
+                  {"head_dim of /q is not supported", "12"});
 }
 
 TEST_F(BadInput, DocumentOffsets) {
@@ -129,7 +142,8 @@ TEST_F(BadInput, DocumentOffsets) {
 
 TEST_F(BadInput, BlockMasks) {
   const Corpus good;
-  expect_bad_file("none.h5", [&](hid_t to) { good.put_tensors(to); }, {"mine"}, "block_mask(\"mine\", 64)");
+  expect_bad_file(
+      "none.h5", [&](hid_t to) { good.put_tensors(to); }, {"mine"}, "block_mask(\"mine\", 64)");
   // 301 tokens in blocks of 64: 5 rows. indptr must end at the number of entries, indices lie in 0…4.
   const auto with = [&](std::vector<int64_t> indptr, std::vector<int64_t> indices, int64_t block) {
     return [&good, indptr, indices, block](hid_t to) {
@@ -161,7 +175,8 @@ TEST_F(BadInput, OptionsKeysAndVariables) {
   expect_bad(to(kSample) + "--pattern causal --memory lots", 2, {"--memory"});
   expect_bad(to(kSample), 2, {"--pattern"});
   io::testing::write_text(file("x.ini"), "[attend]\npatern = causal\n");
-  expect_bad(to(kSample) + "--pattern causal --config " + file("x.ini"), 2, {"unknown key patern", file("x.ini") + ":2", "did you mean pattern?"});
+  expect_bad(to(kSample) + "--pattern causal --config " + file("x.ini"), 2,
+             {"unknown key patern", file("x.ini") + ":2", "did you mean pattern?"});
   const Outcome outcome =
       testing::run(mpirun(2, "attend " + to(kSample) + "--pattern causal"), folder_, 30 * LONGSPAN_SLOWDOWN, {"LONGSPAN_MEMROY=8Gi"});
   expect_refused(outcome, 2, {"LONGSPAN_MEMROY", "did you mean LONGSPAN_MEMORY?"});
@@ -186,7 +201,8 @@ TEST_F(BadInput, TooLittleMemoryNamesWhatWouldDo) {
 }
 
 TEST_F(BadInput, Folders) {
-  expect_bad("--input " + kSample + " --output " + file("none/o.h5") + " --pattern causal", 7, {"output folder does not exist", "mkdir -p"});
+  expect_bad("--input " + kSample + " --output " + file("none/o.h5") + " --pattern causal", 7,
+             {"output folder does not exist", "mkdir -p"});
   expect_bad("--input " + kSample + " --output " + file("none/o.h5") + " --pattern causal --dry-run", 7, {"output folder does not exist"});
   fs::create_directory(file("folder.h5"));
   expect_bad("--input " + kSample + " --output " + file("folder.h5") + " --pattern causal --overwrite", 7, {"output file is a folder"});
@@ -198,7 +214,8 @@ TEST_F(BadInput, Permissions) {
   std::vector<std::string> as_nobody;
   if (geteuid() == 0) {
     as_nobody = {"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"};
-    if (run(as_nobody, {LONGSPAN_PROGRAM, "inspect", "file", kSample}).code != 0) GTEST_SKIP() << "nobody cannot run the program here (setpriv, folders)";
+    if (run(as_nobody, {LONGSPAN_PROGRAM, "inspect", "file", kSample}).code != 0)
+      GTEST_SKIP() << "nobody cannot run the program here (setpriv, folders)";
   }
   const auto attend_as_nobody = [&](const std::string& arguments) {
     std::vector<std::string> command = as_nobody;
@@ -218,7 +235,8 @@ TEST_F(BadInput, Permissions) {
 TEST_F(BadInput, DiskFull) {
   const std::string disk = file("disk");
   fs::create_directory(disk);
-  if (mount("none", disk.c_str(), "tmpfs", 0, "size=1m") != 0) GTEST_SKIP() << "no small disk may be mounted here: " << std::strerror(errno);
+  if (mount("none", disk.c_str(), "tmpfs", 0, "size=1m") != 0)
+    GTEST_SKIP() << "no small disk may be mounted here: " << std::strerror(errno);
   const Outcome outcome = attend_bad("--input " + kSample + " --output " + disk + "/o.h5 --pattern causal");
   const Outcome dry = attend_bad("--input " + kSample + " --output " + disk + "/o.h5 --pattern causal --dry-run");
   const bool empty = fs::is_empty(disk);
@@ -240,8 +258,10 @@ TEST_F(BadInput, RanksThatDiffer) {
     before.insert(before.end(), rest.begin(), rest.end());
     return before;
   };
-  expect_refused(two(job("causal"), job("full")), 2, {"ranks differ in program or options on rank 1", "--pattern full", "--pattern causal"});
-  expect_refused(two(job("causal"), job("causal", {"env", "LONGSPAN_SCALE=0.5"})), 2, {"ranks differ in program or options", "--scale 0.5"});
+  expect_refused(two(job("causal"), job("full")), 2,
+                 {"ranks differ in program or options on rank 1", "--pattern full", "--pattern causal"});
+  expect_refused(two(job("causal"), job("causal", {"env", "LONGSPAN_SCALE=0.5"})), 2,
+                 {"ranks differ in program or options", "--scale 0.5"});
   // An unknown option on one rank only.
   std::vector<std::string> wrong = job("causal");
   wrong.push_back("--overwrit");

@@ -20,12 +20,15 @@ void sleep_for(double seconds) { std::this_thread::sleep_for(std::chrono::durati
 class Killed : public JobFolder {
  protected:
   // Input and undisturbed result, for all tests.
-  static std::string shared(const std::string& name) { return (std::filesystem::path(::testing::TempDir()) / ("longspan-job-shared-" + std::to_string(getpid()))).string() + name; }
+  static std::string shared(const std::string& name) {
+    return (std::filesystem::path(::testing::TempDir()) / ("longspan-job-shared-" + std::to_string(getpid()))).string() + name;
+  }
   static void TearDownTestSuite() { std::filesystem::remove_all(shared("")); }
   void SetUp() override {
     if (!undisturbed_.o.empty()) return;
     std::filesystem::create_directories(shared(""));
-    const Outcome made = run({LONGSPAN_PROGRAM, "generate", "--output", shared("/c.h5")}, words("--tokens 16000 --heads 4 --kv-heads 2 --head-dim 64 --seed 7"));
+    const Outcome made = run({LONGSPAN_PROGRAM, "generate", "--output", shared("/c.h5")},
+                             words("--tokens 16000 --heads 4 --kv-heads 2 --head-dim 64 --seed 7"));
     ASSERT_EQ(made.code, 0) << made.text;
     const Outcome outcome = attend(kRanks, options_for(shared("/undisturbed.h5")));
     ASSERT_EQ(outcome.code, 0) << outcome.text;
@@ -77,7 +80,7 @@ class Killed : public JobFolder {
 
 TEST_F(Killed, AtRandomMoments) {
   const char* wanted = std::getenv("KILLS");
-  const int kills = wanted ? std::atoi(wanted) : 10;
+  const int kills = wanted ? std::atoi(wanted) : 6;
   const uint64_t seed = std::random_device{}();
   std::mt19937_64 random(seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
@@ -127,8 +130,8 @@ TEST_F(Killed, AtRandomMoments) {
   }
   EXPECT_EQ(killed, kills);
   EXPECT_EQ(verify(shared("/c.h5"), file("k.h5")).code, 0);
-  std::printf("%d kills in %d jobs of %.1f s; the rest was gone after %.2f s on average, %.2f s at most\n", killed, jobs, seconds_, sum / killed,
-              slowest);
+  std::printf("%d kills in %d jobs of %.1f s; the rest was gone after %.2f s on average, %.2f s at most\n", killed, jobs, seconds_,
+              sum / killed, slowest);
 }
 
 TEST_F(Killed, BeforeAnyStripeIsDone) {

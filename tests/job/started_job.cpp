@@ -78,8 +78,13 @@ StartedJob::StartedJob(const std::vector<std::string>& command, const std::strin
   static int number = 0;
   mark_ = log_ = folder + "/log." + std::to_string(number++);
   // More ranks than cores, as root in a container, no binding: as launch/mpi-env has it.
-  std::vector<std::string> all = {"env", kMark + mark_, "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "OMPI_MCA_rmaps_base_oversubscribe=1",
-                                  "OMPI_MCA_hwloc_base_binding_policy=none", "OMPI_MCA_mpi_yield_when_idle=1",
+  std::vector<std::string> all = {"env",
+                                  kMark + mark_,
+                                  "OMPI_ALLOW_RUN_AS_ROOT=1",
+                                  "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                                  "OMPI_MCA_rmaps_base_oversubscribe=1",
+                                  "OMPI_MCA_hwloc_base_binding_policy=none",
+                                  "OMPI_MCA_mpi_yield_when_idle=1",
                                   "OMPI_MCA_btl_vader_single_copy_mechanism=none"};
   all.insert(all.end(), environment.begin(), environment.end());
   all.insert(all.end(), command.begin(), command.end());
@@ -151,7 +156,8 @@ std::vector<std::string> mpirun(int ranks, const std::string& arguments) {
   return command;
 }
 
-Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds, const std::vector<std::string>& environment) {
+Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds,
+            const std::vector<std::string>& environment) {
   return StartedJob(command, folder, environment).wait(seconds);
 }
 
