@@ -173,7 +173,8 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  const std::vector<std::string> places = ranks.gather(fmt::format("{}, {} thread{}", ranks.host(), request.threads, request.threads == 1 ? "" : "s"));
+  const std::vector<std::string> places =
+      ranks.gather(fmt::format("{}, {} thread{}", ranks.host(), request.threads, request.threads == 1 ? "" : "s"));
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());

@@ -117,7 +117,8 @@ int run_verify(const Settings& settings, const Context&) {
                                                       report::bytes_text(verdict.bytes_read))}}) +
            "\n");
   // The largest error may lie in a row of large values and be well within its bound, so the row closest to its own bound is told apart.
-  report::Table table({"<", "max error", "mean error", "plain float32 max", "rows beyond bound", "closest row: error/bound", "its bound", "<at"});
+  report::Table table(
+      {"<", "max error", "mean error", "plain float32 max", "rows beyond bound", "closest row: error/bound", "its bound", "<at"});
   for (const auto& [name, summary] : {std::pair{"O", &verdict.o}, std::pair{"LSE", &verdict.lse}})
     table.add({name, report::number_text(summary->largest), report::number_text(summary->mean), report::number_text(summary->plain_largest),
                report::count_text(summary->failures), fmt::format("{:.3f}", summary->worst_share), report::number_text(summary->bound),
