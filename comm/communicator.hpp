@@ -86,7 +86,8 @@ class Communicator {
   // allowed only if no rank can throw before them.
   void agreed(const std::function<void()>& body) const;
 
-  // The same when rank 0 alone has something to do (look at a file, make it): `body` runs there, the others wait for its verdict. Collective.
+  // The same when rank 0 alone has something to do (look at a file, make it): `body` runs there, the others wait for its verdict.
+  // Collective.
   void on_root(const std::function<void()>& body) const;
 
   // Running phases: prints one line "[rank 13 host] problem" and ends all ranks with its exit code. Never returns.

@@ -58,7 +58,8 @@ struct Work {
   int32_t first_head = 0, head_count = 0;  // in Step::head_lists
 };
 
-// A unit is one key block of one KV head: K [128][head_dim], then V [128][head_dim], in the input's type; rows past the block's end are zero.
+// A unit is one key block of one KV head: K [128][head_dim], then V [128][head_dim], in the input's type; rows past the block's end are
+// zero.
 constexpr int64_t unit_bytes(ElementType type, int head_dim) { return 2 * int64_t{kTile} * head_dim * static_cast<int64_t>(size_of(type)); }
 
 struct Step {
@@ -84,7 +85,8 @@ struct Step {
   float* o = nullptr;  // [state rows][heads][head_dim]
 };
 
-// Rows [0, rows) that have taken all their tiles: O = o/l rounded to `output_type`, LSE = (m + log2 l)·ln 2; a row with l = 0 gets O = 0, LSE = −∞.
+// Rows [0, rows) that have taken all their tiles: O = o/l rounded to `output_type`, LSE = (m + log2 l)·ln 2; a row with l = 0 gets O = 0,
+// LSE = −∞.
 struct Finish {
   int heads = 0, head_dim = 0;
   int64_t rows = 0;

@@ -8,8 +8,8 @@ namespace longspan::kernels::cpu {
 
 // Takes every Work item of the step one tile after another, in list order, and leaves the rows' new states. Blocks until done.
 // Items touch disjoint (state row, head) pairs. Bits depend neither on the number of threads nor on how a list is split over steps; they do
-// depend on the instruction set. A row whose scores are all −∞ (infinite keys) counts as one that has seen nothing. A tile's mask alone says
-// what is allowed; `quarters` is not read. Per thread, scratch for one converted tile and up to 8 heads: 2.4 MB at head_dim 256.
+// depend on the instruction set. A row whose scores are all −∞ (infinite keys) counts as one that has seen nothing. A tile's mask alone
+// says what is allowed; `quarters` is not read. Per thread, scratch for one converted tile and up to 8 heads: 2.4 MB at head_dim 256.
 void forward(const Step& step, ThreadPool& threads);
 // The same, but returns at once: the caller moves messages and then calls threads.wait(). `step` and what it points to stay until then.
 void start_forward(const Step& step, ThreadPool& threads);

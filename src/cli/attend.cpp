@@ -1,9 +1,12 @@
 #include "cli/attend.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <numeric>
 
@@ -136,6 +139,19 @@ class Notes {
   ordered_json json_ = ordered_json::array();
 };
 
+// A record that the user asked for by name must not fail after the work is done. (One beside the output shares its folder's fate.)
+void check_record(const Settings& settings, const std::string& record) {
+  if (!settings.has("json") || record == "-" || std::filesystem::exists(record)) return;
+  const std::filesystem::path folder = std::filesystem::absolute(record).parent_path();
+  if (access(folder.c_str(), W_OK | X_OK) == 0) return;
+  const int reason = errno;
+  throw Error({.code = ExitCode::io,
+               .what = "run record cannot be written",
+               .seen = fmt::format("{} for folder {}", std::strerror(reason), folder.string()),
+               .from = record + ", option --json",
+               .mend = "name a folder that exists and may be written to"});
+}
+
 }  // namespace
 
 int run_attend(const Settings& settings, const Context& context) {
@@ -145,6 +161,7 @@ int run_attend(const Settings& settings, const Context& context) {
   ranks.agree(problems);
   AttendOptions options;
   ranks.agreed([&] { options = attend_options(settings); });
+  ranks.on_root([&] { check_record(settings, options.record); });
   const launch::Share share = launch::share_of_host(ranks);
   job::AttendRequest request{.input = options.input,
                              .output = options.output,

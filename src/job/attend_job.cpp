@@ -19,8 +19,12 @@ class FileInput : public engine::Input {
  public:
   explicit FileInput(const io::CorpusReader& reader) : reader_(reader) {}
   void read_q(int64_t begin, int64_t count, std::byte* out) override { reader_.read_q(begin, count, out); }
-  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { reader_.read_k(begin, count, head, heads, out); }
-  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { reader_.read_v(begin, count, head, heads, out); }
+  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    reader_.read_k(begin, count, head, heads, out);
+  }
+  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    reader_.read_v(begin, count, head, heads, out);
+  }
 
  private:
   const io::CorpusReader& reader_;
@@ -34,7 +38,8 @@ void add_rows(Checksum& checksum, const std::byte* o, size_t o_bytes, const floa
 // Writes rows, and makes a stripe safe at its end: data on disk first, then its record.
 class FileOutput : public engine::Output {
  public:
-  FileOutput(io::ResultFile& file, Ledger& ledger, int64_t row_o_bytes, int heads) : file_(file), ledger_(ledger), row_o_bytes_(row_o_bytes), heads_(heads) {}
+  FileOutput(io::ResultFile& file, Ledger& ledger, int64_t row_o_bytes, int heads)
+      : file_(file), ledger_(ledger), row_o_bytes_(row_o_bytes), heads_(heads) {}
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
     file_.write(begin, count, o, lse);
     add_rows(checksum_, o, static_cast<size_t>(count * row_o_bytes_), lse, static_cast<size_t>(count * heads_));
@@ -79,7 +84,8 @@ struct AttendJob::State {
       reader.emplace(corpus);
       const Documents documents(corpus.document_offsets, request.input.file + ":" + request.input.document_offsets);
       std::vector<std::shared_ptr<const pattern::BlockMaskSource>> sources;
-      for (const auto& use : request.pattern.block_masks()) sources.push_back(io::open_block_mask(request.input, use.name, use.block, corpus.shape, documents));
+      for (const auto& use : request.pattern.block_masks())
+        sources.push_back(io::open_block_mask(request.input, use.name, use.block, corpus.shape, documents));
       pattern.emplace(request.pattern, corpus.shape.heads, corpus.shape.kv_heads, documents, std::move(sources));
       blocks.emplace(documents);
     });
@@ -99,7 +105,7 @@ struct AttendJob::State {
         check_complete_is_ours(result);
         finished = 1;
         if (!request.dry_run) Ledger::remove(ledger_path);  // of a job that was killed between its last two acts
-      } else if (Ledger::exists(ledger_path)) {  // else killed before there was one: nothing to go on from
+      } else if (Ledger::exists(ledger_path)) {             // else killed before there was one: nothing to go on from
         head = Ledger(ledger_path, 0).head().dump();
       }
     });
@@ -108,7 +114,8 @@ struct AttendJob::State {
     if (head.empty()) return;
     resumed_head = ordered_json::parse(head);
     if (!request.memory && resumed_head.contains("memory")) request.memory = resumed_head["memory"].get<int64_t>();
-    if (!request.partition && resumed_head.contains("partition")) request.partition = plan::partition_kind_named(resumed_head["partition"].get<std::string>());
+    if (!request.partition && resumed_head.contains("partition"))
+      request.partition = plan::partition_kind_named(resumed_head["partition"].get<std::string>());
   }
 
   void check_complete_is_ours(const io::ResultLayout& result) const {
@@ -125,7 +132,8 @@ struct AttendJob::State {
     if (attributes.scale != scale) refuse("its scale differs", fmt::format("{}", attributes.scale), fmt::format("{}", scale));
     if (attributes.input_bytes != corpus.file_bytes || attributes.input_modified_ns != corpus.modified_ns)
       refuse("its input has changed since", attributes.input_name, request.input.file);
-    if (result.output_type != output_type) refuse("its type differs", std::string(name_of(result.output_type)), std::string(name_of(output_type)));
+    if (result.output_type != output_type)
+      refuse("its type differs", std::string(name_of(result.output_type)), std::string(name_of(output_type)));
   }
 
   void plan_all() {
@@ -202,7 +210,8 @@ struct AttendJob::State {
     });
     finished = ranks.sum(static_cast<int64_t>(std::count(done.begin(), done.end(), true)));
     const int64_t damaged = ranks.sum(mismatched);
-    if (damaged > 0) remarks.push_back(damaged == 1 ? "1 finished stripe does not match its checksum and is computed again"
+    if (damaged > 0)
+      remarks.push_back(damaged == 1 ? "1 finished stripe does not match its checksum and is computed again"
                                      : fmt::format("{} finished stripes do not match their checksums and are computed again", damaged));
   }
 
@@ -222,7 +231,8 @@ struct AttendJob::State {
     if (resume()) return;
     const Shape& shape = corpus.shape;
     const io::TemporaryFile probe(request.output);
-    io::reserve(probe.descriptor(), shape.tokens * shape.heads * (shape.head_dim * static_cast<int64_t>(size_of(output_type)) + 4), request.output);
+    io::reserve(probe.descriptor(), shape.tokens * shape.heads * (shape.head_dim * static_cast<int64_t>(size_of(output_type)) + 4),
+                request.output);
   }
 
   void check_same_job() const {
@@ -317,7 +327,8 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
   try {
     engine::Engine engine(ranks, *state.pattern, *state.blocks, *state.shared, *state.plan, state.done);
     FileInput input(*state.reader);
-    FileOutput output(*state.file, *state.ledger, int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(state.output_type)), shape.heads);
+    FileOutput output(*state.file, *state.ledger, int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(state.output_type)),
+                      shape.heads);
     engine::RunOptions options;
     options.scale = static_cast<float>(state.scale);
     options.threads = state.request.threads;
@@ -333,11 +344,12 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
   const bool whole = state.finished == 0;  // a job that goes on moves less than a whole one
   if (record.bytes_received != record.planned_bytes_received || record.bytes_sent != record.planned_bytes_sent ||
       (whole && record.row_bytes_received != record.planned_row_bytes_received)) {
-    problems.push_back({.code = ExitCode::internal,
-                        .what = "the exchange moved other bytes than planned",
-                        .seen = fmt::format("{} received, {} sent, {} of long rows", record.bytes_received, record.bytes_sent, record.row_bytes_received),
-                        .expected = fmt::format("{}, {}, {}", record.planned_bytes_received, record.planned_bytes_sent, record.planned_row_bytes_received),
-                        .mend = "please report this with the run record"});
+    problems.push_back(
+        {.code = ExitCode::internal,
+         .what = "the exchange moved other bytes than planned",
+         .seen = fmt::format("{} received, {} sent, {} of long rows", record.bytes_received, record.bytes_sent, record.row_bytes_received),
+         .expected = fmt::format("{}, {}, {}", record.planned_bytes_received, record.planned_bytes_sent, record.planned_row_bytes_received),
+         .mend = "please report this with the run record"});
   }
   ranks.agree(problems);
   state.file.reset();

@@ -29,12 +29,12 @@ struct AttendRequest {
   int64_t default_memory = 0;
   int threads = 1;
   bool reproducible = false;
-  bool go_on = false;      // --continue
+  bool go_on = false;  // --continue
   bool overwrite = false;
-  bool dry_run = false;    // plans, but touches no output
-  double timeout = 0;      // seconds; 0: never
-  std::string build;       // version, commit and kind of the program: pinned in the ledger
-  std::string version;     // for the result's attributes
+  bool dry_run = false;  // plans, but touches no output
+  double timeout = 0;    // seconds; 0: never
+  std::string build;     // version, commit and kind of the program: pinned in the ledger
+  std::string version;   // for the result's attributes
 };
 
 class AttendJob {
@@ -47,12 +47,12 @@ class AttendJob {
   const pattern::BoundPattern& pattern() const;
   const plan::Shared& shared() const;
   const plan::RankPlan& plan() const;
-  int stripes() const;             // of own rows, on the rank with most
-  int64_t total_steps() const;     // of all stripes
+  int stripes() const;          // of own rows, on the rank with most
+  int64_t total_steps() const;  // of all stripes
   double scale() const;
   ElementType output_type() const;
-  bool already_complete() const;   // --continue found nothing left to do
-  int64_t finished_stripes() const;  // of all ranks, found by --continue and checked against their checksums
+  bool already_complete() const;                    // --continue found nothing left to do
+  int64_t finished_stripes() const;                 // of all ranks, found by --continue and checked against their checksums
   const std::vector<std::string>& remarks() const;  // what a user should know, rank 0: stripes that did not match their checksum, …
 
   // Collective: computes, writes, marks the output complete and removes the ledger. A failure on one rank ends the job through

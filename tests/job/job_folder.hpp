@@ -49,9 +49,12 @@ class JobFolder : public ::testing::Test {
     command.insert(command.end(), more.begin(), more.end());
     return testing::run(command, folder_, 120 * LONGSPAN_SLOWDOWN);
   }
-  Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds) const { return testing::run(command, folder, seconds); }
+  Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds) const {
+    return testing::run(command, folder, seconds);
+  }
   Outcome verify(const std::string& input, const std::string& output, int rows = 24) const {
-    return run({LONGSPAN_PROGRAM, "verify", "--input", input, "--output", output, "--rows", std::to_string(rows)}, std::vector<std::string>{});
+    return run({LONGSPAN_PROGRAM, "verify", "--input", input, "--output", output, "--rows", std::to_string(rows)},
+               std::vector<std::string>{});
   }
 
   std::string folder_;

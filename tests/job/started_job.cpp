@@ -28,22 +28,26 @@ std::string contents(const fs::path& file) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
-// The processes that have `folder` in their command line. A process that has ended but was not waited for has none.
-std::vector<pid_t> processes_of(const std::string& folder) {
+std::string environment_of(const std::filesystem::path& process) { return std::string(1, '\0') + contents(process / "environ"); }
+
+constexpr char kMark[] = "STARTED_JOB=";
+
+// The processes with this mark in their environment. One that has ended but was not waited for has no environment any more.
+std::vector<pid_t> processes_with(const std::string& mark) {
   std::vector<pid_t> found;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
     const std::string name = entry.path().filename().string();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
     const auto process = static_cast<pid_t>(std::stol(name));
-    if (process != getpid() && contents(entry.path() / "cmdline").find(folder) != std::string::npos) found.push_back(process);
+    if (environment_of(entry.path()).find(std::string(1, '\0') + kMark + mark + '\0') != std::string::npos) found.push_back(process);
   }
   return found;
 }
 
 // -1: not started by mpirun (mpirun itself).
 int rank_of(pid_t process) {
-  const std::string environment = '\0' + contents("/proc/" + std::to_string(process) + "/environ");
+  const std::string environment = environment_of("/proc/" + std::to_string(process));
   const std::string name = std::string(1, '\0') + "OMPI_COMM_WORLD_RANK=";
   const size_t at = environment.find(name);
   return at == std::string::npos ? -1 : std::atoi(environment.c_str() + at + name.size());
@@ -70,13 +74,17 @@ std::vector<std::string> words(const std::string& line) {
   return found;
 }
 
-StartedJob::StartedJob(const std::vector<std::string>& command, std::string folder, const std::vector<std::string>& environment)
-    : folder_(std::move(folder)) {
+StartedJob::StartedJob(const std::vector<std::string>& command, const std::string& folder, const std::vector<std::string>& environment) {
   static int number = 0;
-  log_ = folder_ + "/log." + std::to_string(number++);
+  mark_ = log_ = folder + "/log." + std::to_string(number++);
   // More ranks than cores, as root in a container, no binding: as launch/mpi-env has it.
-  std::vector<std::string> all = {"env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "OMPI_MCA_rmaps_base_oversubscribe=1",
-                                  "OMPI_MCA_hwloc_base_binding_policy=none", "OMPI_MCA_mpi_yield_when_idle=1",
+  std::vector<std::string> all = {"env",
+                                  kMark + mark_,
+                                  "OMPI_ALLOW_RUN_AS_ROOT=1",
+                                  "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                                  "OMPI_MCA_rmaps_base_oversubscribe=1",
+                                  "OMPI_MCA_hwloc_base_binding_policy=none",
+                                  "OMPI_MCA_mpi_yield_when_idle=1",
                                   "OMPI_MCA_btl_vader_single_copy_mechanism=none"};
   all.insert(all.end(), environment.begin(), environment.end());
   all.insert(all.end(), command.begin(), command.end());
@@ -98,7 +106,7 @@ StartedJob::~StartedJob() {
     kill(process_, SIGKILL);
     waitpid(process_, nullptr, 0);
   }
-  for (const pid_t process : processes_of(folder_)) kill(process, SIGKILL);
+  for (const pid_t process : processes_with(mark_)) kill(process, SIGKILL);
 }
 
 bool StartedJob::running() {
@@ -106,9 +114,11 @@ bool StartedJob::running() {
   return !ended_;
 }
 
+std::string StartedJob::text() const { return contents(log_); }
+
 std::vector<Rank> StartedJob::ranks() const {
   std::vector<Rank> found;
-  for (const pid_t process : processes_of(folder_))
+  for (const pid_t process : processes_with(mark_))
     if (const int rank = rank_of(process); rank >= 0) found.push_back({process, rank});
   std::sort(found.begin(), found.end(), [](const Rank& a, const Rank& b) { return a.rank < b.rank; });
   return found;
@@ -120,20 +130,20 @@ Outcome StartedJob::wait(double seconds) {
   while (running() && since(start) < seconds) std::this_thread::sleep_for(std::chrono::milliseconds(2));
   if (running()) {
     outcome.timed_out = true;
-    for (const pid_t process : processes_of(folder_)) kill(process, SIGKILL);
+    for (const pid_t process : processes_with(mark_)) kill(process, SIGKILL);
     waitpid(process_, &status_, 0);
     ended_ = true;
   }
   outcome.seconds = since(start_);
   outcome.code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
-  outcome.text = contents(log_);
+  outcome.text = text();
   return outcome;
 }
 
 double StartedJob::wait_until_gone(double seconds) {
   const Clock::time_point start = Clock::now();
   while (since(start) < seconds) {
-    if (!running() && processes_of(folder_).empty()) return since(start);
+    if (!running() && processes_with(mark_).empty()) return since(start);
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   return -1;
@@ -146,7 +156,8 @@ std::vector<std::string> mpirun(int ranks, const std::string& arguments) {
   return command;
 }
 
-Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds, const std::vector<std::string>& environment) {
+Outcome run(const std::vector<std::string>& command, const std::string& folder, double seconds,
+            const std::vector<std::string>& environment) {
   return StartedJob(command, folder, environment).wait(seconds);
 }
 

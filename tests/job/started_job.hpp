@@ -27,22 +27,23 @@ std::vector<std::string> words(const std::string& line);
 
 class StartedJob {
  public:
-  // `command` with its arguments, found on the path; `environment` adds NAME=VALUE. `folder` is one of the test's own: its name in the
-  // command lines tells the job's processes from everybody else's, and the output is kept there until the end.
-  StartedJob(const std::vector<std::string>& command, std::string folder, const std::vector<std::string>& environment = {});
+  // `command` with its arguments, found on the path; `environment` adds NAME=VALUE. The output is kept in `folder`, the test's own. A mark
+  // in the environment, which mpirun's children inherit, tells the job's processes from everybody else's.
+  StartedJob(const std::vector<std::string>& command, const std::string& folder, const std::vector<std::string>& environment = {});
   ~StartedJob();  // kills what is left
   StartedJob(const StartedJob&) = delete;
   StartedJob& operator=(const StartedJob&) = delete;
 
   pid_t process() const { return process_; }  // mpirun
   bool running();
+  std::string text() const;         // its output so far
   std::vector<Rank> ranks() const;  // that are alive, in order of rank
   Outcome wait(double seconds);
   // Until no process of the job is left, at most `seconds`; how long it took, or a negative number.
   double wait_until_gone(double seconds);
 
  private:
-  std::string folder_, log_;
+  std::string mark_, log_;
   pid_t process_ = -1;
   int status_ = 0;
   bool ended_ = false;
