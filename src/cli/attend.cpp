@@ -190,7 +190,8 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  const std::vector<std::string> places = ranks.gather(fmt::format("{}, {} threads", ranks.host(), request.threads));
+  const std::vector<std::string> places =
+      ranks.gather(fmt::format("{}, {} thread{}", ranks.host(), request.threads, request.threads == 1 ? "" : "s"));
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());
@@ -300,7 +301,7 @@ int run_attend(const Settings& settings, const Context& context) {
 
   Notes notes;
   const auto lost = [&](double part) { return total.mean > 0 ? part / total.mean : 0; };
-  const bool sharing = std::any_of(places.begin(), places.end(), [](const std::string& place) { return place.ends_with(" 1 threads"); });
+  const bool sharing = std::any_of(places.begin(), places.end(), [](const std::string& place) { return place.ends_with(" 1 thread"); });
   if (seconds > 1) {  // shorter jobs are all start-up
     notes.add("imbalance", lost(attend.most - attend.mean), "ranks wait for the busiest one",
               "--partition auto or balanced, or fewer ranks");

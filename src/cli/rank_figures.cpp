@@ -18,7 +18,7 @@ std::string value_text(Unit unit, double value) {
     case Unit::bytes:
       return report::bytes_text(static_cast<int64_t>(value + 0.5));
     case Unit::flop:
-      return report::rate_text(value, "FLOP");
+      return report::amount_text(value, "FLOP");
     case Unit::ratio:
       return fmt::format("{:.3f}", value);
   }

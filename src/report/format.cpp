@@ -47,12 +47,14 @@ std::string number_text(double value) { return fmt::format("{:.5g}", value); }
 
 std::string exact_text(double value) { return fmt::format("{}", value); }
 
-std::string rate_text(double per_second, const std::string& unit) {
+std::string amount_text(double amount, const std::string& unit) {
   constexpr std::array kScales{std::pair{1e12, "T "}, std::pair{1e9, "G "}, std::pair{1e6, "M "}, std::pair{1e3, "k "}};
   for (const auto& [scale, prefix] : kScales)
-    if (per_second >= scale) return fmt::format("{:.3g} {}{}/s", per_second / scale, prefix, unit);
-  return fmt::format("{:.3g} {}/s", per_second, unit);
+    if (amount >= scale) return fmt::format("{:.3g} {}{}", amount / scale, prefix, unit);
+  return fmt::format("{:.3g} {}", amount, unit);
 }
+
+std::string rate_text(double per_second, const std::string& unit) { return amount_text(per_second, unit) + "/s"; }
 
 int64_t columns_of(const std::string& utf8) {
   int64_t columns = 0;

@@ -38,6 +38,7 @@ TEST(Format, Numbers) {
   EXPECT_EQ(duration_text(3 * 86400), "3 d 00 h");
   EXPECT_EQ(percent_text(0.1234), "12.3 %");
   EXPECT_EQ(percent_text(0.0000131), "0.0013 %");
+  EXPECT_EQ(amount_text(1.34e13, "FLOP"), "13.4 T FLOP");
   EXPECT_EQ(rate_text(1.23e6, "tokens"), "1.23 M tokens/s");
   EXPECT_EQ(columns_of("a…b"), 3);
 }
