@@ -8,6 +8,7 @@
 #include "cli/commands.hpp"
 #include "cli/subject.hpp"
 #include "io/corpus.hpp"
+#include "io/description.hpp"
 #include "io/result.hpp"
 #include "report/format.hpp"
 #include "report/record.hpp"
@@ -74,11 +75,7 @@ void show_corpus(const io::CorpusLayout& layout, const std::optional<std::string
   for (int64_t document = 0; document < documents.count(); ++document) lengths.push_back(documents.length(document));
   std::sort(lengths.begin(), lengths.end());
   const int64_t median = lengths.empty() ? 0 : lengths[lengths.size() / 2];
-  const auto storage = [](const io::DatasetLayout& d) {
-    return d.file_offset >= 0 ? "contiguous, read directly"
-           : d.native         ? "read through HDF5 (chunked or filtered)"
-                              : "read through HDF5 (converted)";
-  };
+  const io::FileDescription description = io::describe_file(layout.paths.file);
   if (json_file) {
     nlohmann::ordered_json json = report::new_record("inspect file");
     json["kind"] = "input";
@@ -93,6 +90,7 @@ void show_corpus(const io::CorpusLayout& layout, const std::optional<std::string
     for (const io::DatasetLayout* dataset : {&layout.q, &layout.k, &layout.v})
       json["datasets"].push_back(
           {{"path", dataset->path}, {"dims", dataset->dims}, {"type", name_of(dataset->type)}, {"contiguous", dataset->file_offset >= 0}});
+    for (const auto& [name, value] : description.attributes) json["attributes"][name] = value;
     json["documents"] = {{"count", documents.count()},
                          {"shortest", lengths.empty() ? 0 : lengths.front()},
                          {"median", median},
@@ -113,10 +111,10 @@ void show_corpus(const io::CorpusLayout& layout, const std::optional<std::string
        {"documents", fmt::format("{}: shortest {}, median {}, longest {} tokens", report::count_text(documents.count()),
                                  report::count_text(lengths.empty() ? 0 : lengths.front()), report::count_text(median),
                                  report::count_text(lengths.empty() ? 0 : lengths.back()))}});
-  report::Table datasets({"<dataset", "<shape", "<type", "size", "<storage"});
-  for (const io::DatasetLayout* dataset : {&layout.q, &layout.k, &layout.v})
-    datasets.add({dataset->path, dims_text(dataset->dims), std::string(name_of(dataset->type)),
-                  report::bytes_text(bytes_of(dataset->dims, dataset->type)), storage(*dataset)});
+  report::Table datasets({"<dataset", "<shape", "<type", "<storage"});
+  for (const io::DatasetDescription& dataset : description.datasets)
+    datasets.add({dataset.path, dims_text(dataset.dims), dataset.type, dataset.storage});
+  if (!description.attributes.empty()) text += "\nAttributes\n" + report::pairs_text(description.attributes, 2);
   text += "\n" + datasets.text(2) + "\nDocument lengths:\n" + histogram_text(histogram(documents));
   std::fputs(text.c_str(), stdout);
 }
