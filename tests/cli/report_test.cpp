@@ -39,6 +39,7 @@ TEST(Format, Numbers) {
   EXPECT_EQ(percent_text(0.1234), "12.3 %");
   EXPECT_EQ(percent_text(0.0000131), "0.0013 %");
   EXPECT_EQ(amount_text(1.34e13, "FLOP"), "13.4 T FLOP");
+  EXPECT_EQ(amount_text(2.03e16, "FLOP"), "20.3 P FLOP");
   EXPECT_EQ(rate_text(1.23e6, "tokens"), "1.23 M tokens/s");
   EXPECT_EQ(columns_of("a…b"), 3);
 }
