@@ -363,6 +363,15 @@ std::vector<Communicator::Letter> Communicator::sparse_all_to_all(const std::vec
   return received;
 }
 
+PendingMax::PendingMax(const Communicator& ranks, int64_t value) : value_(value) {
+  check(MPI_Iallreduce(&value_, &largest_, 1, MPI_INT64_T, MPI_MAX, ranks.handle(), &request_), "MPI_Iallreduce");
+}
+
+int64_t PendingMax::wait() {
+  check(MPI_Wait(&request_, MPI_STATUS_IGNORE), "MPI_Wait");
+  return largest_;
+}
+
 std::string library_version() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";
   int length = 0;

@@ -110,6 +110,20 @@ class Communicator {
   mutable int next_tag_ = 0;  // of sparse_all_to_all: 0 and 1 in turns
 };
 
+// The largest of the ranks' values, found while they work on. All ranks start the same ones, in the same order as their other
+// collective calls, and wait for each before it is destroyed (but for a job that ends).
+class PendingMax {
+ public:
+  PendingMax(const Communicator& ranks, int64_t value);
+  PendingMax(const PendingMax&) = delete;
+  PendingMax& operator=(const PendingMax&) = delete;
+  int64_t wait();
+
+ private:
+  int64_t value_, largest_ = 0;
+  MPI_Request request_ = MPI_REQUEST_NULL;
+};
+
 // Name and version of the MPI library, at run time.
 std::string library_version();
 

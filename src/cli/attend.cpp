@@ -14,6 +14,7 @@
 #include "cli/rank_figures.hpp"
 #include "cli/subject.hpp"
 #include "job/attend_job.hpp"
+#include "launch/signals.hpp"
 #include "launch/topology.hpp"
 #include "report/build_info.hpp"
 #include "report/format.hpp"
@@ -253,7 +254,8 @@ int run_attend(const Settings& settings, const Context& context) {
 
   std::optional<report::Progress> progress;
   progress.emplace(log, "attend", job.stripes() + static_cast<int64_t>(job.shared().batches.size()), "stripes");
-  const engine::Record mine = job.run([&](int64_t stripe, int64_t) { progress->update(stripe); });
+  const launch::StopSignals signals;
+  const engine::Record mine = job.run([&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
   progress->finish();
 
   // End block: where the time went, what moved, what to change.

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <filesystem>
+#include <mutex>
 
 #include "job/ledger.hpp"
 #include "longspan/error.hpp"
@@ -41,21 +43,48 @@ class FileOutput : public engine::Output {
   FileOutput(io::ResultFile& file, Ledger& ledger, int64_t row_o_bytes, int heads)
       : file_(file), ledger_(ledger), row_o_bytes_(row_o_bytes), heads_(heads) {}
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
-    file_.write(begin, count, o, lse);
+    noting_failure([&] { file_.write(begin, count, o, lse); });
     add_rows(checksum_, o, static_cast<size_t>(count * row_o_bytes_), lse, static_cast<size_t>(count * heads_));
   }
   void stripe_written(int64_t stripe) override {
-    file_.sync();
-    ledger_.record(stripe, checksum_.value());
+    noting_failure([&] {
+      file_.sync();
+      ledger_.record(stripe, checksum_.value());
+    });
     checksum_.reset();
+    const std::lock_guard lock(mutex_);
+    ++safe_stripes_;
+    changed_.notify_all();
+  }
+  // From another thread: until `stripes` of them are safe, or a write has failed.
+  std::optional<Problem> wait_for_stripes(int64_t stripes) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return safe_stripes_ >= stripes || failure_; });
+    return failure_;
   }
 
  private:
+  template <typename F>
+  void noting_failure(F action) {
+    try {
+      action();
+    } catch (const Error& error) {
+      const std::lock_guard lock(mutex_);
+      failure_ = error.problems().front();
+      changed_.notify_all();
+      throw;
+    }
+  }
+
   io::ResultFile& file_;
   Ledger& ledger_;
   int64_t row_o_bytes_;
   int heads_;
   Checksum checksum_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t safe_stripes_ = 0;
+  std::optional<Problem> failure_;
 };
 
 }  // namespace
@@ -283,6 +312,24 @@ struct AttendJob::State {
     }
   }
 
+  // Ends the job after the first `stripes` ones (long ones counted too), when they are on disk. Never returns: messages of later steps
+  // are under way, which only an abort ends on all ranks at once.
+  [[noreturn]] void stop_after(int64_t stripes_so_far, FileOutput& output) {
+    int64_t own = 0;
+    for (size_t s = shared->batches.size(); s < std::min(static_cast<size_t>(stripes_so_far), plan->stripes.size()); ++s)
+      if (!plan->stripes[s].query_blocks.empty() && !done[s - shared->batches.size()]) ++own;
+    if (const std::optional<Problem> failure = output.wait_for_stripes(own)) ranks.abort(*failure);
+    const int64_t safe = ranks.sum(own) + finished;
+    if (ranks.rank() == 0)
+      ranks.abort({.code = ExitCode::stopped,
+                   .what = "stopped at a safe point, as a signal asked",
+                   .seen = fmt::format("{} finished stripes of all ranks", safe),
+                   .from = request.output,
+                   .mend = "go on with --continue"});
+    ranks.barrier();  // until rank 0 ends it
+    ranks.abort({.code = ExitCode::stopped, .what = "stopped at a safe point"});
+  }
+
   const comm::Communicator& ranks;
   AttendRequest request;
   io::CorpusLayout corpus;
@@ -319,7 +366,7 @@ bool AttendJob::already_complete() const { return state_->complete; }
 int64_t AttendJob::finished_stripes() const { return state_->finished; }
 const std::vector<std::string>& AttendJob::remarks() const { return state_->remarks; }
 
-engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t stripes)>& progress) {
+engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop) {
   State& state = *state_;
   const comm::Communicator& ranks = state.ranks;
   const Shape& shape = state.corpus.shape;
@@ -333,7 +380,16 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
     options.scale = static_cast<float>(state.scale);
     options.threads = state.request.threads;
     options.timeout = state.request.timeout;
-    options.progress = progress;
+    // Ranks are not equally far: what they ask for after one stripe is decided after the next one, without anybody waiting.
+    std::optional<comm::PendingMax> vote;
+    options.progress = [&](int64_t stripe, int64_t count) {
+      if (progress) progress(stripe, count);
+      if (!stop) return;
+      const bool agreed = vote && vote->wait() != 0;
+      if (agreed && stripe < count) state.stop_after(stripe, output);
+      vote.reset();
+      if (stripe < count) vote.emplace(ranks, stop() ? 1 : 0);
+    };
     record = engine.forward(input, output, options);
   } catch (const Error& error) {
     ranks.abort(error.problems().front());

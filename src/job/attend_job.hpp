@@ -57,7 +57,8 @@ class AttendJob {
 
   // Collective: computes, writes, marks the output complete and removes the ledger. A failure on one rank ends the job through
   // Communicator::abort; an exchange that moved other bytes than planned is an internal error on all ranks.
-  engine::Record run(const std::function<void(int64_t stripe, int64_t stripes)>& progress);
+  // When `stop` says yes on any rank, all of them end with ExitCode::stopped after one and the same stripe, soon and for --continue.
+  engine::Record run(const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop = {});
 
  private:
   struct State;

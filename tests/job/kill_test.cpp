@@ -159,6 +159,24 @@ TEST_F(Killed, MpirunItself) {
   expect_completes("k.h5");
 }
 
+// The one way to end a job early that is no fault: SIGUSR1, which mpirun passes on.
+TEST_F(Killed, StoppedAtASafePoint) {
+  {
+    StartedJob job = start("k.h5");
+    while (job.running() && !first_stripe_is_finished("k.h5")) sleep_for(0.001);
+    kill(job.process(), SIGUSR1);
+    const Outcome outcome = job.wait(30 * LONGSPAN_SLOWDOWN);
+    EXPECT_EQ(outcome.code, 75) << outcome.text;
+    EXPECT_EQ(occurrences(outcome.text, "stopped at a safe point"), 1) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("go on with --continue"));
+  }
+  EXPECT_EQ(io::inspect_result(file("k.h5")).attributes.complete, 0);
+  const Outcome outcome = attend(kRanks, options("k.h5") + " --continue");
+  EXPECT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_TRUE(bits_of(file("k.h5")) == undisturbed_);
+  EXPECT_GE(record_of(file("k.run.json"))["result"]["finished_stripes_before"], kRanks);
+}
+
 TEST_F(Killed, WhatIsLeftIsCheckedStripeByStripe) {
   ASSERT_NO_FATAL_FAILURE(interrupt("left.h5"));
   EXPECT_EQ(run({LONGSPAN_PROGRAM, "verify", "--input", shared("/c.h5"), "--output", file("left.h5")}, std::vector<std::string>{}).code, 3);
