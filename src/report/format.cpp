@@ -48,7 +48,8 @@ std::string number_text(double value) { return fmt::format("{:.5g}", value); }
 std::string exact_text(double value) { return fmt::format("{}", value); }
 
 std::string amount_text(double amount, const std::string& unit) {
-  constexpr std::array kScales{std::pair{1e18, "E "}, std::pair{1e15, "P "}, std::pair{1e12, "T "}, std::pair{1e9, "G "}, std::pair{1e6, "M "}, std::pair{1e3, "k "}};
+  constexpr std::array kScales{std::pair{1e18, "E "}, std::pair{1e15, "P "}, std::pair{1e12, "T "},
+                               std::pair{1e9, "G "},  std::pair{1e6, "M "},  std::pair{1e3, "k "}};
   for (const auto& [scale, prefix] : kScales)
     if (amount >= scale) return fmt::format("{:.3g} {}{}", amount / scale, prefix, unit);
   return fmt::format("{:.3g} {}", amount, unit);
