@@ -13,7 +13,12 @@
 #include "cli/commands.hpp"
 #include "cli/rank_figures.hpp"
 #include "cli/subject.hpp"
+#include "comm/transport.hpp"
 #include "job/attend_job.hpp"
+#include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/device.hpp"
+#include "kernels/gpus.hpp"
+#include "launch/gpu_choice.hpp"
 #include "launch/signals.hpp"
 #include "launch/topology.hpp"
 #include "report/build_info.hpp"
@@ -45,6 +50,10 @@ AttendOptions attend_options(const Settings& settings) {
   if (const auto threads = settings.maybe_integer("threads")) options.threads = static_cast<int>(*threads);
   if (settings.given("partition")) options.partition = plan::partition_kind_named(settings.text("partition"));
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
+  options.device = device_kind_named(settings.text("device")).value();
+  options.share_gpu = settings.flag("share-gpu");
+  options.transport = settings.text("transport");
+  options.host_memory = settings.integer("host-memory");
   options.reproducible = settings.flag("reproducible");
   options.go_on = settings.flag("continue");
   options.overwrite = settings.flag("overwrite");
@@ -140,6 +149,24 @@ class Notes {
   ordered_json json_ = ordered_json::array();
 };
 
+std::string device_text(const launch::GpuChoice& choice, const comm::Transport& transport) {
+  if (!choice.gpu) return kernels::cpu::target_name();
+  return fmt::format("{} (compute capability {}.{}), CUDA {}, driver for {}, keys by {}", choice.gpu->name, choice.gpu->major,
+                     choice.gpu->minor, kernels::cuda_toolkit_version(), kernels::cuda_driver_version(), transport.name());
+}
+
+ordered_json device_json(const launch::GpuChoice& choice, const kernels::Device& device, const comm::Transport& transport) {
+  ordered_json json{{"kind", choice.gpu ? "cuda" : "cpu"}, {"name", device.name()}, {"transport", transport.name()}};
+  if (choice.gpu) {
+    json["compute_capability"] = fmt::format("{}.{}", choice.gpu->major, choice.gpu->minor);
+    json["memory"] = choice.gpu->memory;
+    json["ranks_per_gpu"] = choice.sharers;
+    json["cuda_toolkit"] = kernels::cuda_toolkit_version();
+    json["cuda_driver"] = kernels::cuda_driver_version();
+  }
+  return json;
+}
+
 // A record that the user asked for by name must not fail after the work is done. (One beside the output shares its folder's fate.)
 void check_record(const Settings& settings, const std::string& record) {
   if (!settings.has("json") || record == "-" || std::filesystem::exists(record)) return;
@@ -164,14 +191,16 @@ int run_attend(const Settings& settings, const Context& context) {
   ranks.agreed([&] { options = attend_options(settings); });
   ranks.on_root([&] { check_record(settings, options.record); });
   const launch::Share share = launch::share_of_host(ranks);
+  const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
+  const int threads = options.threads.value_or(share.threads);
   job::AttendRequest request{.input = options.input,
                              .output = options.output,
                              .pattern = options.pattern,
                              .scale = options.scale,
                              .memory = options.memory,
                              .output_type = options.output_type,
-                             .default_memory = share.memory,
-                             .threads = options.threads.value_or(share.threads),
+                             .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory,
+                             .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
                              .reproducible = options.reproducible,
                              .go_on = options.go_on,
                              .overwrite = options.overwrite,
@@ -191,8 +220,18 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
+  std::unique_ptr<kernels::Device> device;
+  std::unique_ptr<comm::Transport> transport;
+  ranks.agreed([&] {
+    if (choice.gpu)
+      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
+    else
+      device = std::make_unique<kernels::cpu::CpuDevice>(threads);
+    transport = std::make_unique<comm::MpiTransport>();
+  });
   const std::vector<std::string> places =
-      ranks.gather(fmt::format("{}, {} thread{}", ranks.host(), request.threads, request.threads == 1 ? "" : "s"));
+      ranks.gather(choice.gpu ? fmt::format("{}, {} ({})", ranks.host(), choice.gpu->name, choice.gpu->id)
+                              : fmt::format("{}, {} thread{}", ranks.host(), threads, threads == 1 ? "" : "s"));
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());
@@ -201,7 +240,7 @@ int run_attend(const Settings& settings, const Context& context) {
     lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
-                       kernels::cpu::target_name(), topology_text(places)));
+                       device_text(choice, *transport), topology_text(places)));
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
@@ -214,6 +253,7 @@ int run_attend(const Settings& settings, const Context& context) {
   lines.emplace_back("planned in", report::duration_text(planning));
   log.info("Plan\n" + report::pairs_text(lines, 2));
   log.info(figures_text(figures, shown, false));
+  if (!choice.remark.empty()) log.warning(choice.remark);
   for (const std::string& remark : job.remarks()) log.warning(remark);
 
   ordered_json record = report::new_record("attend");
@@ -221,6 +261,7 @@ int run_attend(const Settings& settings, const Context& context) {
   ordered_json& effective = record["options"] = ordered_json::object();
   for (const Setting& setting : settings.all()) effective[setting.name] = {{"value", setting.shown}, {"origin", setting.origin}};
   record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name()}};
+  record["device"] = device_json(choice, *device, *transport);
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
   record["shape"] = {{"tokens", shape.tokens},
@@ -255,7 +296,8 @@ int run_attend(const Settings& settings, const Context& context) {
   std::optional<report::Progress> progress;
   progress.emplace(log, "attend", job.stripes() + static_cast<int64_t>(job.shared().batches.size()), "stripes");
   const launch::StopSignals signals;
-  const engine::Record mine = job.run([&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
+  const engine::Record mine = job.run(
+      *device, *transport, [&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
   progress->finish();
 
   // End block: where the time went, what moved, what to change.

@@ -7,6 +7,7 @@
 
 #include "cli/options.hpp"
 #include "io/corpus.hpp"
+#include "longspan/device_kind.hpp"
 #include "longspan/element_type.hpp"
 #include "pattern/pattern.hpp"
 #include "plan/options.hpp"
@@ -23,6 +24,10 @@ struct AttendOptions {
   std::optional<int> threads;                    // absent: the CPUs this rank may run on
   std::optional<plan::PartitionKind> partition;  // absent: automatic, or what --continue finds
   std::optional<ElementType> output_type;        // absent: the input's
+  DeviceKind device = DeviceKind::automatic;
+  bool share_gpu = false;
+  std::string transport;    // auto, mpi, nccl
+  int64_t host_memory = 0;  // bytes of pinned buffers
   bool reproducible = false, go_on = false, overwrite = false, dry_run = false;
   std::string record;  // file of the run record; "-": standard output
   report::Level log_level = report::Level::info;

@@ -51,7 +51,7 @@ const Option kDocuments{.name = "documents",
 const Option kMemory{.name = "memory",
                      .kind = Kind::bytes,
                      .value = "SIZE",
-                     .help = "what the plan may use per rank, e.g. 8Gi",
+                     .help = "what the plan may use per rank, e.g. 8Gi; of the GPU's memory where it computes on one",
                      .least = 1 << 20,
                      .when_absent = "80 % of what is free, shared by the ranks of a node"};
 const Option kPartition{.name = "partition",
@@ -70,6 +70,26 @@ const Option kThreads{.name = "threads",
                       .least = 1,
                       .most = 4096,
                       .when_absent = "the CPUs this rank may run on"};
+const Option kDevice{.name = "device",
+                     .kind = Kind::choice,
+                     .value = "KIND",
+                     .fallback = "auto",
+                     .help = "what computes: auto takes GPUs where every rank has one of its own",
+                     .choices = {"auto", "cpu", "cuda"}};
+const Option kShareGpu{.name = "share-gpu", .kind = Kind::flag, .help = "several ranks of a host may compute on one GPU"};
+const Option kTransport{.name = "transport",
+                        .kind = Kind::choice,
+                        .value = "NAME",
+                        .fallback = "auto",
+                        .help = "how keys go between ranks: auto is NCCL between GPUs where it is there, else MPI",
+                        .choices = {"auto", "mpi", "nccl"}};
+const Option kHostMemory{.name = "host-memory",
+                         .kind = Kind::bytes,
+                         .value = "SIZE",
+                         .fallback = "128Mi",
+                         .help = "pinned host memory of a GPU rank: buffers between files and the GPU",
+                         .least = 1 << 20,
+                         .most = int64_t{1} << 40};
 const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
 
 Option required(Option option) {
@@ -115,7 +135,11 @@ std::vector<Command> make_commands() {
                   kPattern,
                   {.name = "scale", .kind = Kind::real, .value = "X", .help = "factor of the scores", .when_absent = "1/sqrt(head_dim)"},
                   kMemory,
+                  kHostMemory,
                   kThreads,
+                  kDevice,
+                  kShareGpu,
+                  kTransport,
                   kPartition,
                   {.name = "output-type",
                    .kind = Kind::choice,

@@ -1,9 +1,9 @@
-// Runs a plan on CPUs: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
+// Runs a plan on a device: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
 //   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it
 //   I/O thread    reads the next stripe's queries (and keys, when they are read again), writes the last one's results
-//   pool          computes
+//   device        computes: a pool of threads, or a GPU
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@
 #include <string>
 #include <vector>
 
-#include "comm/block_exchange.hpp"
 #include "comm/communicator.hpp"
+#include "comm/transport.hpp"
 #include "engine/data.hpp"
 #include "engine/key_pool.hpp"
 #include "engine/schedule.hpp"
-#include "kernels/cpu/attention.hpp"
+#include "kernels/device.hpp"
 #include "pattern/pattern.hpp"
 #include "plan/rank_plan.hpp"
 
@@ -44,7 +44,6 @@ struct Record {
 
 struct RunOptions {
   float scale = 1;
-  int threads = 1;
   double timeout = 300;                                           // seconds without any message before the run gives up; 0: never
   std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
 };
@@ -60,9 +59,9 @@ class Engine {
   const plan::RankPlan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
 
-  // Collective; any number of times. Throws Error on this rank only: the caller ends the job (comm::Communicator::abort), since others
-  // wait.
-  Record forward(Input& input, Output& output, const RunOptions& options);
+  // Collective; any number of times. `transport` is one for the memory of `device`. Throws Error on this rank only: the caller ends the job
+  // (comm::Communicator::abort), since others wait.
+  Record forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options);
 
  private:
   class Run;
