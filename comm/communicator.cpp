@@ -185,7 +185,11 @@ Communicator::Communicator(MPI_Comm from, int64_t piece_bytes) : piece_bytes_(pi
   check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host_comm), "MPI_Comm_split_type");
   check(MPI_Comm_rank(host_comm, &local_rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(host_comm, &local_size_), "MPI_Comm_size");
+  int lowest = rank_;
+  check(MPI_Bcast(&lowest, 1, MPI_INT, 0, host_comm), "MPI_Bcast");
   check(MPI_Comm_free(&host_comm), "MPI_Comm_free");
+  host_of_rank_.resize(index(size_));
+  check(MPI_Allgather(&lowest, 1, MPI_INT, host_of_rank_.data(), 1, MPI_INT, comm_), "MPI_Allgather");
   hosts_ = static_cast<int>(sum(local_rank_ == 0 ? 1 : 0));
 }
 

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <future>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "engine/io_thread.hpp"
@@ -37,8 +39,14 @@ class Timed {
 }  // namespace
 
 Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks,
-               const plan::Shared& shared, plan::RankPlan plan, const std::vector<bool>& done)
-    : ranks_(ranks), pattern_(pattern), blocks_(blocks), shared_(shared), plan_(std::move(plan)), row_ranks_(ranks.handle()) {
+               const plan::Shared& shared, plan::RankPlan plan, const std::vector<bool>& done, std::vector<int> host_of_rank)
+    : ranks_(ranks),
+      pattern_(pattern),
+      blocks_(blocks),
+      shared_(shared),
+      plan_(std::move(plan)),
+      host_of_rank_(host_of_rank.empty() ? ranks.host_of_rank() : std::move(host_of_rank)),
+      row_ranks_(ranks.handle()) {
   const size_t batches = shared.batches.size();
   // A long stripe is needed as long as one of its rows still waits for its home's stripe.
   std::vector<int64_t> batch_needed(batches, 0);
@@ -59,7 +67,7 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
     std::fill(stripe.need.begin(), stripe.need.end(), Intervals{});
   }
   plan::plan_fetches(shared, plan_);
-  schedule_ = agree_on_schedule(ranks, shared, plan_);
+  schedule_ = agree_on_schedule(ranks, shared, plan_, host_of_rank_);
 }
 
 Engine::~Engine() = default;
@@ -80,6 +88,10 @@ class Engine::Run {
         exchange_(transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes)),
         long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device) {
     exchange_->set_timeout(options.timeout);
+    if (engine.schedule_.passes_on) {
+      inside_host_ = transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes);
+      inside_host_->set_timeout(options.timeout);
+    }
     long_rows_.set_timeout(options.timeout);
     for (size_t s = 0; s < plan_.stripes.size(); ++s)
       for (int step = 0; step < engine.schedule_.steps[s]; ++step) order_.emplace_back(s, step);
@@ -99,7 +111,11 @@ class Engine::Run {
         if (t + 1 < order_.size()) start_fetch(t + 1);
         finish_fetch(t);
         attend(s, step);
-        release(s, step);
+        if (inside_host_) {
+          const Timed timed(record_.exchange);
+          inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
+        }
+        release(s, step, static_cast<int64_t>(t));
       }
       end_stripe(s);
     }
@@ -236,27 +252,64 @@ class Engine::Run {
       });
       return;
     }
-    std::vector<comm::PoolExchange::Message> receives;
-    for (const PeerUnits& peer : exchange.receive) {
-      receives.push_back({peer.peer, {}});
-      for_each_unit(peer.runs,
-                    [&](int kv_head, int64_t block) { receives.back().slots.push_back(static_cast<int32_t>(pool_.take(kv_head, block))); });
-      arriving_[t].insert(arriving_[t].end(), receives.back().slots.begin(), receives.back().slots.end());
+    // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
+    std::unordered_map<int64_t, int32_t> taken;
+    const auto take = [&](int kv_head, int64_t block) {
+      const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
+      if (!exchange.pass_on.empty()) taken[block * shape_.kv_heads + kv_head] = slot;
+      arriving_[t].push_back(slot);
+      return slot;
+    };
+    const std::vector<comm::PoolExchange::Message> receives = messages(exchange.receive, take);
+    for (const comm::PoolExchange::Message& message : receives)
+      if (engine_.host_of_rank_[static_cast<size_t>(message.peer)] != engine_.host_of_rank_[static_cast<size_t>(plan_.rank)])
+        record_.bytes_from_other_hosts += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
+    if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
+      Inside inside{t, messages(exchange.given_receive, take), {}};
+      inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
+        const auto now = taken.find(block * shape_.kv_heads + kv_head);
+        return now != taken.end() ? now->second : slot_of(kv_head, block);
+      });
+      inside_waiting_.push_back(std::move(inside));
     }
     exchange_->start(tag_of(t), receives, sent_ <= t ? sends_of(sent_++) : std::vector<comm::PoolExchange::Message>{});
     if (!receives.empty()) awaited_.emplace(t, Clock::now());
     for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
   }
 
+  int32_t slot_of(int kv_head, int64_t block) const { return static_cast<int32_t>(pool_.slot(kv_head, block)); }
+
+  template <typename Slot>
+  static std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
+    std::vector<comm::PoolExchange::Message> messages;
+    for (const PeerUnits& peer : peers) {
+      messages.push_back({peer.peer, {}});
+      for_each_unit(peer.runs, [&](int kv_head, int64_t block) { messages.back().slots.push_back(slot(kv_head, block)); });
+    }
+    return messages;
+  }
+
   std::vector<comm::PoolExchange::Message> sends_of(size_t t) {
     const auto [s, step] = order_[t];
-    std::vector<comm::PoolExchange::Message> sends;
-    for (const PeerUnits& peer : engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send) {
-      sends.push_back({peer.peer, {}});
-      for_each_unit(peer.runs,
-                    [&](int kv_head, int64_t block) { sends.back().slots.push_back(static_cast<int32_t>(pool_.slot(kv_head, block))); });
+    return messages(engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send,
+                    [&](int kv_head, int64_t block) { return slot_of(kv_head, block); });
+  }
+
+  // Inside the host, a step's units go on as soon as those from elsewhere are here; step by step.
+  void pass_on() {
+    while (!inside_waiting_.empty() && exchange_->received(tag_of(inside_waiting_.front().t))) {
+      const Inside& next = inside_waiting_.front();
+      inside_host_->start(tag_of(next.t), next.receives, next.sends);
+      inside_waiting_.pop_front();
     }
-    return sends;
+  }
+
+  void move_messages() {
+    exchange_->progress();
+    if (inside_host_) {
+      pass_on();
+      inside_host_->progress();
+    }
   }
 
   template <typename F>
@@ -270,6 +323,10 @@ class Engine::Run {
     const Timed timed(record_.exchange);
     if (shared_.keys_stay) {
       exchange_->finish_receives(tag_of(t));
+      if (inside_host_) {
+        pass_on();
+        inside_host_->finish_receives(tag_of(t));
+      }
       note_arrivals();
       if (const auto arrived = arriving_.find(t); arrived != arriving_.end()) {
         device_.units_arrived(pool_.memory(), arrived->second, shape_.type, shape_.head_dim);
@@ -344,7 +401,7 @@ class Engine::Run {
                                 layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
     };
     return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
-                             [this] { exchange_->progress(); });
+                             [this] { move_messages(); });
   }
 
   void attend(size_t s, int step) {
@@ -383,7 +440,7 @@ class Engine::Run {
     // This thread has time: the next stripe's lists are made while the device computes this one's last step.
     if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size()) next_lists_ = make_lists(s + 1);
     while (!device_.wait_for(kPoll)) {
-      exchange_->progress();
+      move_messages();
       long_rows_.progress();
       note_arrivals();
     }
@@ -395,13 +452,24 @@ class Engine::Run {
     awaited_.reset();
   }
 
-  void release(size_t s, int step) {
+  void release(size_t s, int step, int64_t t) {
+    const auto held = [&](size_t c) { return held_blocks(engine_.schedule_.hold_at, t, c); };
+    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(held_blocks(engine_.schedule_.let_go_at, t, c), held(c)));
     if (static_cast<size_t>(step) < stripe(s).fetch.size())
       for (size_t c = 0; c < shared_.classes.size(); ++c)
-        release(c, subtract(stripe(s).fetch[static_cast<size_t>(step)][c], stripe(s).keep[c]));
+        release(c, subtract(subtract(stripe(s).fetch[static_cast<size_t>(step)][c], stripe(s).keep[c]), held(c)));
     if (step + 1 < engine_.schedule_.steps[s]) return;
-    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(kept_[c], stripe(s).keep[c]));
+    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(subtract(kept_[c], stripe(s).keep[c]), held(c)));
     kept_ = stripe(s).keep;
+  }
+
+  static Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step, int64_t t, size_t key_class) {
+    Intervals blocks;
+    const auto found = by_step.find(t);
+    if (found == by_step.end()) return blocks;
+    for (const HeldBlocks& held : found->second)
+      if (static_cast<size_t>(held.key_class) == key_class) blocks.push_back(held.blocks);
+    return normalised(std::move(blocks));
   }
 
   void release(size_t key_class, const Intervals& blocks) {
@@ -448,8 +516,8 @@ class Engine::Run {
   }
 
   void account() {
-    record_.bytes_received = exchange_->bytes_received();
-    record_.bytes_sent = exchange_->bytes_sent();
+    record_.bytes_received = exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0);
+    record_.bytes_sent = exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0);
     record_.planned_bytes_received = plan_.units_moved * plan_.unit_bytes;
     record_.planned_bytes_sent = engine_.schedule_.units_to_send * plan_.unit_bytes;
     record_.row_bytes_received = long_rows_.bytes_received();
@@ -468,7 +536,13 @@ class Engine::Run {
 
   HeadSets heads_;
   KeyPool pool_;
-  std::unique_ptr<comm::PoolExchange> exchange_;
+  std::unique_ptr<comm::PoolExchange> exchange_;     // with the homes
+  std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
+  struct Inside {
+    size_t t;
+    std::vector<comm::PoolExchange::Message> receives, sends;
+  };
+  std::deque<Inside> inside_waiting_;  // until the step's units from elsewhere are here
   LongRows long_rows_;
   LongRows::Layout layout_;
 

@@ -37,6 +37,7 @@ struct Record {
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;
+  int64_t bytes_from_other_hosts = 0;                       // of bytes_received
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
   int64_t pool_bytes = 0, rows_bytes = 0;
@@ -50,10 +51,10 @@ struct RunOptions {
 
 class Engine {
  public:
-  // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. The references must outlive the
-  // engine.
+  // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. `host_of_rank`: as
+  // agree_on_schedule's; empty is the communicator's own. The references must outlive the engine.
   Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks, const plan::Shared& shared,
-         plan::RankPlan plan, const std::vector<bool>& done = {});
+         plan::RankPlan plan, const std::vector<bool>& done = {}, std::vector<int> host_of_rank = {});
   ~Engine();
 
   const plan::RankPlan& plan() const { return plan_; }
@@ -71,6 +72,7 @@ class Engine {
   const plan::Blocks& blocks_;
   const plan::Shared& shared_;
   plan::RankPlan plan_;
+  std::vector<int> host_of_rank_;
   Schedule schedule_;
   comm::Communicator row_ranks_;  // messages of long rows, apart from those of keys
 };

@@ -19,7 +19,9 @@ struct Setting {
   bool keys_read_again = false;
   int64_t blocks_of_room = 0;  // beside the rank's own keys: 0 is plenty
   int stripes = 1;
-  int threads = 0;  // CPU threads, instead of the device under test
+  int threads = 0;         // CPU threads, instead of the device under test
+  int ranks_per_host = 0;  // as if the ranks were on several hosts; 0: they are where they are
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
 };
 
 struct Outcome {
@@ -27,7 +29,7 @@ struct Outcome {
   WholeOutput output;
   engine::Record record;
   plan::RankPlan plan;
-  int64_t steps;
+  engine::Schedule schedule;
 };
 
 Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
@@ -41,6 +43,7 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
   options.stripes = setting.stripes;
   options.segment_blocks = 2;
   options.long_row_factor = 2;
+  options.exchange = setting.exchange;
   options.memory = int64_t{1} << 30;
   const int64_t unit = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
   if (setting.blocks_of_room > 0) {
@@ -63,9 +66,11 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
   if (shared.long_rows.empty()) {
     EXPECT_EQ(shared.keys_stay, !setting.keys_read_again);
   }
+  std::vector<int> hosts;
+  for (int rank = 0; setting.ranks_per_host > 0 && rank < ranks.size(); ++rank) hosts.push_back(rank / setting.ranks_per_host);
   engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
-                        done);
-  Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule().total_steps()};
+                        done, hosts);
+  Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule()};
   for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
   WholeInput input(problem);
   engine::RunOptions run;
@@ -222,6 +227,40 @@ TEST_P(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
         for (const Interval& run : whole.plan.stripes[s].query_blocks) {
           const Interval tokens{blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end};
           EXPECT_EQ(rest.output.rows(tokens), whole.output.rows(tokens)) << "stripe " << s;
+        }
+      }
+    }
+  }
+}
+
+// Two levels: the same bits as flat, no more from other hosts than the plan says, and the least there can be where memory keeps the keys.
+TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
+  if (world_.size() < 3) GTEST_SKIP() << "fewer than three ranks cannot be two hosts of which one has two";
+  for (const std::string& text : patterns()) {
+    for (int ranks_per_host : {2, 3}) {
+      if (ranks_per_host >= world_.size()) continue;
+      for (int64_t blocks_of_room : {0, 6}) {
+        SCOPED_TRACE(text + ", " + std::to_string(ranks_per_host) + " ranks a host, room " + std::to_string(blocks_of_room));
+        Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
+        Setting setting{.blocks_of_room = blocks_of_room, .stripes = 3, .ranks_per_host = ranks_per_host, .exchange = plan::ExchangeKind::flat};
+        const Outcome flat = attend(world_, problem, setting);
+        setting.exchange = plan::ExchangeKind::node;
+        const Outcome node = attend(world_, problem, setting);
+        expect_exact(problem, node, 97);
+        for (const Interval& run : node.tokens) EXPECT_EQ(node.output.rows(run), flat.output.rows(run));
+
+        EXPECT_EQ(flat.record.bytes_from_other_hosts, flat.schedule.units_from_other_hosts_if_flat * flat.plan.unit_bytes);
+        EXPECT_EQ(node.record.bytes_from_other_hosts, node.schedule.units_from_other_hosts * node.plan.unit_bytes);
+        const int64_t if_flat = world_.sum(flat.schedule.units_from_other_hosts), crossing = world_.sum(node.schedule.units_from_other_hosts);
+        const int64_t least = world_.sum(node.schedule.least_units_to_host);
+        EXPECT_LE(least, crossing);
+        EXPECT_LE(crossing, if_flat);
+        if (blocks_of_room == 0) {
+          EXPECT_EQ(crossing, least);
+        }
+        if (text == "causal" && ranks_per_host == 2 && world_.size() >= 4) {
+          EXPECT_TRUE(node.schedule.passes_on);
+          EXPECT_LT(crossing, if_flat);
         }
       }
     }
