@@ -53,6 +53,7 @@ AttendOptions attend_options(const Settings& settings) {
   options.device = device_kind_named(settings.text("device")).value();
   options.share_gpu = settings.flag("share-gpu");
   options.transport = settings.text("transport");
+  options.exchange = plan::exchange_kind_named(settings.text("exchange")).value();
   options.host_memory = settings.integer("host-memory");
   options.reproducible = settings.flag("reproducible");
   options.go_on = settings.flag("continue");
@@ -201,6 +202,7 @@ int run_attend(const Settings& settings, const Context& context) {
                              .output_type = options.output_type,
                              .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory,
                              .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
+                             .exchange = options.exchange,
                              .reproducible = options.reproducible,
                              .go_on = options.go_on,
                              .overwrite = options.overwrite,
@@ -337,6 +339,12 @@ int run_attend(const Settings& settings, const Context& context) {
                       ? fmt::format("{} of the time that keys were on their way was hidden by compute", report::percent_text(overlap))
                       : "nothing to hide"},
       {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)}};
+  const int64_t crossed = ranks.sum(mine.bytes_from_other_hosts), if_flat = ranks.sum(mine.bytes_from_other_hosts_if_flat);
+  const int64_t least_crossing = ranks.sum(mine.least_bytes_to_host);
+  if (if_flat > 0) {
+    summary.emplace_back("between hosts", fmt::format("{}; lower bound, once to each host, {}; flat {}", report::bytes_text(crossed),
+                                                      report::bytes_text(least_crossing), report::bytes_text(if_flat)));
+  }
   if (rows_moved > 0) summary.emplace_back("long rows", report::bytes_text(rows_moved) + " of queries and states moved");
   if (read_again > 0) summary.emplace_back("read again", report::bytes_text(read_again) + " of keys and values");
   summary.emplace_back("output", options.output);
@@ -370,6 +378,9 @@ int run_attend(const Settings& settings, const Context& context) {
                       {"kv_bytes_ring", ring},
                       {"kv_bytes_read_again", read_again},
                       {"long_row_bytes_moved", rows_moved},
+                      {"kv_bytes_between_hosts", crossed},
+                      {"kv_bytes_between_hosts_lower_bound", least_crossing},
+                      {"kv_bytes_between_hosts_flat", if_flat},
                       {"imbalance", imbalance},
                       {"overlap", overlap},
                       {"finished_stripes_before", job.finished_stripes()},

@@ -27,6 +27,7 @@ struct AttendOptions {
   DeviceKind device = DeviceKind::automatic;
   bool share_gpu = false;
   std::string transport;    // auto, mpi, nccl
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   int64_t host_memory = 0;  // bytes of pinned buffers
   bool reproducible = false, go_on = false, overwrite = false, dry_run = false;
   std::string record;  // file of the run record; "-": standard output

@@ -516,6 +516,8 @@ class Engine::Run {
   }
 
   void account() {
+    record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
+    record_.least_bytes_to_host = engine_.schedule_.least_units_to_host * plan_.unit_bytes;
     record_.bytes_received = exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0);
     record_.bytes_sent = exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0);
     record_.planned_bytes_received = plan_.units_moved * plan_.unit_bytes;

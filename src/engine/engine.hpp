@@ -37,7 +37,8 @@ struct Record {
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;
-  int64_t bytes_from_other_hosts = 0;                       // of bytes_received
+  // Of bytes_received; what a flat exchange would make of it; and the least that must come to this host (on its lowest rank, else 0).
+  int64_t bytes_from_other_hosts = 0, bytes_from_other_hosts_if_flat = 0, least_bytes_to_host = 0;
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
   int64_t pool_bytes = 0, rows_bytes = 0;

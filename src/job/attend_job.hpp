@@ -28,6 +28,7 @@ struct AttendRequest {
   std::optional<ElementType> output_type;        // absent: the input's
   int64_t default_memory = 0;
   std::string device = "cpu";  // its kind: pinned in the ledger
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   bool reproducible = false;
   bool go_on = false;  // --continue
   bool overwrite = false;
