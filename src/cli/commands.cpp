@@ -70,6 +70,12 @@ const Option kThreads{.name = "threads",
                       .least = 1,
                       .most = 4096,
                       .when_absent = "the CPUs this rank may run on"};
+const Option kBind{.name = "bind",
+                   .kind = Kind::choice,
+                   .value = "WHAT",
+                   .fallback = "cores",
+                   .help = "cores: ranks of a host that the launcher has not bound get a part of its cores each; none: leave them",
+                   .choices = {"cores", "none"}};
 const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
 
 Option required(Option option) {
@@ -116,6 +122,7 @@ std::vector<Command> make_commands() {
                   {.name = "scale", .kind = Kind::real, .value = "X", .help = "factor of the scores", .when_absent = "1/sqrt(head_dim)"},
                   kMemory,
                   kThreads,
+                  kBind,
                   kPartition,
                   {.name = "output-type",
                    .kind = Kind::choice,
