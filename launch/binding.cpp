@@ -184,8 +184,12 @@ std::string map_text(const std::vector<Place>& places, int indent) {
   std::vector<Line> lines;
   for (size_t first = 0, end = 0; first < places.size(); first = end) {
     for (end = first + 1; end < places.size() && places[end].host == places[first].host;) ++end;
-    const Line line{places[first].host, places[first].host, host_text({places.begin() + static_cast<std::ptrdiff_t>(first), places.begin() + static_cast<std::ptrdiff_t>(end)}),
-                    1, static_cast<int>(first), static_cast<int>(end - first)};
+    const Line line{places[first].host,
+                    places[first].host,
+                    host_text({places.begin() + static_cast<std::ptrdiff_t>(first), places.begin() + static_cast<std::ptrdiff_t>(end)}),
+                    1,
+                    static_cast<int>(first),
+                    static_cast<int>(end - first)};
     if (!lines.empty() && lines.back().text == line.text && lines.back().ranks == line.ranks) {
       lines.back().last_host = line.last_host;
       ++lines.back().hosts;
@@ -202,8 +206,8 @@ std::string map_text(const std::vector<Place>& places, int indent) {
     const std::string which = fmt::format("{} {}", numbers.size() == 1 ? "rank" : "ranks", list_text(numbers));
     text.append(static_cast<size_t>(indent), ' ');
     text += line.hosts == 1 ? fmt::format("{}: {}, {}\n", line.first_host, which, line.text)
-                            : fmt::format("{} … {} ({} hosts): {}, {} on each host, {}\n", line.first_host, line.last_host, line.hosts, which,
-                                          line.ranks, line.text);
+                            : fmt::format("{} … {} ({} hosts): {}, {} on each host, {}\n", line.first_host, line.last_host, line.hosts,
+                                          which, line.ranks, line.text);
   }
   int rest = 0;
   for (size_t i = kMostLines; i < lines.size(); ++i) rest += lines[i].hosts;

@@ -30,8 +30,12 @@ std::vector<launch::Place> gather_places(const comm::Communicator& ranks, const 
   std::vector<launch::Place> places;
   for (const std::string& text : ranks.gather(packed.dump())) {
     const ordered_json fields = ordered_json::parse(text);
-    places.push_back({.host = fields[0], .cpus = fields[1], .numa_nodes = fields[2], .threads = fields[3],
-                      .bound = static_cast<launch::Bound>(fields[4].get<int>()), .device = fields[5]});
+    places.push_back({.host = fields[0],
+                      .cpus = fields[1],
+                      .numa_nodes = fields[2],
+                      .threads = fields[3],
+                      .bound = static_cast<launch::Bound>(fields[4].get<int>()),
+                      .device = fields[5]});
   }
   return places;
 }
@@ -52,8 +56,9 @@ std::string binding_remark(const std::vector<launch::Place>& places, const launc
     if (place.host == places.front().host) used.insert(place.cpus.begin(), place.cpus.end());
   const auto granted = std::min<int64_t>(host_cpus, allotment.cpus.value_or(host_cpus));
   if (2 * static_cast<int64_t>(used.size()) > granted) return {};
-  return fmt::format("the launcher has bound the ranks of {} to {} of its {} CPUs; to use all, give mpirun --bind-to none, or srun --cpus-per-task",
-                     places.front().host, used.size(), granted);
+  return fmt::format(
+      "the launcher has bound the ranks of {} to {} of its {} CPUs; to use all, give mpirun --bind-to none, or srun --cpus-per-task",
+      places.front().host, used.size(), granted);
 }
 
 }  // namespace longspan::cli

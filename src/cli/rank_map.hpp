@@ -23,8 +23,8 @@ std::vector<launch::Place> gather_places(const comm::Communicator& ranks, const 
 // {"host", "cpus": "0-3", "numa_nodes": "0", "threads", "bound": "no" | "launcher" | "longspan", "device": null or a name}
 nlohmann::ordered_json place_json(const launch::Place& place);
 
-// A text for users whose launcher leaves most of a host idle, as Open MPI does with the threads of one or two ranks; empty when all is well.
-// On rank 0, whose host stands for all.
+// A text for users whose launcher leaves most of a host idle, as Open MPI does with the threads of one or two ranks; empty when all is
+// well. On rank 0, whose host stands for all.
 std::string binding_remark(const std::vector<launch::Place>& places, const launch::Allotment& allotment, int host_cpus);
 
 }  // namespace longspan::cli

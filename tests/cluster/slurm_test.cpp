@@ -72,8 +72,8 @@ class Slurm : public JobFolder {
   // Until `condition` holds; false after `seconds`.
   template <typename Condition>
   bool until(Condition condition, double seconds = 60 * LONGSPAN_SLOWDOWN) const {
-    for (const auto start = std::chrono::steady_clock::now(); std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds);
-         sleep_for(0.005))
+    for (const auto start = std::chrono::steady_clock::now();
+         std::chrono::steady_clock::now() - start < std::chrono::duration<double>(seconds); sleep_for(0.005))
       if (condition()) return true;
     return false;
   }
@@ -83,7 +83,9 @@ class Slurm : public JobFolder {
       sleep_for(0.2);
       state = field(job, "JobState");
       return state != "PENDING" && state != "RUNNING" && state != "COMPLETING" && state != "REQUEUED";
-    })) << state << "\n" << log_of(job);
+    })) << state
+        << "\n"
+        << log_of(job);
     return state;
   }
   // How many stripes the ledger of `output` names.
@@ -195,7 +197,9 @@ TEST_F(Slurm, AnArrayTakesOneCorpusATask) {
   EXPECT_EQ(end_of(job + "_3"), "FAILED");
   EXPECT_EQ(field(job + "_3", "ExitCode"), "3:0");
   for (const std::string name : {"a", "name with blanks"}) {
-    EXPECT_EQ(run({LONGSPAN_PROGRAM, "verify", "--input", file(name + ".h5"), "--output", file(name + "_o.h5")}, std::vector<std::string>{}).code, 0);
+    EXPECT_EQ(
+        run({LONGSPAN_PROGRAM, "verify", "--input", file(name + ".h5"), "--output", file(name + "_o.h5")}, std::vector<std::string>{}).code,
+        0);
     EXPECT_EQ(record_of(file(name + "_o.run.json"))["ranks"]["count"], 2);
   }
 }
@@ -209,6 +213,47 @@ TEST_F(Slurm, RanksAndMemoryAreThoseOfTheAllocation) {
   EXPECT_EQ(record["ranks"]["hosts"], 3);
   EXPECT_EQ(record["plan"]["memory_per_rank"].get<int64_t>(), launch::memory_share(int64_t{300} << 20, 2));
   for (const nlohmann::json& place : record["ranks"]["map"]) EXPECT_EQ(place["threads"], 1);
+}
+
+// What has to be found: a host whose link is slow, and one that sees another folder.
+TEST_F(Slurm, TheDoctorNamesTheHostThatIsUnfit) {
+  std::ofstream(file("my.sbatch")) << replaced(
+      replaced(contents(file("slurm/doctor.sbatch")), "source slurm/run", "longspan=" LONGSPAN_PROGRAM "\nsource slurm/run"),
+      "--folder \"$folder\"", "--folder \"$folder\" --threads 1 --disk-bytes 1Mi --tolerance 1e6");
+  std::string job = submit(kSizes);
+  EXPECT_EQ(end_of(job), "COMPLETED") << log_of(job);
+  nlohmann::json record = record_of(file("machine.json"));
+  EXPECT_TRUE(record["fit"]);
+  EXPECT_EQ(record["machine"]["hosts"], 3);
+  EXPECT_TRUE(record["machine"]["links"]["within_host"].is_null());
+  EXPECT_GT(record["machine"]["links"]["across_hosts"]["bytes_per_second"]["min"], 0);
+
+  const std::string doctor = std::string("srun --mpi=pmix --nodes=3 --ntasks-per-node=1 ") + LONGSPAN_PROGRAM +
+                             " doctor --threads 1 --disk-bytes 1Mi --save machine.json ";
+  const auto on_host3 = [&](const std::string& command) { return "\"$CLUSTER_ENTER\" host3 " + command; };
+  std::filesystem::create_directory(file("private"));
+  shell("nsenter --target \"$(pgrep -f '^slurmd -D -N host3')\" --mount mount -t tmpfs private " + file("private"));
+  Outcome outcome = run({"bash", "-c", "cd " + folder_ + " && " + doctor + "--tolerance 1e6 --folder private"}, std::vector<std::string>{});
+  EXPECT_EQ(outcome.code, 4) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("UNFIT files: "));
+  EXPECT_THAT(outcome.text, HasSubstr("(rank 2)"));
+
+  if (run({"bash", "-c", on_host3("tc qdisc add dev eth0 root tbf rate 50mbit burst 256kb latency 50ms")}, std::vector<std::string>{})
+          .code != 0)
+    GTEST_SKIP() << "the rest needs tc with a token bucket filter";
+  outcome = run({"bash", "-c", "cd " + folder_ + " && " + doctor + "--tolerance 8 --folder ."}, std::vector<std::string>{});
+  EXPECT_EQ(outcome.code, 4) << outcome.text;
+  record = record_of(file("machine.json"));
+  EXPECT_FALSE(record["fit"]);
+  bool found = false;
+  for (const nlohmann::json& check : record["checks"]) {
+    if (check["name"] != "MPI across hosts, one of a host") continue;
+    found = true;
+    EXPECT_EQ(check["slowest_host"], "host3");
+    EXPECT_EQ(check["verdict"], "unfit");
+  }
+  EXPECT_TRUE(found) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("Slowest rank: "));
 }
 
 }  // namespace

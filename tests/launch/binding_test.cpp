@@ -67,17 +67,19 @@ Place place(const std::string& host, const Cpus& cpus, int node, Bound bound, co
 }
 
 TEST(MapText, OneLineAHost) {
-  EXPECT_EQ(map_text({place("a", {0, 1}, 0, Bound::by_longspan), place("a", {2, 3}, 1, Bound::by_longspan), place("b", {0}, 0, Bound::no)}, 2),
-            "  a: ranks 0-1, 2 threads each, bound by longspan to CPUs 0-1 | 2-3, NUMA node 0 | 1\n"
-            "  b: rank 2, 1 thread, not bound: CPUs 0, NUMA node 0\n");
+  EXPECT_EQ(
+      map_text({place("a", {0, 1}, 0, Bound::by_longspan), place("a", {2, 3}, 1, Bound::by_longspan), place("b", {0}, 0, Bound::no)}, 2),
+      "  a: ranks 0-1, 2 threads each, bound by longspan to CPUs 0-1 | 2-3, NUMA node 0 | 1\n"
+      "  b: rank 2, 1 thread, not bound: CPUs 0, NUMA node 0\n");
 }
 
 TEST(MapText, JoinsHostsThatAreAlike) {
   std::vector<Place> places;
   for (const char* host : {"n1", "n2", "n3"})
     for (int gpu = 0; gpu < 2; ++gpu) places.push_back(place(host, {gpu}, 0, Bound::by_launcher, "GPU " + std::to_string(gpu)));
-  EXPECT_EQ(map_text(places),
-            "n1 … n3 (3 hosts): ranks 0-5, 2 on each host, 1 thread each, bound by the launcher to CPUs 0 | 1, NUMA node 0, GPU 0 | GPU 1\n");
+  EXPECT_EQ(
+      map_text(places),
+      "n1 … n3 (3 hosts): ranks 0-5, 2 on each host, 1 thread each, bound by the launcher to CPUs 0 | 1, NUMA node 0, GPU 0 | GPU 1\n");
 }
 
 TEST(MapText, EndsAfterSixteenLines) {
@@ -101,7 +103,8 @@ TEST(SlurmAllotment, IsWhatTheJobWasGranted) {
   EXPECT_EQ(whole.cpus, 16);
   EXPECT_FALSE(whole.cpus_per_rank);
   EXPECT_FALSE(whole.memory) << "0: all that there is";
-  const Allotment part = allotment_of({{"SLURM_JOB_ID", "7"}, {"SLURM_CPUS_ON_NODE", "16"}, {"SLURM_CPUS_PER_TASK", "4"}, {"SLURM_MEM_PER_NODE", "500"}});
+  const Allotment part =
+      allotment_of({{"SLURM_JOB_ID", "7"}, {"SLURM_CPUS_ON_NODE", "16"}, {"SLURM_CPUS_PER_TASK", "4"}, {"SLURM_MEM_PER_NODE", "500"}});
   EXPECT_EQ(part.cpus_per_rank, 4);
   EXPECT_EQ(part.memory, int64_t{500} << 20);
   EXPECT_EQ(allotment_of({{"SLURM_JOB_ID", "7"}, {"SLURM_CPUS_ON_NODE", "16"}, {"SLURM_MEM_PER_CPU", "100"}}).memory, int64_t{1600} << 20);
