@@ -42,7 +42,8 @@ std::optional<Ring> ring_of(const Communicator& ranks, Link link) {
     const auto size = static_cast<int>(members.size());
     if (size < 2) return std::nullopt;
     const auto place = static_cast<int>(std::find(members.begin(), members.end(), ranks.rank()) - members.begin());
-    return Ring{size, place, members[static_cast<size_t>((place + 1) % size)], members[static_cast<size_t>((place + size - 1) % size)], leads};
+    return Ring{size, place, members[static_cast<size_t>((place + 1) % size)], members[static_cast<size_t>((place + size - 1) % size)],
+                leads};
   };
   if (link == Link::within_host) return ring(hosts[first], ranks.local_rank() == 0);
   size_t fellows = hosts.begin()->second.size();

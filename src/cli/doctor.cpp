@@ -39,8 +39,8 @@ struct Unit {
   const char* name;
   double size;
 };
-constexpr Unit kGigabytes{"GB/s", 1e9}, kGibibytes{"GiB", 1 << 30}, kGigaflop{"GFLOP/s", 1e9}, kMicroseconds{"µs", 1e-6}, kMilliseconds{"ms", 1e-3},
-    kCount{"", 1};
+constexpr Unit kGigabytes{"GB/s", 1e9}, kGibibytes{"GiB", 1 << 30}, kGigaflop{"GFLOP/s", 1e9}, kMicroseconds{"µs", 1e-6},
+    kMilliseconds{"ms", 1e-3}, kCount{"", 1};
 
 const char* name_of(Verdict verdict) { return verdict == Verdict::ok ? "ok" : verdict == Verdict::slow ? "slow" : "UNFIT"; }
 
@@ -55,7 +55,9 @@ ordered_json spread_json(const Spread& spread) {
 class Examination {
  public:
   Examination(const comm::Communicator& ranks, double tolerance)
-      : ranks_(ranks), tolerance_(tolerance), table_({"<check", "<unit", "slowest", "median", "fastest", "slowest rank", "<verdict"}),
+      : ranks_(ranks),
+        tolerance_(tolerance),
+        table_({"<check", "<unit", "slowest", "median", "fastest", "slowest rank", "<verdict"}),
         per_rank_(static_cast<size_t>(ranks.size()), ordered_json::object()) {
     for (const std::string& host : ranks.gather(ranks.host())) hosts_.push_back(host);
   }
@@ -75,7 +77,8 @@ class Examination {
     if (beyond) verdict = Verdict::unfit;
     const auto text = [&](double figure) { return fmt::format("{:.4g}", figure / unit.size); };
     const std::string where = spread.least < spread.most ? place(spread.worst_rank) : "";
-    table_.add({name, unit.name, text(worst), text(spread.median), text(better == Better::higher ? spread.most : spread.least), where, name_of(verdict)});
+    table_.add({name, unit.name, text(worst), text(spread.median), text(better == Better::higher ? spread.most : spread.least), where,
+                name_of(verdict)});
     std::string remark;
     const double factor = doctor::worse_by(spread, better);
     if (beyond) {
@@ -100,8 +103,10 @@ class Examination {
     std::vector<int> who;
     for (size_t r = 0; r < bad.size(); ++r)
       if (bad[r]) who.push_back(static_cast<int>(r));
-    if (!who.empty() && !texts.empty()) remark = fmt::format("{}: {} ({})", name, texts[static_cast<size_t>(who.front())], comm::describe_ranks(who));
-    table_.add({name, "", "", who.empty() ? well : "see below", "", who.empty() ? "" : place(who.front()), name_of(who.empty() ? Verdict::ok : Verdict::unfit)});
+    if (!who.empty() && !texts.empty())
+      remark = fmt::format("{}: {} ({})", name, texts[static_cast<size_t>(who.front())], comm::describe_ranks(who));
+    table_.add({name, "", "", who.empty() ? well : "see below", "", who.empty() ? "" : place(who.front()),
+                name_of(who.empty() ? Verdict::ok : Verdict::unfit)});
     Spread spread;
     spread.worst_rank = who.empty() ? -1 : who.front();
     note(name, kCount, spread, who.empty() ? Verdict::ok : Verdict::unfit, remark);
@@ -116,7 +121,12 @@ class Examination {
   const std::string& slowest() const { return slowest_; }
   bool fit() const { return fit_; }
   ordered_json& rank_record(int rank) { return per_rank_[static_cast<size_t>(rank)]; }
-  ordered_json record() const { return {{"ranks", per_rank_}, {"checks", checks_}, {"slowest_rank", slowest_rank_ < 0 ? ordered_json() : ordered_json(slowest_rank_)}, {"fit", fit_}}; }
+  ordered_json record() const {
+    return {{"ranks", per_rank_},
+            {"checks", checks_},
+            {"slowest_rank", slowest_rank_ < 0 ? ordered_json() : ordered_json(slowest_rank_)},
+            {"fit", fit_}};
+  }
 
  private:
   void note(const std::string& name, const Unit& unit, const Spread& spread, Verdict verdict, const std::string& remark) {
@@ -127,8 +137,12 @@ class Examination {
                        {"median", spread.median / unit.size},
                        {"max", spread.most / unit.size},
                        {"slowest_rank", has ? ordered_json(spread.worst_rank) : ordered_json()},
-                       {"slowest_host", has && static_cast<size_t>(spread.worst_rank) < hosts_.size() ? ordered_json(hosts_[static_cast<size_t>(spread.worst_rank)]) : ordered_json()},
-                       {"verdict", verdict == Verdict::ok ? "ok" : verdict == Verdict::slow ? "slow" : "unfit"},
+                       {"slowest_host", has && static_cast<size_t>(spread.worst_rank) < hosts_.size()
+                                            ? ordered_json(hosts_[static_cast<size_t>(spread.worst_rank)])
+                                            : ordered_json()},
+                       {"verdict", verdict == Verdict::ok     ? "ok"
+                                   : verdict == Verdict::slow ? "slow"
+                                                              : "unfit"},
                        {"remark", remark}});
     if (!remark.empty()) remarks_.push_back((verdict == Verdict::unfit ? "UNFIT " : "NOTE ") + remark);
     fit_ = fit_ && verdict != Verdict::unfit;
@@ -167,20 +181,27 @@ std::string limit_problem(const comm::Communicator& ranks) {
     return fmt::format("{} files may be open, {} connections and files may be needed: ulimit -n {}", files.rlim_cur, needed, needed);
   struct statvfs shared {};
   if (ranks.local_size() > 1 && statvfs("/dev/shm", &shared) == 0) {
-    const int64_t free = static_cast<int64_t>(shared.f_bavail) * static_cast<int64_t>(shared.f_frsize), least = doctor::kLeastSharedMemory * ranks.local_size();
-    if (free < least) return fmt::format("/dev/shm has {} free, {} ranks of a host need {}", report::bytes_text(free), ranks.local_size(), report::bytes_text(least));
+    const int64_t free = static_cast<int64_t>(shared.f_bavail) * static_cast<int64_t>(shared.f_frsize),
+                  least = doctor::kLeastSharedMemory * ranks.local_size();
+    if (free < least)
+      return fmt::format("/dev/shm has {} free, {} ranks of a host need {}", report::bytes_text(free), ranks.local_size(),
+                         report::bytes_text(least));
   }
   return {};
 }
 
-ordered_json examine_link(const comm::Communicator& ranks, comm::Link link, const std::string& name, const std::string& key, int64_t bytes, Examination& examination) {
+ordered_json examine_link(const comm::Communicator& ranks, comm::Link link, const std::string& name, const std::string& key, int64_t bytes,
+                          Examination& examination) {
   const std::optional<comm::LinkRate> rate = comm::measure_link(ranks, link, bytes);
   if (ranks.max(rate ? 1 : 0) == 0) return nullptr;
   ordered_json json;
-  json["latency_seconds"] = spread_json(examination.add(name + ", latency", kMicroseconds, key + "_latency_seconds", rate ? rate->latency : kNone, Better::lower, kLatencyPatience));
-  json["bytes_per_second"] = spread_json(examination.add(name + ", all at once", kGigabytes, key + "_bytes_per_second", rate ? rate->bytes_per_second : kNone, Better::higher));
+  json["latency_seconds"] = spread_json(examination.add(name + ", latency", kMicroseconds, key + "_latency_seconds",
+                                                        rate ? rate->latency : kNone, Better::lower, kLatencyPatience));
+  json["bytes_per_second"] = spread_json(examination.add(name + ", all at once", kGigabytes, key + "_bytes_per_second",
+                                                         rate ? rate->bytes_per_second : kNone, Better::higher));
   const bool alone = rate && rate->bytes_per_second_alone > 0;
-  json["bytes_per_second_alone"] = spread_json(examination.add(name + ", one of a host", kGigabytes, key + "_bytes_per_second_alone", alone ? rate->bytes_per_second_alone : kNone, Better::higher));
+  json["bytes_per_second_alone"] = spread_json(examination.add(name + ", one of a host", kGigabytes, key + "_bytes_per_second_alone",
+                                                               alone ? rate->bytes_per_second_alone : kNone, Better::higher));
   ordered_json& sizes = json["sizes"] = ordered_json::array();
   const int64_t count = ranks.max(rate ? static_cast<int64_t>(rate->by_size.size()) : 0);
   for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
@@ -207,7 +228,8 @@ int run_doctor(const Settings& settings, const Context& context) {
   const std::vector<launch::Place> places = gather_places(ranks, launched.place);
   report::Log log(report::Level::info, ranks.rank() == 0, save == "-" ? stderr : stdout);
   log.info(version_text());
-  log.info(fmt::format("Ranks: {} on {} host{}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s", launch::map_text(places, 2)));
+  log.info(
+      fmt::format("Ranks: {} on {} host{}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s", launch::map_text(places, 2)));
 
   Examination examination(ranks, settings.real("tolerance"));
   for (size_t r = 0; r < places.size(); ++r) examination.rank_record(static_cast<int>(r)) = place_json(places[r]);
@@ -235,24 +257,32 @@ int run_doctor(const Settings& settings, const Context& context) {
         const doctor::ComputeRate rate = doctor::compute_rate(type, head_dim, pool);
         const double flop = 4.0 * 64 * 64 * head_dim;
         const std::string key = fmt::format("{}_{}", longspan::name_of(type), head_dim);
-        const auto seconds = [&](double one) { return ordered_json{{"seconds_per_quarter", spread_json(doctor::spread_of(ranks.all_gather(one), Better::lower))}}; };
-        ordered_json row = {{"type", longspan::name_of(type)}, {"head_dim", head_dim}, {"full", seconds(rate.full)}, {"partial", seconds(rate.partial)}};
-        row["flop_per_second"] = spread_json(examination.add(fmt::format("attention {}, head_dim {}", longspan::name_of(type), head_dim), kGigaflop, key + "_flop_per_second", flop / rate.full, Better::higher));
+        const auto seconds = [&](double one) {
+          return ordered_json{{"seconds_per_quarter", spread_json(doctor::spread_of(ranks.all_gather(one), Better::lower))}};
+        };
+        ordered_json row = {
+            {"type", longspan::name_of(type)}, {"head_dim", head_dim}, {"full", seconds(rate.full)}, {"partial", seconds(rate.partial)}};
+        row["flop_per_second"] = spread_json(examination.add(fmt::format("attention {}, head_dim {}", longspan::name_of(type), head_dim),
+                                                             kGigaflop, key + "_flop_per_second", flop / rate.full, Better::higher));
         machine["compute"].push_back(std::move(row));
       }
     }
     ranks.barrier();
     const int64_t free = launched.share.memory / 4 * 5;
     const doctor::MemoryRate memory = doctor::memory_rate(std::min(int64_t{512} << 20, free / 4), pool);
-    machine["memory"]["read_bytes_per_second"] = spread_json(examination.add("memory read", kGigabytes, "memory_read_bytes_per_second", memory.read, Better::higher));
-    machine["memory"]["copy_bytes_per_second"] = spread_json(examination.add("memory copy", kGigabytes, "memory_copy_bytes_per_second", memory.copy, Better::higher));
-    machine["memory"]["free_bytes"] = spread_json(examination.add("memory free", kGibibytes, "free_bytes", static_cast<double>(free), Better::higher, 1, static_cast<double>(doctor::kLeastMemory)));
+    machine["memory"]["read_bytes_per_second"] =
+        spread_json(examination.add("memory read", kGigabytes, "memory_read_bytes_per_second", memory.read, Better::higher));
+    machine["memory"]["copy_bytes_per_second"] =
+        spread_json(examination.add("memory copy", kGigabytes, "memory_copy_bytes_per_second", memory.copy, Better::higher));
+    machine["memory"]["free_bytes"] = spread_json(examination.add("memory free", kGibibytes, "free_bytes", static_cast<double>(free),
+                                                                  Better::higher, 1, static_cast<double>(doctor::kLeastMemory)));
   }
   // GPUs and NCCL: a build with them adds their figures here, before the links of the hosts.
 
   const int64_t message = std::min(int64_t{64} << 20, launched.share.memory / 8);
   machine["links"]["within_host"] = examine_link(ranks, comm::Link::within_host, "MPI in a host", "within_host", message, examination);
-  machine["links"]["across_hosts"] = examine_link(ranks, comm::Link::across_hosts, "MPI across hosts", "across_hosts", message, examination);
+  machine["links"]["across_hosts"] =
+      examine_link(ranks, comm::Link::across_hosts, "MPI across hosts", "across_hosts", message, examination);
 
   const std::string folder = settings.text("folder");
   const doctor::DiskRate disk = doctor::disk_rate(ranks, folder, settings.integer("disk-bytes"));
@@ -260,10 +290,11 @@ int run_doctor(const Settings& settings, const Context& context) {
   examination.add_fact("files", disk.problem, "same on all");
   if (ranks.max(disk.problem.empty() ? 0 : 1) == 0) {
     const auto bytes = static_cast<double>(disk.bytes_per_rank);
-    const Spread write = examination.add("disk write, fsynced", kGigabytes, "disk_write_bytes_per_second", bytes / std::max(disk.write_seconds, 1e-9), Better::higher, HUGE_VAL,
-                                         doctor::kLeastDiskRate / ranks.size());
-    const Spread read = examination.add("disk read", kGigabytes, "disk_read_bytes_per_second", bytes / std::max(disk.read_seconds, 1e-9), Better::higher, HUGE_VAL,
-                                        doctor::kLeastDiskRate / ranks.size());
+    const Spread write =
+        examination.add("disk write, fsynced", kGigabytes, "disk_write_bytes_per_second", bytes / std::max(disk.write_seconds, 1e-9),
+                        Better::higher, HUGE_VAL, doctor::kLeastDiskRate / ranks.size());
+    const Spread read = examination.add("disk read", kGigabytes, "disk_read_bytes_per_second", bytes / std::max(disk.read_seconds, 1e-9),
+                                        Better::higher, HUGE_VAL, doctor::kLeastDiskRate / ranks.size());
     machine["disk"] = {{"folder", folder},
                        {"bytes_per_rank", disk.bytes_per_rank},
                        {"write_bytes_per_second", disk.write_bytes_per_second},
@@ -274,9 +305,11 @@ int run_doctor(const Settings& settings, const Context& context) {
 
   log.info(examination.table());
   if (machine["disk"].is_object())
-    log.info(fmt::format("Disk, all ranks together: {:.3g} GB/s written and synced, {:.3g} GB/s read", disk.write_bytes_per_second / 1e9, disk.read_bytes_per_second / 1e9));
+    log.info(fmt::format("Disk, all ranks together: {:.3g} GB/s written and synced, {:.3g} GB/s read", disk.write_bytes_per_second / 1e9,
+                         disk.read_bytes_per_second / 1e9));
   log.info("GPUs and NCCL: not checked, there is no GPU support in this build");
-  if (const std::string remark = binding_remark(places, launch::slurm_allotment(), launch::Machine().cpus()); !remark.empty()) log.info("NOTE " + remark);
+  if (const std::string remark = binding_remark(places, launch::slurm_allotment(), launch::Machine().cpus()); !remark.empty())
+    log.info("NOTE " + remark);
   for (const std::string& remark : examination.remarks()) log.info(remark);
   if (!examination.slowest().empty()) log.info("Slowest rank: " + examination.slowest());
   log.info(examination.fit() ? "Fit." : "UNFIT: see above.");

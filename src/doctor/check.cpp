@@ -13,7 +13,8 @@ Spread spread_of(const std::vector<double>& values, Better better) {
     if (std::isnan(values[r])) continue;
     known.push_back(values[r]);
     const double worst = spread.worst_rank < 0 ? values[r] : values[static_cast<size_t>(spread.worst_rank)];
-    if (spread.worst_rank < 0 || (better == Better::higher ? values[r] < worst : values[r] > worst)) spread.worst_rank = static_cast<int>(r);
+    if (spread.worst_rank < 0 || (better == Better::higher ? values[r] < worst : values[r] > worst))
+      spread.worst_rank = static_cast<int>(r);
   }
   if (known.empty()) return spread;
   std::sort(known.begin(), known.end());
@@ -25,7 +26,8 @@ Spread spread_of(const std::vector<double>& values, Better better) {
 
 double worse_by(const Spread& spread, Better better) {
   if (spread.worst_rank < 0) return 1;
-  const double slow = better == Better::higher ? spread.median : spread.most, fast = better == Better::higher ? spread.least : spread.median;
+  const double slow = better == Better::higher ? spread.median : spread.most,
+               fast = better == Better::higher ? spread.least : spread.median;
   if (slow <= fast) return 1;
   return fast > 0 ? slow / fast : std::numeric_limits<double>::infinity();
 }

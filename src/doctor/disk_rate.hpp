@@ -10,7 +10,7 @@ namespace longspan::doctor {
 
 struct DiskRate {
   int64_t bytes_per_rank = 0;
-  double write_seconds = 0, read_seconds = 0;          // this rank's; writing includes fsync
+  double write_seconds = 0, read_seconds = 0;                    // this rank's; writing includes fsync
   double write_bytes_per_second = 0, read_bytes_per_second = 0;  // of all ranks together, until the last one is done
   std::string problem;  // this rank's: what did not work, or that it read something else than was written; empty when all is well
 };

@@ -18,7 +18,8 @@ TEST_F(Doctor, AFitHostIsFitAndItsRatesAreSaved) {
   for (const int ranks : {1, 3}) {
     const Outcome outcome = doctor(ranks, "--tolerance 1e6 --folder " + folder_ + " --save " + file("machine.json"));
     EXPECT_EQ(outcome.code, 0) << outcome.text;
-    for (const char* line : {"same on all", "attention bfloat16, head_dim 128", "memory read", "disk write, fsynced", "no GPU support in this build", "Fit."})
+    for (const char* line :
+         {"same on all", "attention bfloat16, head_dim 128", "memory read", "disk write, fsynced", "no GPU support in this build", "Fit."})
       EXPECT_THAT(outcome.text, HasSubstr(line));
     EXPECT_EQ(occurrences(outcome.text, "MPI in a host, latency") > 0, ranks > 1);
     EXPECT_THAT(names(), ::testing::ElementsAre("machine.json")) << "what was written to measure the disk is gone";
