@@ -12,6 +12,7 @@
 
 #include "cli/commands.hpp"
 #include "cli/rank_figures.hpp"
+#include "cli/rank_map.hpp"
 #include "cli/subject.hpp"
 #include "comm/transport.hpp"
 #include "job/attend_job.hpp"
@@ -48,6 +49,7 @@ AttendOptions attend_options(const Settings& settings) {
   options.scale = settings.maybe_real("scale");
   options.memory = settings.maybe_integer("memory");
   if (const auto threads = settings.maybe_integer("threads")) options.threads = static_cast<int>(*threads);
+  options.bind = settings.text("bind") == "cores";
   if (settings.given("partition")) options.partition = plan::partition_kind_named(settings.text("partition"));
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
   options.device = device_kind_named(settings.text("device")).value();
@@ -122,19 +124,6 @@ std::vector<std::vector<Figure>> gather_figures(const comm::Communicator& ranks,
   return all;
 }
 
-// "rank 0-3: node01, 2 threads" lines, equal neighbours joined.
-std::string topology_text(const std::vector<std::string>& ranks) {
-  std::string text;
-  for (size_t first = 0; first < ranks.size();) {
-    size_t last = first;
-    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[first]) ++last;
-    text += first == last ? fmt::format("  rank {}: {}\n", first, ranks[first])
-                          : fmt::format("  ranks {}-{}: {} each\n", first, last, ranks[first]);
-    first = last + 1;
-  }
-  return text;
-}
-
 class Notes {
  public:
   void add(const std::string& id, double lost, const std::string& what, const std::string& option) {
@@ -185,22 +174,22 @@ void check_record(const Settings& settings, const std::string& record) {
 
 int run_attend(const Settings& settings, const Context& context) {
   const comm::Communicator& ranks = *context.ranks;
+  const launch::StopSignals signals;  // from now on: a signal while the job plans stops it after its first stripe
   std::vector<Problem> problems;
   if (const auto lonely = launch::lonely_rank(ranks.size())) problems.push_back(*lonely);
   ranks.agree(problems);
   AttendOptions options;
   ranks.agreed([&] { options = attend_options(settings); });
   ranks.on_root([&] { check_record(settings, options.record); });
-  const launch::Share share = launch::share_of_host(ranks);
+  const Launch launched = launch_ranks(ranks, options.bind, options.threads);
   const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
-  const int threads = options.threads.value_or(share.threads);
   job::AttendRequest request{.input = options.input,
                              .output = options.output,
                              .pattern = options.pattern,
                              .scale = options.scale,
                              .memory = options.memory,
                              .output_type = options.output_type,
-                             .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory,
+                             .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : launched.share.memory,
                              .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
                              .exchange = options.exchange,
                              .reproducible = options.reproducible,
@@ -228,12 +217,12 @@ int run_attend(const Settings& settings, const Context& context) {
     if (choice.gpu)
       device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
     else
-      device = std::make_unique<kernels::cpu::CpuDevice>(threads);
+      device = std::make_unique<kernels::cpu::CpuDevice>(launched.place.threads);
     transport = std::make_unique<comm::MpiTransport>();
   });
-  const std::vector<std::string> places =
-      ranks.gather(choice.gpu ? fmt::format("{}, {} ({})", ranks.host(), choice.gpu->name, choice.gpu->id)
-                              : fmt::format("{}, {} thread{}", ranks.host(), threads, threads == 1 ? "" : "s"));
+  launch::Place place = launched.place;
+  if (choice.gpu) place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
+  const std::vector<launch::Place> places = gather_places(ranks, place);
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());
@@ -242,7 +231,7 @@ int run_attend(const Settings& settings, const Context& context) {
     lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
-                       device_text(choice, *transport), topology_text(places)));
+                       device_text(choice, *transport), launch::map_text(places, 2)));
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
@@ -257,12 +246,15 @@ int run_attend(const Settings& settings, const Context& context) {
   log.info(figures_text(figures, shown, false));
   if (!choice.remark.empty()) log.warning(choice.remark);
   for (const std::string& remark : job.remarks()) log.warning(remark);
+  if (const std::string remark = binding_remark(places, launch::slurm_allotment(), launch::Machine().cpus()); !remark.empty())
+    log.warning(remark);
 
   ordered_json record = report::new_record("attend");
   record["command_line"] = context.command_line;
   ordered_json& effective = record["options"] = ordered_json::object();
   for (const Setting& setting : settings.all()) effective[setting.name] = {{"value", setting.shown}, {"origin", setting.origin}};
-  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name()}};
+  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"target", kernels::cpu::target_name()}};
+  for (const launch::Place& place : places) record["ranks"]["map"].push_back(place_json(place));
   record["device"] = device_json(choice, *device, *transport);
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
@@ -356,7 +348,7 @@ int run_attend(const Settings& settings, const Context& context) {
 
   Notes notes;
   const auto lost = [&](double part) { return total.mean > 0 ? part / total.mean : 0; };
-  const bool sharing = std::any_of(places.begin(), places.end(), [](const std::string& place) { return place.ends_with(" 1 thread"); });
+  const bool sharing = std::any_of(places.begin(), places.end(), [](const launch::Place& place) { return place.threads == 1; });
   if (seconds > 1) {  // shorter jobs are all start-up
     notes.add("imbalance", lost(attend.most - attend.mean), "ranks wait for the busiest one",
               "--partition auto or balanced, or fewer ranks");

@@ -22,6 +22,7 @@ struct AttendOptions {
   std::optional<double> scale;                   // absent: 1/√head_dim
   std::optional<int64_t> memory;                 // bytes per rank; absent: 80 % of what is free, shared by the node's ranks
   std::optional<int> threads;                    // absent: the CPUs this rank may run on
+  bool bind = true;                              // to cores, where the launcher has not
   std::optional<plan::PartitionKind> partition;  // absent: automatic, or what --continue finds
   std::optional<ElementType> output_type;        // absent: the input's
   DeviceKind device = DeviceKind::automatic;

@@ -97,6 +97,12 @@ const Option kHostMemory{.name = "host-memory",
                          .help = "pinned host memory of a GPU rank: buffers between files and the GPU",
                          .least = 1 << 20,
                          .most = int64_t{1} << 40};
+const Option kBind{.name = "bind",
+                   .kind = Kind::choice,
+                   .value = "WHAT",
+                   .fallback = "cores",
+                   .help = "cores: ranks of a host that the launcher has not bound get a part of its cores each; none: leave them",
+                   .choices = {"cores", "none"}};
 const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
 
 Option required(Option option) {
@@ -148,6 +154,7 @@ std::vector<Command> make_commands() {
                   kShareGpu,
                   kTransport,
                   kExchange,
+                  kBind,
                   kPartition,
                   {.name = "output-type",
                    .kind = Kind::choice,
@@ -274,7 +281,33 @@ std::vector<Command> make_commands() {
                              "Every element is a standard normal number that depends on the seed, the dataset, the token, the head and its "
                              "place in the head alone.",
                          .collective = true};
-  return {attend, verify, pattern, file, plan, generate};
+  const Command doctor{
+      .name = "doctor",
+      .summary = "check ranks, hosts, links and disk before a big job, on all ranks of mpirun or srun; exit code 0 or 4",
+      .usage = "[--folder DIR --save machine.json]",
+      .options =
+          {{.name = "folder", .value = "DIR", .fallback = ".", .help = "where the output of the job will be"},
+           {.name = "disk-bytes",
+            .kind = Kind::bytes,
+            .value = "SIZE",
+            .fallback = "64Mi",
+            .help = "what each rank writes there and reads back",
+            .least = 4096,
+            .most = int64_t{1} << 40},
+           {.name = "tolerance",
+            .kind = Kind::real,
+            .value = "X",
+            .fallback = "2",
+            .help = "a rank is unfit when it is so many times slower than the median one (latency: 5 times as many)"},
+           {.name = "save", .value = "FILE", .help = "write the measured rates as JSON, for plan --machine", .when_absent = "not written"},
+           kThreads,
+           kBind},
+      .more =
+          "Compares the program, clocks, system limits, attention and memory rates, free memory, MPI within and across hosts, and the "
+          "folder's disk. Unfit are also: clocks 1 s apart, less than 256 MiB of memory a rank, less than 20 MB/s of disk in all, a folder "
+          "that is not the same on all hosts.",
+      .collective = true};
+  return {attend, verify, pattern, file, plan, generate, doctor};
 }
 
 }  // namespace

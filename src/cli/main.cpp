@@ -66,8 +66,9 @@ const cli::Command& find_command(std::vector<std::string>& arguments) {
 }
 
 // The same options on every rank, or an error that names the first that differs: a rank with another environment would do another job.
+// The same program, too, unless finding that out is what the command is for.
 void agree_on_settings(const comm::Communicator& ranks, const cli::Settings& settings) {
-  std::string mine = cli::version_text();
+  std::string mine = settings.command().name == "doctor" ? "" : cli::version_text();
   for (const cli::Setting& setting : settings.all()) mine += "--" + setting.name + " " + setting.text + "\n";
   const std::string first = ranks.broadcast(mine);
   std::vector<Problem> problems;
@@ -96,6 +97,7 @@ Runner runner_of(const std::string& command) {
   if (command == "inspect file") return cli::run_inspect_file;
   if (command == "plan") return cli::run_plan;
   if (command == "generate") return cli::run_generate;
+  if (command == "doctor") return cli::run_doctor;
   internal_error("command " + command + " has no function");
 }
 

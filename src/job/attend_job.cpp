@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
+#include <csignal>
 #include <filesystem>
 #include <mutex>
 
@@ -341,7 +342,8 @@ struct AttendJob::State {
                    .seen = fmt::format("{} finished stripes of all ranks", safe),
                    .from = request.output,
                    .mend = "go on with --continue"});
-    ranks.barrier();  // until rank 0 ends it
+    std::signal(SIGTERM, SIG_DFL);  // by which rank 0's abort ends the others: remembered only, it would cost Slurm's KillWait (30 s)
+    ranks.barrier();
     ranks.abort({.code = ExitCode::stopped, .what = "stopped at a safe point"});
   }
 
