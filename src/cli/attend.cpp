@@ -14,7 +14,6 @@
 #include "cli/rank_figures.hpp"
 #include "cli/rank_map.hpp"
 #include "cli/subject.hpp"
-#include "comm/transport.hpp"
 #include "job/attend_job.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/device.hpp"
@@ -54,7 +53,7 @@ AttendOptions attend_options(const Settings& settings) {
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
   options.device = device_kind_named(settings.text("device")).value();
   options.share_gpu = settings.flag("share-gpu");
-  options.transport = settings.text("transport");
+  options.transport = comm::transport_kind_named(settings.text("transport")).value();
   options.exchange = plan::exchange_kind_named(settings.text("exchange")).value();
   options.host_memory = settings.integer("host-memory");
   options.reproducible = settings.flag("reproducible");
@@ -183,6 +182,15 @@ int run_attend(const Settings& settings, const Context& context) {
   ranks.on_root([&] { check_record(settings, options.record); });
   const Launch launched = launch_ranks(ranks, options.bind, options.threads);
   const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
+  std::unique_ptr<kernels::Device> device;
+  ranks.agreed([&] {
+    if (choice.gpu)
+      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
+    else
+      device = std::make_unique<kernels::cpu::CpuDevice>(launched.place.threads);
+  });
+  const std::unique_ptr<comm::Transport> transport = comm::make_transport(
+      ranks, options.transport, choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, options.timeout);
   job::AttendRequest request{.input = options.input,
                              .output = options.output,
                              .pattern = options.pattern,
@@ -190,6 +198,7 @@ int run_attend(const Settings& settings, const Context& context) {
                              .memory = options.memory,
                              .output_type = options.output_type,
                              .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : launched.share.memory,
+                             .step_bytes = transport->passes_host_memory() ? options.host_memory / 4 : 0,
                              .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
                              .exchange = options.exchange,
                              .reproducible = options.reproducible,
@@ -211,15 +220,6 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  std::unique_ptr<kernels::Device> device;
-  std::unique_ptr<comm::Transport> transport;
-  ranks.agreed([&] {
-    if (choice.gpu)
-      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
-    else
-      device = std::make_unique<kernels::cpu::CpuDevice>(launched.place.threads);
-    transport = std::make_unique<comm::MpiTransport>();
-  });
   launch::Place place = launched.place;
   if (choice.gpu) place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
   const std::vector<launch::Place> places = gather_places(ranks, place);
