@@ -56,6 +56,8 @@ struct Work {
   int32_t kv_head = 0;
   int64_t first_tile = 0, tile_count = 0;  // in Step::tiles
   int32_t first_head = 0, head_count = 0;  // in Step::head_lists
+  bool begins = false;  // the rows have seen nothing: their state is not read (device kernels)
+  bool ends = false;    // their last tiles: a device kernel writes O and LSE, not the state
 };
 
 // A unit is one key block of one KV head: K [128][head_dim], then V [128][head_dim], in the input's type; rows past the block's end are
