@@ -30,11 +30,9 @@
 #ifndef LS_PINGPONG
 #define LS_PINGPONG 1
 #endif
-#ifndef LS_PREGS
-#define LS_PREGS 72
-#define LS_CREGS 216
+#ifndef LS_AHEAD
+#define LS_AHEAD 1
 #endif
-
 namespace longspan::kernels::cuda {
 namespace {
 
@@ -275,19 +273,28 @@ __device__ void load_queries(Shared<D>& shared, const CUtensorMap& q_map, int co
 
 // ---- Consumers -------------------------------------------------------------------------------------------------------------------
 
-// An entry in a consumer's hands.
-struct Entry {
-  Message message;
-  int slot;         // of the first half that the consumer looks at
-  int first_slot;   // of the entry: its barriers
-  uint32_t parity;  // of its barriers
-  bool both;        // the consumer looks at both halves
-  int first_key;    // 0 or 64: first key of the halves that the consumer looks at
+// Where in the ring an entry lies: flags of its Message, its first slot, the parity of its barriers.
+struct Place {
+  uint32_t flags;
+  int first_slot;
+  uint32_t parity;
+  // Of the halves that a consumer looks at.
+  __device__ bool both(int consumer) const { return need(flags, consumer) == 3; }
+  __device__ int first_key(int consumer) const { return need(flags, consumer) == 2 ? kSlotKeys : 0; }
+  __device__ int slot(int consumer) const { return first_slot + (need(flags, consumer) == 2 && flags & kTwoSlots ? 1 : 0); }
+  __device__ bool plain(int consumer) const { return both(consumer) && !(flags & kMasked); }
+};
+
+// And what its mask is.
+struct Entry : Place {
+  int keys;
+  uint32_t payload[2];
 };
 
 template <typename Element, int D>
 struct Consumer {
   using Ring = Shared<D>;
+  static constexpr bool kAhead = LS_AHEAD && D == 64;
   static constexpr uint32_t kPanelBytes = sizeof(Ring::k[0]);
   const Arguments& a;
   Ring& shared;
@@ -296,78 +303,81 @@ struct Consumer {
   Walk<Ring::kSlots> walk;
   bool more = true;  // entries of this item may follow
 
-  uint32_t p[32];   // probabilities rounded, as A of P·V
+  uint32_t p[32];  // probabilities of the latest entry rounded, as A of P·V
   float o[D / 2];
   float m[2], l[2];
+  float alpha[2], sum[2];  // of the latest entry: what older sums are multiplied by, and this thread's share of its probabilities
 
-  __device__ void release(uint64_t* barrier) {
+  __device__ __forceinline__ void release(uint64_t* barrier) {
     __syncwarp();
     if (lane == 0) arrive(barrier);
   }
 
-  // The item's next entry that this consumer looks at, its K there; false if there is none.
-  __device__ bool next(Entry& entry) {
-    while (more) {
-      const int slot = walk.slot;
-      entry.first_slot = slot, entry.parity = walk.parity(slot);
-      wait(&shared.k_full[slot], entry.parity);
-      entry.message = shared.messages[slot];
-      // Known to be the same in all lanes: the compiler serialises products in branches that might diverge (ptxas C7520).
-      const uint32_t flags = __shfl_sync(0xffffffff, entry.message.flags, 0), halves = need(flags, group);
-      entry.message.flags = flags;
-      walk.pass(flags);
-      more = !(flags & kLast);
-      if (halves) {
-        entry.both = halves == 3;
-        entry.first_key = halves == 2 ? kSlotKeys : 0;
-        entry.slot = slot + (halves == 2 && flags & kTwoSlots ? 1 : 0);
-        return true;
-      }
+  // Waits for the item's next entry; whether this consumer looks at it.
+  __device__ __forceinline__ bool look(Entry& entry) {
+    const int slot = walk.slot;
+    entry.first_slot = slot, entry.parity = walk.parity(slot);
+    wait(&shared.k_full[slot], entry.parity);
+    const Message message = shared.messages[slot];
+    // In a uniform register: the compiler serialises products in branches that might diverge (ptxas C7520), and addresses cost less.
+    const uint32_t flags = __reduce_or_sync(0xffffffff, message.flags);
+    entry.flags = flags, entry.keys = message.keys, entry.payload[0] = message.payload[0], entry.payload[1] = message.payload[1];
+    walk.pass(flags);
+    more = !(flags & kLast);
+    if (need(flags, group) == 0) {
       release(&shared.k_empty[slot]);
+      wait(&shared.v_full[slot], entry.parity);  // a parity tells only neighbouring rounds apart: none is left out
+      return false;
     }
-    return false;
+    return true;
   }
 
   // Issues S = Q·Kᵀ for Keys keys.
   template <int Keys>
-  __device__ void scores(const Entry& entry, float (&s)[Keys / 2]) {
-    const uint64_t q = matrix_descriptor(shared.q[group][0]), k = matrix_descriptor(&shared.k[0][entry.slot * kPanelElements]);
+  __device__ __forceinline__ void scores(const Place& entry, float (&s)[Keys / 2]) {
+    const Matrix q(shared.q[group][0]), k(&shared.k[0][entry.slot(group) * kPanelElements]);
     products_begin();
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       const uint32_t panel = step / 4, within = step % 4 * 32;
-      multiply<Element, Keys>(s, advanced(q, panel * sizeof(shared.q[0][0]) + within), advanced(k, panel * kPanelBytes + within), step > 0);
+      multiply<Element, Keys>(s, q.at(panel * sizeof(shared.q[0][0]) + within), k.at(panel * kPanelBytes + within), step > 0);
     }
     products_commit();
   }
 
   // Issues O += P·V for Keys keys.
   template <int Keys>
-  __device__ void output(const Entry& entry) {
-    const uint64_t v = matrix_descriptor(&shared.v[0][entry.slot * kPanelElements], kPanelBytes);
+  __device__ __forceinline__ void output(const Place& entry) {
+    const Matrix v(&shared.v[0][entry.slot(group) * kPanelElements], kPanelBytes);
     products_begin();
 #pragma unroll
     for (int step = 0; step < Keys / 16; ++step)
-      multiply<Element>(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], advanced(v, step * 16 * kPanel * 2));
+      multiply<Element>(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], v.at(step * 16 * kPanel * 2));
     products_commit();
   }
 
-  // One entry's scores become probabilities; m and l move on; returns what O must be multiplied by before P·V is added.
+  // One entry's scores become probabilities; m moves on, alpha and sum are this entry's.
   template <int Keys>
-  __device__ void soften(const Entry& entry, float (&s)[Keys / 2], float (&alpha)[2]) {
-    if (entry.message.flags & kMasked) {
-      const Mask mask{static_cast<int>(entry.message.flags & 3), entry.message.keys, {entry.message.payload[0], entry.message.payload[1]}};
+  __device__ __forceinline__ void soften(const Entry& entry, float (&s)[Keys / 2]) {
+    if (entry.flags & kMasked) {
+      const Mask mask{static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
       uint32_t allowed[2][4];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key, lane, allowed[r]);
+      for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
       forbid(s, allowed);
     }
-    online_softmax(s, m, l, alpha, a.scale);
+    online_softmax(s, m, alpha, sum, a.scale);
+  }
+
+  // l takes the latest entry in. Done while products are under way, so that no one waits for the shuffles.
+  __device__ __forceinline__ void settle() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) l[r] = l[r] * alpha[r] + row_sum(sum[r]);
   }
 
   // Waits for O and multiplies it. Multiplying by 1 changes nothing, and most entries do not raise any maximum of the warp's 16 rows.
   // The wait stands in both branches because the assembler moves one in straight code up, before the softmax that it should follow.
-  __device__ void rescale(const float (&alpha)[2]) {
+  __device__ __forceinline__ void rescale() {
     if (__any_sync(0xffffffff, alpha[0] != 1 || alpha[1] != 1)) {
       products_wait<0>();
       pin(o);
@@ -380,86 +390,172 @@ struct Consumer {
   }
 
   template <int Keys>
-  __device__ void round(const float (&s)[Keys]) {
+  __device__ __forceinline__ void round(const float (&s)[Keys]) {
 #pragma unroll
     for (int i = 0; i < Keys / 2; ++i) p[i] = pack<Element>(s[2 * i], s[2 * i + 1]);
   }
 
-  __device__ void take_turn() {
+  __device__ __forceinline__ void take_turn() {
     if (LS_PINGPONG) named_sync(1 + group, kConsumers * kGroup);
   }
-  __device__ void give_turn() {
+  __device__ __forceinline__ void give_turn() {
     if (LS_PINGPONG) named_arrive(1 + (group ^ 1), kConsumers * kGroup);
   }
 
   template <int Keys>
-  __device__ void first(const Entry& entry) {
-    float s[Keys / 2], alpha[2];
-    const bool pair = entry.message.flags & kPair;  // one turn per such entry and consumer, here too: counts must stay equal
+  __device__ __forceinline__ void first(const Entry& entry) {
+    float s[Keys / 2];
+    const bool pair = entry.flags & kPair;  // one turn per such entry and consumer, here too: counts must stay equal
     if (pair) take_turn();
     scores<Keys>(entry, s);
     if (pair) give_turn();
     products_wait<0>();
     pin(s);
     release(&shared.k_empty[entry.first_slot]);
-    soften<Keys>(entry, s, alpha);
-    rescale(alpha);
+    soften<Keys>(entry, s);
+    pin(s);
+    rescale();
     round(s);
   }
 
   // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and there is no
   // branch while they are under way but around masks: else the compiler serialises them (ptxas C7515).
   template <int CurrentKeys, int Keys>
-  __device__ void step(const Entry& current, const Entry& following) {
-    float s[Keys / 2], alpha[2];
-    const bool pair = following.message.flags & kPair;
+  __device__ __forceinline__ void step(const Place& current, const Entry& following) {
+    float s[Keys / 2];
+    const bool pair = following.flags & kPair;
     if (pair) take_turn();
     pin(p), pin(o);
     scores<Keys>(following, s);
     wait(&shared.v_full[current.first_slot], current.parity);
     output<CurrentKeys>(current);
     if (pair) give_turn();
+    settle();
     products_wait<1>();
     pin(s);
     release(&shared.k_empty[following.first_slot]);
-    soften<Keys>(following, s, alpha);
+    soften<Keys>(following, s);
     pin(s);
-    rescale(alpha);
+    rescale();
     pin(p);
     release(&shared.v_empty[current.first_slot]);
     round(s);
   }
 
   template <int Keys>
-  __device__ void last(const Entry& entry) {
+  __device__ __forceinline__ void finish(const Place& entry) {
     wait(&shared.v_full[entry.first_slot], entry.parity);
     pin(p), pin(o);
     output<Keys>(entry);
+    settle();
     products_wait<0>();
     pin(o);
     release(&shared.v_empty[entry.first_slot]);
   }
+  __device__ __forceinline__ void finish(const Place& entry) { entry.both(group) ? finish<128>(entry) : finish<64>(entry); }
 
-  __device__ void entries() {
-    Entry current;
-    more = true;
-    if (!next(current)) {
-      release(&shared.q_empty[group]);
-      return;
-    }
-    current.both ? first<128>(current) : first<64>(current);
-    for (Entry following; next(following); current = following) {
-      if (current.both) {
-        following.both ? step<128, 128>(current, following) : step<128, 64>(current, following);
-      } else {
-        following.both ? step<64, 128>(current, following) : step<64, 64>(current, following);
-      }
-    }
-    release(&shared.q_empty[group]);
-    current.both ? last<128>(current) : last<64>(current);
+  // Whether the next entry might need the slot of V that `current` holds: the producer would wait for it for ever.
+  __device__ __forceinline__ bool crowded(const Place& current) const {
+    const int free = current.first_slot - walk.slot;
+    return (free < 0 ? free + Ring::kSlots : free) < 2;
   }
 
-  __device__ void read_state(const Item& item) {
+  // --- Runs of unmasked entries with head_dim 64: the exponentials are half of the work there, so the scores are computed one entry
+  // further ahead, and a softmax never waits for its scores. Registers hold two entries' scores; with head_dim 128 they would not fit.
+
+  // P of `current` waits to be multiplied, the next entry's scores are in s_in and become its P. Issues the scores of `ahead`.
+  __device__ __forceinline__ void step_ahead(const Place& current, float (&s_in)[64], const Place& ahead, float (&s_out)[64]) {
+    const bool pair = ahead.flags & kPair;
+    if (pair) take_turn();
+    pin(p), pin(o);
+    scores<128>(ahead, s_out);
+    wait(&shared.v_full[current.first_slot], current.parity);
+    output<128>(current);
+    if (pair) give_turn();
+    settle();
+    online_softmax(s_in, m, alpha, sum, a.scale);
+    pin(s_in);
+    rescale();
+    pin(p), pin(s_out);
+    release(&shared.k_empty[ahead.first_slot]);
+    release(&shared.v_empty[current.first_slot]);
+    round(s_in);
+  }
+
+  // The end of such a run: P of `current` is multiplied while the scores in s become P of `following`.
+  __device__ __forceinline__ void step_last(const Place& current, float (&s)[64]) {
+    wait(&shared.v_full[current.first_slot], current.parity);
+    pin(p), pin(o);
+    output<128>(current);
+    settle();
+    online_softmax(s, m, alpha, sum, a.scale);
+    pin(s);
+    rescale();
+    pin(p);
+    release(&shared.v_empty[current.first_slot]);
+    round(s);
+  }
+
+  // One entry of a run. At the run's end P of `current` waits as elsewhere, and `found` says whether `entry` is there to go on with.
+  __device__ __forceinline__ bool run_step(Place& current, Place& following, Entry& entry, bool& found, float (&s_in)[64],
+                                           float (&s_out)[64]) {
+    found = more && !crowded(current) && look(entry);
+    const bool go_on = found && entry.plain(group);
+    if (go_on) {
+      step_ahead(current, s_in, entry, s_out);
+    } else {
+      step_last(current, s_in);
+    }
+    current = following, following = entry;
+    return go_on;
+  }
+
+  __device__ __forceinline__ bool run_ahead(Place& current, Entry& entry) {
+    if (!more || crowded(current) || !look(entry)) return false;
+    if (!entry.plain(group)) return true;
+    float s0[64], s1[64];
+    const bool pair = entry.flags & kPair;
+    if (pair) take_turn();
+    scores<128>(entry, s0);
+    if (pair) give_turn();
+    products_wait<0>();
+    pin(s0);
+    release(&shared.k_empty[entry.first_slot]);
+    Place following = entry;
+    bool found;
+    while (run_step(current, following, entry, found, s0, s1) && run_step(current, following, entry, found, s1, s0)) {
+    }
+    return found;
+  }
+
+  __device__ __forceinline__ void entries() {
+    Place current;
+    Entry following;
+    bool pending = false;  // P of `current` has not been multiplied with V yet
+    bool found = false;    // `following` is the next entry
+    more = true;
+    while (more || found) {
+      if (!found) {
+        if (pending && crowded(current)) finish(current), pending = false;
+        if (!look(following)) continue;
+      }
+      found = false;
+      if (!pending) {
+        following.both(group) ? first<128>(following) : first<64>(following);
+      } else if (current.both(group)) {
+        following.both(group) ? step<128, 128>(current, following) : step<128, 64>(current, following);
+      } else {
+        following.both(group) ? step<64, 128>(current, following) : step<64, 64>(current, following);
+      }
+      current = following, pending = true;
+      if constexpr (kAhead)
+        if (current.plain(group)) found = run_ahead(current, following);
+    }
+    release(&shared.q_empty[group]);
+    if (pending) finish(current);
+  }
+
+  __device__ __forceinline__ void read_state(const Item& item) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       m[r] = -std::numeric_limits<float>::infinity(), l[r] = 0;
@@ -475,7 +571,7 @@ struct Consumer {
     }
   }
 
-  __device__ void write_state(const Item& item) const {
+  __device__ __forceinline__ void write_state(const Item& item) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (row + 8 * r >= item.rows) continue;
@@ -488,7 +584,7 @@ struct Consumer {
   }
 
   template <typename Output>
-  __device__ void write_rounded(const Item& item, const float (&inverse)[2]) const {
+  __device__ __forceinline__ void write_rounded(const Item& item, const float (&inverse)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       uint32_t pairs[D / 8];
@@ -503,7 +599,7 @@ struct Consumer {
     }
   }
 
-  __device__ void write_output(const Item& item) const {
+  __device__ __forceinline__ void write_output(const Item& item) const {
     float inverse[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -526,7 +622,7 @@ struct Consumer {
     }
   }
 
-  __device__ void run() {
+  __device__ __forceinline__ void run() {
     if (group == 1) give_turn();  // the first turn is consumer 0's
     for (int count = 0;; ++count) {
       wait(&shared.item_full[count % kItems], count / kItems % 2);
@@ -567,14 +663,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (warp < kGroup / 32) {
-    registers_decrease<LS_PREGS>();
+    registers_decrease<D == 128 ? 56 : 40>();
     if (warp == 0) {
       produce<D>(a, shared, tile_map, half_map);
     } else if (warp <= kConsumers) {
       load_queries<D>(shared, q_map, warp - 1);
     }
   } else {
-    registers_increase<LS_CREGS>();
+    registers_increase<D == 128 ? 224 : 232>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
     Consumer<Element, D> consumer{a, shared, group, warp % 4, lane, group * kRows + warp % 4 * 16 + lane / 4};
     consumer.run();

@@ -80,28 +80,29 @@ __device__ inline float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
-// The scores become probabilities against the new maximum m (base 2, scaled); l is the sum of all probabilities
-// against it; alpha what everything older is multiplied by. `scale` is positive.
+// The scores become probabilities against the new maximum m (base 2, scaled); alpha is what everything older is multiplied by, sum the
+// thread's share of the sum of the probabilities. `scale` is positive.
 template <int Count>
-__device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&l)[2], float (&alpha)[2], float scale) {
+__device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&alpha)[2], float (&sum)[2], float scale) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  float highest[2] = {s[0], s[2]}, shift[2], sum[2] = {0, 0};
-#pragma unroll
-  for (int i = 0; i < Count; ++i) highest[i / 2 % 2] = fmaxf(highest[i / 2 % 2], s[i]);
+  float shift[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    float high[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // four chains: a maximum takes several cycles
+#pragma unroll
+    for (int i = 8 + 2 * r; i < Count; i += 8)
+      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]), high[3] = fmaxf(high[3], s[i + 5]);
     const float before = m[r];
-    m[r] = fmaxf(before, row_maximum(highest[r]) * scale);
+    m[r] = fmaxf(before, row_maximum(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * scale);
     shift[r] = m[r] == -kInfinity ? 0 : m[r];  // nothing seen: exp2(−∞ − 0) is 0 where exp2(−∞ + ∞) is not
     alpha[r] = exp2_approximate(before - shift[r]);
+    sum[r] = 0;
   }
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
     s[i] = exp2_approximate(fmaf(s[i], scale, -shift[i / 2 % 2]));
     sum[i / 2 % 2] += s[i];
   }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) l[r] = l[r] * alpha[r] + row_sum(sum[r]);
 }
 
 // Two values rounded to 16 bits, the first in the low half.

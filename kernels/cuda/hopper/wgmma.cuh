@@ -20,13 +20,19 @@ namespace longspan::kernels::cuda::hopper {
 // SWIZZLE_128B writes them; 8 rows are 1,024 bytes and 1,024-aligned.
 constexpr int kPanel = 64;
 
-// Descriptor of such a matrix. Rows along the product's M or N (K-major): the panel_stride is not used, the next 16 of K are 32 bytes on.
-// Rows along K (MN-major, "transposed"): the panel_stride leads to the next 64 of N, the next 16 of K are 16 rows on.
-__device__ inline uint64_t matrix_descriptor(const void* first, uint32_t panel_stride = 16) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  return kSwizzle128 | uint64_t{1024 / 16} << 32 | static_cast<uint64_t>(panel_stride / 16) << 16 | (shared_address(first) & 0x3ffff) >> 4;
-}
-__device__ inline uint64_t advanced(uint64_t descriptor, uint32_t bytes) { return descriptor + bytes / 16; }
+// Such a matrix as products take it. Rows along the product's M or N (K-major): the panel stride is not used, the next 16 of K are 32
+// bytes on. Rows along K (MN-major, "transposed"): the panel stride leads to the next 64 of N, the next 16 of K are 16 rows on.
+struct Matrix {
+  uint32_t low;
+  __device__ explicit Matrix(const void* first, uint32_t panel_stride = 16)
+      : low((shared_address(first) & 0x3ffff) >> 4 | (panel_stride / 16) << 16) {}
+  // The descriptor of what lies `bytes` on: 128-byte swizzle, 1,024 bytes from 8 rows to the next.
+  __device__ uint64_t at(uint32_t bytes) const {
+    uint64_t descriptor;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(low + bytes / 16), "r"(0x40000000 | 1024 / 16));
+    return descriptor;
+  }
+};
 
 // Registers that a product reads or writes are final / may be read again.
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

@@ -428,7 +428,9 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
 }
 
 int main(int argc, char** argv) {
+  setvbuf(stdout, nullptr, _IONBF, 0);
   std::vector<std::pair<std::string, Forward>> builds;
+  std::vector<void (*)()> profiles;
   bool check = false, time = false;
   int repeats = 0;
   std::string only;
@@ -441,6 +443,7 @@ int main(int argc, char** argv) {
     else {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (!library) { std::printf("%s\n", dlerror()); return 1; }
+      profiles.push_back(reinterpret_cast<void (*)()>(dlsym(library, "longspan_profile")));
       builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
     }
   }
@@ -558,6 +561,8 @@ int main(int argc, char** argv) {
       CHECK(cudaDeviceSynchronize());
       const auto [error, lse] = error_of(p, 8);
       std::printf("   %.1e %.0e\n", error, lse);
+      for (size_t b = 0; b < builds.size(); ++b)
+        if (profiles[b]) std::printf("%s", builds[b].first.c_str()), profiles[b]();
       std::fflush(stdout);
     }
   }
