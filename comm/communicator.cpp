@@ -4,11 +4,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
+#include <thread>
 #include <unordered_map>
 
 namespace longspan::comm {
@@ -200,6 +202,28 @@ Communicator::~Communicator() {
 }
 
 void Communicator::barrier() const { check(MPI_Barrier(comm_), "MPI_Barrier"); }
+
+void Communicator::barrier_at_rest() const {
+  constexpr auto kNap = std::chrono::milliseconds(1);
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  for (int done = 0;;) {
+    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done) return;
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
+std::unique_ptr<Communicator> Communicator::first(int count) const {
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm_, rank_ < count ? 0 : MPI_UNDEFINED, rank_, &part), "MPI_Comm_split");
+  if (part == MPI_COMM_NULL) return nullptr;
+  auto few = std::make_unique<Communicator>(part, piece_bytes_);
+  check(MPI_Comm_free(&part), "MPI_Comm_free");
+  return few;
+}
+
+std::unique_ptr<Communicator> Communicator::alone() const { return std::make_unique<Communicator>(MPI_COMM_SELF, piece_bytes_); }
 
 void Communicator::broadcast(void* data, int64_t bytes, int root) const {
   for (int64_t begin = 0; begin < bytes; begin += piece_bytes_)

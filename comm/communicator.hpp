@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -68,6 +69,12 @@ class Communicator {
   const std::vector<int>& host_of_rank() const { return host_of_rank_; }
 
   void barrier() const;
+  // A barrier for ranks that may wait long beside others that compute: they sleep between two looks.
+  void barrier_at_rest() const;
+  // The ranks below `count` among themselves; null on the others. Collective over all of them, as is the destruction over the few.
+  std::unique_ptr<Communicator> first(int count) const;
+  // This rank alone. Not collective.
+  std::unique_ptr<Communicator> alone() const;
   void broadcast(void* data, int64_t bytes, int root = 0) const;
   std::string broadcast(const std::string& text, int root = 0) const;
   int64_t sum(int64_t value) const;

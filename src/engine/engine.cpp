@@ -111,10 +111,7 @@ class Engine::Run {
         if (t + 1 < order_.size()) start_fetch(t + 1);
         finish_fetch(t);
         attend(s, step);
-        if (inside_host_) {
-          const Timed timed(record_.exchange);
-          inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
-        }
+        finish_passing_on(t);
         release(s, step, static_cast<int64_t>(t));
       }
       end_stripe(s);
@@ -124,14 +121,37 @@ class Engine::Run {
       for (std::future<void>& write : writes_)
         if (write.valid()) write.get();
     }
-    {
-      const Timed timed(record_.exchange);
-      for (size_t done = 0; done < order_.size(); ++done)
-        if (shared_.keys_stay) exchange_->finish_sends(tag_of(done));
-    }
+    finish_sends();
     record_.total = std::chrono::duration<double>(Clock::now() - start).count();
     account();
     return record_;
+  }
+
+  ExchangeTimes exchange(int times) {
+    if (!shared_.keys_stay) internal_error("an exchange of keys that are read again");
+    load_own_keys();
+    ExchangeTimes result;
+    for (int time = 0; time < times; ++time) {
+      sent_ = 0;
+      engine_.ranks_.barrier();
+      const Clock::time_point start = Clock::now();
+      if (!order_.empty()) start_fetch(0);
+      for (size_t t = 0; t < order_.size(); ++t) {
+        if (t + 1 < order_.size()) start_fetch(t + 1);
+        finish_fetch(t);
+        finish_passing_on(t);
+        release(order_[t].first, order_[t].second, static_cast<int64_t>(t));
+      }
+      finish_sends();
+      result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    account();
+    result.bytes_received = record_.bytes_received / std::max(1, times);
+    result.bytes_sent = record_.bytes_sent / std::max(1, times);
+    for (const auto& stripe : engine_.schedule_.exchanges)
+      for (const StepExchange& step : stripe)
+        result.messages_received += static_cast<int64_t>(step.receive.size() + step.given_receive.size());
+    return result;
   }
 
  private:
@@ -336,6 +356,18 @@ class Engine::Run {
       read->second.get();
       key_reads_.erase(read);
     }
+  }
+
+  void finish_passing_on(size_t t) {
+    if (!inside_host_) return;
+    const Timed timed(record_.exchange);
+    inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
+  }
+
+  void finish_sends() {
+    const Timed timed(record_.exchange);
+    for (size_t t = 0; t < order_.size(); ++t)
+      if (shared_.keys_stay) exchange_->finish_sends(tag_of(t));
   }
 
   void begin_stripe(size_t s) {
@@ -576,6 +608,13 @@ class Engine::Run {
 
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {
   return Run(*this, input, output, device, transport, options).execute();
+}
+
+ExchangeTimes Engine::exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times) {
+  class NoOutput : public Output {
+    void write(int64_t, int64_t, const std::byte*, const float*) override {}
+  } none;
+  return Run(*this, input, none, device, transport, options).exchange(times);
 }
 
 }  // namespace longspan::engine

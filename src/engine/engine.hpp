@@ -50,6 +50,13 @@ struct RunOptions {
   std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
 };
 
+// The exchange without compute, several times over.
+struct ExchangeTimes {
+  std::vector<double> seconds;                 // of this rank, each from a barrier to its last message
+  int64_t bytes_received = 0, bytes_sent = 0;  // of one time
+  int64_t messages_received = 0;               // of one time
+};
+
 class Engine {
  public:
   // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. `host_of_rank`: as
@@ -64,6 +71,10 @@ class Engine {
   // Collective; any number of times. `transport` is one for the memory of `device`. Throws Error on this rank only: the caller ends the job
   // (comm::Communicator::abort), since others wait.
   Record forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options);
+
+  // Collective: moves what forward() moves, in the same steps and through the same memory, `times` times, but no queries and states of long
+  // rows; nothing is attended. Internal error when keys are read again: then nothing moves. Throws as forward() does.
+  ExchangeTimes exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times);
 
  private:
   class Run;
