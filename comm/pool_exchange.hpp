@@ -27,6 +27,9 @@ class PoolExchange {
   // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
   virtual bool takes_sends_ahead() const = 0;
   virtual void progress() = 0;
+  // On return everything that was started goes on by itself. To be called before this rank waits for others outside of this exchange: they
+  // may be waiting for its blocks.
+  virtual void hand_over() {}
   virtual bool received(int tag) = 0;
   virtual void finish_receives(int tag) = 0;
   virtual void finish_sends(int tag) = 0;

@@ -12,11 +12,11 @@
 namespace longspan::kernels {
 
 struct Gpu {
-  int ordinal = 0;              // CUDA's number, in this process
-  std::string name;             // "NVIDIA H200"
-  std::string id;               // PCI address: the same for all processes of a host
-  int major = 0, minor = 0;     // compute capability
-  int64_t memory = 0;           // bytes
+  int ordinal = 0;           // CUDA's number, in this process
+  std::string name;          // "NVIDIA H200"
+  std::string id;            // PCI address: the same for all processes of a host
+  int major = 0, minor = 0;  // compute capability
+  int64_t memory = 0;        // bytes
 };
 
 struct Gpus {

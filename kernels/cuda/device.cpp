@@ -182,7 +182,8 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   const int32_t zero = 0;
   Parcel parcel;
   const size_t work = parcel.add(step.work), tiles = parcel.add(step.tiles), head_lists = parcel.add(step.head_lists),
-               masks = parcel.add(step.masks), slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
+               masks = parcel.add(step.masks),
+               slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = parcel.add(std::span(step.key_rows, static_cast<size_t>(step.resident))),
                pairs = parcel.add(std::span<const WorkHead>(items)), counter = parcel.add(std::span(&zero, 1));
   parcel.send(lists_, compute_);

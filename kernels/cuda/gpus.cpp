@@ -30,8 +30,8 @@ Gpus find_gpus() {
     cudaDeviceProp properties{};
     if (cudaGetDeviceProperties(&properties, ordinal) != cudaSuccess) continue;
     if (properties.major < kLeastMajor) {
-      gpus.why_none = fmt::format("{} has compute capability {}.{}, too little for these kernels", properties.name, properties.major,
-                                  properties.minor);
+      gpus.why_none =
+          fmt::format("{} has compute capability {}.{}, too little for these kernels", properties.name, properties.major, properties.minor);
       continue;
     }
     gpus.usable.push_back({.ordinal = ordinal,

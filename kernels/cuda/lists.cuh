@@ -69,9 +69,7 @@ class Walk {
   Chunk chunk_;
 };
 
-__device__ inline uint64_t first_keys(int64_t count) {
-  return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-}
+__device__ inline uint64_t first_keys(int64_t count) { return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
 
 // Bit k: the row (of the query block) may look at key chunk.begin + k, up to the end of the 64 keys that chunk.begin lies in.
 __device__ inline uint64_t allowed_keys(const Chunk& chunk, const MaskBits* masks, int row) {

@@ -135,10 +135,10 @@ __device__ void copy_rows(T* to, const T* from, int64_t stride, int there, int h
 template <int kDim>
 struct Shape {
   static constexpr int kWarps = kDim <= 128 ? 8 : 4, kThreads = 32 * kWarps;
-  static constexpr int kTiles = 1;                     // of 16 rows, per warp
-  static constexpr int kKeys = kDim <= 128 ? 64 : 32;  // of a chunk
-  static constexpr int kRows = kWarps * kTiles * 16;   // of a block of threads
-  static constexpr int kParts = kTile / kRows;         // blocks of threads per item
+  static constexpr int kTiles = 1;                                     // of 16 rows, per warp
+  static constexpr int kKeys = kDim <= 128 ? 64 : 32;                  // of a chunk
+  static constexpr int kRows = kWarps * kTiles * 16;                   // of a block of threads
+  static constexpr int kParts = kTile / kRows;                         // blocks of threads per item
   static constexpr int kSharedBytes = (kRows + 4 * kKeys) * kDim * 2;  // Q, and two chunks of K and V: 96 KiB at most
 };
 
@@ -169,13 +169,15 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads) forward_mma(const __gri
     const T* from = pool + chunk.slot * unit + int64_t{chunk.begin} * head_dim;
     T* to = kv + stage * 2 * kKeys * kDim;
     copy_rows<T, kDim, kKeys, S::kThreads>(to, from, head_dim, chunk.end - chunk.begin, head_dim);
-    copy_rows<T, kDim, kKeys, S::kThreads>(to + kKeys * kDim, from + int64_t{kTile} * head_dim, head_dim, chunk.end - chunk.begin, head_dim);
+    copy_rows<T, kDim, kKeys, S::kThreads>(to + kKeys * kDim, from + int64_t{kTile} * head_dim, head_dim, chunk.end - chunk.begin,
+                                           head_dim);
   };
 
   Walk<kKeys> walk(step, work, first_row, rows);
   const int64_t q_stride = int64_t{step.heads} * head_dim;
   copy_rows<T, kDim, kRows, S::kThreads>(
-      q, reinterpret_cast<const T*>(step.q) + (work.q_row + first_row) * q_stride + int64_t{item.head} * head_dim, q_stride, rows, head_dim);
+      q, reinterpret_cast<const T*>(step.q) + (work.q_row + first_row) * q_stride + int64_t{item.head} * head_dim, q_stride, rows,
+      head_dim);
   if (!walk.done()) load(walk.chunk(), 0);
   commit_copies();
 

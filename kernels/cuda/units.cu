@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads) pack(PackUnits arguments) {
   if (threadIdx.x == 0) arguments.nonfinite[slot] = odd ? 1 : 0;
 }
 
-__global__ void __launch_bounds__(kThreads) flag(const std::byte* pool, const int32_t* slots, ElementType type, int64_t values16, uint8_t* nonfinite) {
+__global__ void __launch_bounds__(kThreads)
+    flag(const std::byte* pool, const int32_t* slots, ElementType type, int64_t values16, uint8_t* nonfinite) {
   const int slot = slots[blockIdx.x];
   const auto* v = reinterpret_cast<const uint4*>(pool) + (2 * int64_t{slot} + 1) * values16;
   bool odd = false;
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(kThreads) flag(const std::byte* pool, const in
 }
 
 template <bool kGather>
-__global__ void __launch_bounds__(kThreads) move_blocks(std::byte* base, const int32_t* slots, int64_t block16, int parts, std::byte* packed) {
+__global__ void __launch_bounds__(kThreads)
+    move_blocks(std::byte* base, const int32_t* slots, int64_t block16, int parts, std::byte* packed) {
   const int64_t number = blockIdx.x / parts, part = blockIdx.x % parts;
   auto* scattered = reinterpret_cast<uint4*>(base) + slots[number] * block16;
   auto* dense = reinterpret_cast<uint4*>(packed) + number * block16;
@@ -96,11 +98,13 @@ void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, 
   check(cudaGetLastError(), "launch of flag");
 }
 
-void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed, cudaStream_t stream) {
+void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed,
+                   cudaStream_t stream) {
   move<true>(const_cast<std::byte*>(base), slots, count, block_bytes, packed, stream);
 }
 
-void scatter_blocks(const std::byte* packed, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* base, cudaStream_t stream) {
+void scatter_blocks(const std::byte* packed, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* base,
+                    cudaStream_t stream) {
   move<false>(base, slots, count, block_bytes, const_cast<std::byte*>(packed), stream);
 }
 

@@ -21,9 +21,9 @@ struct PackUnits {
   ElementType type = ElementType::bfloat16;
   int head_dim = 0, kv_heads = 0;
   int64_t blocks = 0;
-  const UnitRows* rows = nullptr;                // [blocks]
-  const int32_t* slots = nullptr;                // [blocks][kv_heads]
-  const std::byte *k = nullptr, *v = nullptr;    // [rows][kv_heads][head_dim]
+  const UnitRows* rows = nullptr;              // [blocks]
+  const int32_t* slots = nullptr;              // [blocks][kv_heads]
+  const std::byte *k = nullptr, *v = nullptr;  // [rows][kv_heads][head_dim]
   std::byte* pool = nullptr;
   uint8_t* nonfinite = nullptr;
 };
@@ -35,6 +35,7 @@ void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, 
 
 // Blocks of `block_bytes` (a multiple of 16) at base + slots[i]·block_bytes, one after another to `packed`, and back.
 void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed, cudaStream_t stream);
-void scatter_blocks(const std::byte* packed, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* base, cudaStream_t stream);
+void scatter_blocks(const std::byte* packed, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* base,
+                    cudaStream_t stream);
 
 }  // namespace longspan::kernels::cuda

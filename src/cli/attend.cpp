@@ -13,7 +13,6 @@
 #include "cli/commands.hpp"
 #include "cli/rank_figures.hpp"
 #include "cli/subject.hpp"
-#include "comm/transport.hpp"
 #include "job/attend_job.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/cpu/device.hpp"
@@ -52,7 +51,7 @@ AttendOptions attend_options(const Settings& settings) {
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
   options.device = device_kind_named(settings.text("device")).value();
   options.share_gpu = settings.flag("share-gpu");
-  options.transport = settings.text("transport");
+  options.transport = comm::transport_kind_named(settings.text("transport")).value();
   options.host_memory = settings.integer("host-memory");
   options.reproducible = settings.flag("reproducible");
   options.go_on = settings.flag("continue");
@@ -193,6 +192,15 @@ int run_attend(const Settings& settings, const Context& context) {
   const launch::Share share = launch::share_of_host(ranks);
   const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
   const int threads = options.threads.value_or(share.threads);
+  std::unique_ptr<kernels::Device> device;
+  ranks.agreed([&] {
+    if (choice.gpu)
+      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
+    else
+      device = std::make_unique<kernels::cpu::CpuDevice>(threads);
+  });
+  const std::unique_ptr<comm::Transport> transport = comm::make_transport(
+      ranks, options.transport, choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, options.timeout);
   job::AttendRequest request{.input = options.input,
                              .output = options.output,
                              .pattern = options.pattern,
@@ -200,6 +208,7 @@ int run_attend(const Settings& settings, const Context& context) {
                              .memory = options.memory,
                              .output_type = options.output_type,
                              .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory,
+                             .step_bytes = transport->passes_host_memory() ? options.host_memory / 4 : 0,
                              .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
                              .reproducible = options.reproducible,
                              .go_on = options.go_on,
@@ -220,15 +229,6 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  std::unique_ptr<kernels::Device> device;
-  std::unique_ptr<comm::Transport> transport;
-  ranks.agreed([&] {
-    if (choice.gpu)
-      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
-    else
-      device = std::make_unique<kernels::cpu::CpuDevice>(threads);
-    transport = std::make_unique<comm::MpiTransport>();
-  });
   const std::vector<std::string> places =
       ranks.gather(choice.gpu ? fmt::format("{}, {} ({})", ranks.host(), choice.gpu->name, choice.gpu->id)
                               : fmt::format("{}, {} thread{}", ranks.host(), threads, threads == 1 ? "" : "s"));

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cli/options.hpp"
+#include "comm/transport.hpp"
 #include "io/corpus.hpp"
 #include "longspan/device_kind.hpp"
 #include "longspan/element_type.hpp"
@@ -26,7 +27,7 @@ struct AttendOptions {
   std::optional<ElementType> output_type;        // absent: the input's
   DeviceKind device = DeviceKind::automatic;
   bool share_gpu = false;
-  std::string transport;    // auto, mpi, nccl
+  comm::TransportKind transport = comm::TransportKind::automatic;
   int64_t host_memory = 0;  // bytes of pinned buffers
   bool reproducible = false, go_on = false, overwrite = false, dry_run = false;
   std::string record;  // file of the run record; "-": standard output

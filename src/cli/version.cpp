@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
+#include "comm/transport.hpp"
 #include "io/description.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/gpus.hpp"
@@ -28,6 +29,7 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 
 std::string version_text() {
   const std::string cuda = kernels::cuda_toolkit_version(), driver = kernels::cuda_driver_version();
+  const comm::NcclFound& nccl = comm::find_nccl();
   return report::pairs_text({{"longspan", report::version()},
                              {"git commit", report::git_commit()},
                              {"compiler", fmt::format("{} ({})", report::compiler(), report::build_type())},
@@ -37,7 +39,7 @@ std::string version_text() {
                              {"CUDA", cuda.empty()     ? "not built in"
                                       : driver.empty() ? fmt::format("built with {}, no driver here", cuda)
                                                        : fmt::format("built with {}, driver for {}", cuda, driver)},
-                             {"NCCL", "not built in"}});
+                             {"NCCL", nccl.version.empty() ? nccl.why_not : "found " + nccl.version}});
 }
 
 }  // namespace longspan::cli

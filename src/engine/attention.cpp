@@ -157,7 +157,8 @@ struct Attention::State {
       else
         device = std::make_unique<kernels::cpu::CpuDevice>(options.threads > 0 ? options.threads : kernels::cpu::available_cpus());
     });
-    transport = std::make_unique<comm::MpiTransport>();
+    transport = comm::make_transport(ranks, comm::TransportKind::automatic, gpu.gpu ? std::optional(gpu.gpu->ordinal) : std::nullopt,
+                                     gpu.sharers > 1, options.timeout);
   }
 
   void plan_all() {

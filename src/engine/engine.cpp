@@ -291,6 +291,7 @@ class Engine::Run {
     if (stripe(s).is_long()) {
       layout_ = long_rows_.layout(stripe(s));
       const Timed timed(record_.exchange);
+      exchange_->hand_over();
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
       device_.upload(q.data(), static_cast<int64_t>(q.size()), q_[1].get());
@@ -411,6 +412,10 @@ class Engine::Run {
   }
 
   void end_stripe(size_t s) {
+    {
+      const Timed timed(record_.exchange);
+      exchange_->hand_over();
+    }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
       long_rows_.bring_states_home(stripe(s), layout_, m(), l(), o());

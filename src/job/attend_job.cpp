@@ -186,6 +186,7 @@ struct AttendJob::State {
     options.memory = ranks.min(request.memory.value_or(request.default_memory));
     options.output_type = output_type;
     options.reproducible = request.reproducible;
+    options.step_bytes = request.step_bytes;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     ranks.agreed([&] {
       shared.emplace(plan::make_shared(*pattern, *blocks, corpus.shape, ranks.size(), options));

@@ -27,6 +27,7 @@ struct AttendRequest {
   std::optional<plan::PartitionKind> partition;  // absent: automatic, or what the ledger says
   std::optional<ElementType> output_type;        // absent: the input's
   int64_t default_memory = 0;
+  int64_t step_bytes = 0;      // as plan::Options
   std::string device = "cpu";  // its kind: pinned in the ledger
   bool reproducible = false;
   bool go_on = false;  // --continue

@@ -36,9 +36,10 @@ struct Options {
   int stripes =
       16;  // a rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory.
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
-  int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
-  double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one segment of them
-  int64_t exact_tiles = 100'000'000;   // a rank with more list entries than this is counted from sampled rows, and says so
+  int64_t step_bytes = 0;         // of keys fetched for one step, about: what their messages may take elsewhere; 0: what there is room for
+  int64_t segment_blocks = 1024;  // key blocks of one segment of a long row
+  double long_row_factor = 8;     // a long row has more than this many times the mean row's tiles, and more than one segment of them
+  int64_t exact_tiles = 100'000'000;  // a rank with more list entries than this is counted from sampled rows, and says so
 };
 
 }  // namespace longspan::plan

@@ -6,7 +6,7 @@
 #include "comm/communicator.hpp"
 #include "longspan/error.hpp"
 #include "problem.hpp"
-#include "test_devices.hpp"
+#include "tests/support/test_devices.hpp"
 
 namespace longspan::testing {
 namespace {

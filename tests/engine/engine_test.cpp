@@ -8,7 +8,7 @@
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 #include "problem.hpp"
-#include "test_devices.hpp"
+#include "tests/support/test_devices.hpp"
 
 namespace longspan::testing {
 namespace {
@@ -117,7 +117,7 @@ class EngineTest : public ::testing::TestWithParam<TestDevice> {
   }
   void expect_exact(const Problem& problem, const Outcome& outcome, int64_t every) {
     testing::expect_exact(world_, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, every,
-                          GetParam() != TestDevice::cpu);
+                          is_gpu(GetParam()));
   }
 
   comm::Communicator world_{MPI_COMM_WORLD};

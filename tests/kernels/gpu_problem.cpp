@@ -157,7 +157,8 @@ void expect_right_on_gpu(const Problem& problem, const Output& output) {
         // Outputs are compared where they lie: with the rows of Q where items end, with those of the states otherwise.
         const size_t state = static_cast<size_t>(item.state_row + row) * static_cast<size_t>(problem.heads) + head;
         for (size_t d = 0; d < dim; ++d) q[d] = load_element(problem.q.data(), type, query * dim + d);
-        lse[state] = reference::attend_row<double>(q, keys, values, double{problem.options.scale}, std::span(expected).subspan(state * dim, dim));
+        lse[state] =
+            reference::attend_row<double>(q, keys, values, double{problem.options.scale}, std::span(expected).subspan(state * dim, dim));
         reference::attend_row_rounded(q, keys, values, problem.options.scale, type, narrow);
         for (size_t d = 0; d < dim; ++d)
           allowed_error = std::max(allowed_error, std::abs(rounded(output.type, narrow[d]) - expected[state * dim + d]));

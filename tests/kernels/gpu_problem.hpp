@@ -26,8 +26,8 @@ class GpuProblem {
   void run(const std::vector<Work>& work, const std::vector<Tile>& tiles);
   void set_states(const States& states);
   States states() const;
-  Output finished(ElementType type);    // of the states
-  Output results() const;               // of items that ended
+  Output finished(ElementType type);      // of the states
+  Output results() const;                 // of items that ended
   void poison_results(ElementType type);  // NaN everywhere, and their type
 
  private:
@@ -40,8 +40,8 @@ class GpuProblem {
 
 States run_on_gpu(const Problem& problem);
 
-// DESIGN section 6 where the weights of 16-bit types are rounded for the matrix unit: the straightforward evaluation that sets the bound does
-// so too. Collects O and LSE from `output`.
+// DESIGN section 6 where the weights of 16-bit types are rounded for the matrix unit: the straightforward evaluation that sets the bound
+// does so too. Collects O and LSE from `output`.
 void expect_right_on_gpu(const Problem& problem, const Output& output);
 
 }  // namespace longspan::kernels
