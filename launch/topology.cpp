@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -124,6 +125,12 @@ std::optional<double> cpu_quota(const fs::path& root) {
 }
 
 int64_t total_memory(const fs::path& root) { return 1024 * value_after(root / "proc/meminfo", "MemTotal:").value_or(0); }
+
+int64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{1024} * usage.ru_maxrss;
+}
 
 int64_t free_memory(const fs::path& root) {
   int64_t free = 1024 * value_after(root / "proc/meminfo", "MemAvailable:").value_or(0);

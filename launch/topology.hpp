@@ -25,6 +25,9 @@ std::optional<double> cpu_quota(const std::filesystem::path& root = "/");
 int64_t free_memory(const std::filesystem::path& root = "/");
 int64_t total_memory(const std::filesystem::path& root = "/");
 
+// Bytes of memory that this process has had at most so far, code and libraries included.
+int64_t peak_memory();
+
 // The share of one of `ranks` in `free_bytes`: 80 % of what is free, in equal parts.
 int64_t memory_share(int64_t free_bytes, int ranks);
 

@@ -324,6 +324,7 @@ int run_attend(const Settings& settings, const Context& context) {
   const double in_flight = spread_of(ranks, mine.in_flight).mean;
   const double overlap = in_flight > 0 ? std::max(0.0, 1 - exchange.mean / in_flight) : 1;
   const double imbalance = attend.mean > 0 ? attend.most / attend.mean : 1;
+  const Spread peak = spread_of(ranks, static_cast<double>(launch::peak_memory()));
   const double seconds = std::max(total.most, 1e-9);
   const bool whole = job.finished_stripes() == 0;
   std::vector<std::pair<std::string, std::string>> summary{
@@ -336,7 +337,9 @@ int run_attend(const Settings& settings, const Context& context) {
       {"overlap", in_flight > 0
                       ? fmt::format("{} of the time that keys were on their way was hidden by compute", report::percent_text(overlap))
                       : "nothing to hide"},
-      {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)}};
+      {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)},
+      {"peak memory", fmt::format("{} (rank {}; the plan's and what the program itself takes)",
+                                  report::bytes_text(static_cast<int64_t>(peak.most)), peak.rank_of_most)}};
   if (rows_moved > 0) summary.emplace_back("long rows", report::bytes_text(rows_moved) + " of queries and states moved");
   if (read_again > 0) summary.emplace_back("read again", report::bytes_text(read_again) + " of keys and values");
   summary.emplace_back("output", options.output);
@@ -372,6 +375,7 @@ int run_attend(const Settings& settings, const Context& context) {
                       {"long_row_bytes_moved", rows_moved},
                       {"imbalance", imbalance},
                       {"overlap", overlap},
+                      {"peak_memory", to_json(peak)},
                       {"finished_stripes_before", job.finished_stripes()},
                       {"output", options.output}};
   record["notes"] = notes.json();

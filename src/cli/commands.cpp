@@ -156,7 +156,7 @@ std::vector<Command> make_commands() {
                   {.name = "json",
                    .kind = Kind::json,
                    .value = "FILE",
-                   .help = "the run record as JSON; alone or with -, to standard output",
+                   .help = "the run record as JSON, to FILE (a name in .json, or --json=FILE for any); alone or with -, to standard output",
                    .when_absent = "OUTPUT with .run.json for .h5"},
                   {.name = "log-level",
                    .kind = Kind::choice,

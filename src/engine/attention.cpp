@@ -179,8 +179,12 @@ struct Attention::State {
       if (gpu.gpu) memory = ranks.min(std::min(memory, launch::memory_share(gpu.free_memory, gpu.sharers)));
     }
     plan_options.memory = memory;
-    ranks.agreed([&] { shared.emplace(plan::make_shared(*pattern, *blocks, shape, ranks.size(), plan_options)); });
-    engine.emplace(ranks, *pattern, *blocks, *shared, plan::make_rank_plan(*shared, *pattern, *blocks, ranks.rank()));
+    plan::RankPlan plan;
+    ranks.agreed([&] {
+      shared.emplace(plan::make_shared(*pattern, *blocks, shape, ranks.size(), plan_options));
+      plan = plan::make_rank_plan(*shared, *pattern, *blocks, ranks.rank());
+    });
+    engine.emplace(ranks, *pattern, *blocks, *shared, std::move(plan));
     for (const Interval& run : engine->plan().own) append(tokens, {blocks->tokens(run.begin).begin, blocks->tokens(run.end - 1).end});
   }
 

@@ -210,12 +210,12 @@ std::string svg_picture(const std::string& title, const std::string& subtitle, c
     int x;
   };
   for (const Entry& entry :
-       {Entry{"f8", "full tiles", 0}, Entry{"p8", "partial tiles", 110}, Entry{"f1", "few of the square's tiles", 240}}) {
+       {Entry{"f8", "full tiles", 0}, Entry{"p8", "partial tiles", 96}, Entry{"f1", "few of the square's tiles", 222}}) {
     svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"14\" height=\"14\" class=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>\n",
                        kGap / 2 + entry.x, legend - 11, entry.style, kGap / 2 + entry.x + 20, legend + 1, entry.text);
   }
-  svg += fmt::format("<path class=\"d\" d=\"M{} {}h20\"/><text x=\"{}\" y=\"{}\">document border</text>\n", kGap / 2 + 430, legend - 4,
-                     kGap / 2 + 456, legend + 1);
+  svg += fmt::format("<path class=\"d\" d=\"M{} {}h20\"/><text x=\"{}\" y=\"{}\">document border</text>\n", kGap / 2 + 410, legend - 4,
+                     kGap / 2 + 434, legend + 1);
   return svg + "</svg>\n";
 }
 

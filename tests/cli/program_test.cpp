@@ -1,7 +1,9 @@
 // The program as a user runs it: texts, exit codes, files.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
@@ -135,6 +137,38 @@ TEST_F(Program, JsonToStandardOutputIsAllThereIs) {
   const Outcome outcome = run_program("inspect pattern causal --tokens 300 --json");
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(nlohmann::json::parse(outcome.text)["groups"][0]["allowed_pairs"], 300 * 301 / 2);
+}
+
+// Not tokens², not ranks², not all ranks' tiles: one rank's plan of a cluster's job is small. (How long it takes is told, not asserted.)
+TEST_F(Program, OneRankPlansAClustersJobInLittleMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's own memory would be measured";
+#endif
+  for (const char* pattern : {"causal & window(4095)", "causal & strided(4096)", "bigbird", "longformer(513, 64)", "causal"}) {
+    for (const char* ranks : {"64", "10240"}) {
+      for (const char* memory : {"64Gi", "700Mi"}) {
+        std::fflush(stdout);  // else the child has these lines to write, too
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+          if (!std::freopen("/dev/null", "w", stdout)) _exit(126);
+          execl(LONGSPAN_PROGRAM, "longspan", "plan", "--pattern", pattern, "--tokens", "12582912", "--heads", "32", "--kv-heads", "8",
+                "--head-dim", "128", "--ranks", ranks, "--rank", "17", "--memory", memory, nullptr);
+          _exit(127);
+        }
+        int status = 0;
+        rusage usage{};
+        ASSERT_EQ(wait4(child, &status, 0, &usage), child);
+        EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << pattern << " on " << ranks;
+        EXPECT_LE(usage.ru_maxrss, 100'000) << "kilobytes, " << pattern << " on " << ranks << " ranks, " << memory;
+        const auto seconds = [](const timeval& time) {
+          return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+        };
+        std::printf("%s on %s ranks of %s: %.2f s, %ld MB\n", pattern, ranks, memory, seconds(usage.ru_utime) + seconds(usage.ru_stime),
+                    usage.ru_maxrss / 1000);
+      }
+    }
+  }
 }
 
 TEST_F(Program, InspectFileOfTheSample) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <sstream>
 
 #include "longspan/error.hpp"
@@ -122,6 +123,19 @@ TEST(BlockMap, TerminalPicture) {
   std::string line;
   std::getline(lines, line);
   EXPECT_EQ(line.size(), 66u);
+}
+
+// A picture of one panel is the narrowest there is; letters of 13 px are at most 7.5 wide on average, whatever the font.
+TEST(BlockMap, LegendFitsIntoOnePanel) {
+  const std::string svg = svg_picture("causal", "1 token", {{"heads 0", BlockMap(1)}});
+  std::smatch found;
+  ASSERT_TRUE(std::regex_search(svg, found, std::regex("width=\"([0-9]+)\"")));
+  const double width = std::stod(found[1]);
+  const std::regex text("<text x=\"([0-9]+)\" y=\"[0-9]+\">([^<]*)</text>");
+  int texts = 0;
+  for (std::sregex_iterator it(svg.begin(), svg.end(), text); it != std::sregex_iterator(); ++it, ++texts)
+    EXPECT_LE(std::stod((*it)[1]) + 7.5 * static_cast<double>((*it)[2].length()), width) << (*it)[2];
+  EXPECT_GE(texts, 5);
 }
 
 TEST(BlockMap, SvgIsDeterministicAndEscaped) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "../pattern/brute_force.hpp"
 #include "kernels/cpu/device.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
@@ -147,6 +148,33 @@ TEST_P(EngineTest, TypesAndHeadLayouts) {
       const Outcome outcome = attend(world_, problem, {});
       expect_exact(problem, outcome, 13);
     }
+  }
+}
+
+// Whatever can be written, with every head_dim, shared out in whatever way.
+TEST_P(EngineTest, RandomJobs) {
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    const auto seed = static_cast<unsigned>(head_dim);
+    std::mt19937 random(seed);
+    const auto one_of = [&](const auto& all) { return all[random() % all.size()]; };
+    const auto [heads, kv_heads] = one_of(std::vector<std::pair<int, int>>{{1, 1}, {4, 2}, {6, 2}, {3, 3}});
+    const ElementType type = one_of(std::vector{ElementType::float32, ElementType::float16, ElementType::bfloat16});
+    const int64_t size = 1 + static_cast<int64_t>(random() % 1200);
+    const Documents documents = Documents::from_lengths({size, 0, 1, static_cast<int64_t>(random() % 300)});
+    const auto masks = pattern::brute::random_masks(documents, heads, kv_heads, random);
+    const std::string text = pattern::brute::random_pattern(random, 2, size, masks).text;
+    const pattern::Pattern parsed = pattern::Pattern::parse(text);
+    Setting setting{.partition = one_of(std::vector{plan::PartitionKind::automatic, plan::PartitionKind::contiguous,
+                                                    plan::PartitionKind::zigzag, plan::PartitionKind::balanced}),
+                    .reproducible = random() % 3 == 0};
+    if (random() % 3 != 0) setting.blocks_of_room = 4, setting.keys_read_again = random() % 2 == 0;
+    SCOPED_TRACE(text + " on " + std::to_string(size) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) +
+                 " heads of " + std::to_string(head_dim) + ", " + std::string(name_of(type)));
+    Problem problem(shape_of(type, heads, kv_heads, head_dim), documents,
+                    pattern::BoundPattern(parsed, heads, kv_heads, documents, masks.sources_for(parsed, documents)), seed);
+    const Outcome outcome = attend(world_, problem, setting);
+    expect_exact(problem, outcome, 17);
+    if (HasFatalFailure()) return;
   }
 }
 

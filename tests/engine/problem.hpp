@@ -20,8 +20,10 @@ namespace longspan::testing {
 class Problem {
  public:
   Problem(Shape shape, Documents documents, const std::string& text, unsigned seed = 1)
-      : shape_(shape), documents_(documents), pattern_(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents) {
-    shape_.tokens = documents.tokens();
+      : Problem(shape, documents, pattern::BoundPattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents), seed) {}
+  Problem(Shape shape, Documents documents, pattern::BoundPattern pattern, unsigned seed)
+      : shape_(shape), documents_(std::move(documents)), pattern_(std::move(pattern)) {
+    shape_.tokens = documents_.tokens();
     std::mt19937 random(seed);
     for (auto [tensor, heads] : {std::pair(&q_, shape.heads), std::pair(&k_, shape.kv_heads), std::pair(&v_, shape.kv_heads)}) {
       tensor->resize(static_cast<size_t>(shape_.tokens * heads * shape.head_dim) * size_of(shape.type));
