@@ -14,9 +14,10 @@ namespace {
 
 std::atomic<bool> portable_only = false;
 
-bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_dim, [[maybe_unused]] int device_major) {
+bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_dim, [[maybe_unused]] float scale,
+                  [[maybe_unused]] int device_major) {
 #if LONGSPAN_HOPPER
-  return !portable_only && hopper_supports(type, head_dim, device_major);
+  return !portable_only && hopper_supports(type, head_dim, scale, device_major);
 #else
   return false;
 #endif
@@ -33,14 +34,14 @@ bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_d
 
 void force_portable(bool portable) { portable_only = portable; }
 
-const char* forward_kernel(ElementType type, int head_dim, int device_major) {
-  if (takes_hopper(type, head_dim, device_major)) return "Hopper (WGMMA)";
+const char* forward_kernel(ElementType type, int head_dim, float scale, int device_major) {
+  if (takes_hopper(type, head_dim, scale, device_major)) return "Hopper (WGMMA)";
   return type == ElementType::float32 ? "portable (FMA)" : "portable (mma.sync)";
 }
 
 void forward(const DeviceStep& step, cudaStream_t stream) {
 #if LONGSPAN_HOPPER
-  if (takes_hopper(step.step.type, step.step.head_dim, current_major())) return forward_hopper(step, stream);
+  if (takes_hopper(step.step.type, step.step.head_dim, step.step.scale, current_major())) return forward_hopper(step, stream);
 #endif
   forward_portable(step, stream);
 }

@@ -16,10 +16,10 @@ struct WorkHead {
 struct DeviceStep {
   Step step;
   ElementType output_type = ElementType::bfloat16;
-  std::byte* out = nullptr;              // [rows][heads][head_dim] of output_type, row = Work::q_row + r; for Work::ends
-  float* lse = nullptr;                  // [rows][heads]
-  int64_t q_rows = 0;                    // rows of step.q (bound of the tensor map)
-  int64_t pool_slots = 0;                // units of the pool
+  std::byte* out = nullptr;  // [rows][heads][head_dim] of output_type, row = Work::q_row + r; for Work::ends
+  float* lse = nullptr;      // [rows][heads]
+  int64_t q_rows = 0;        // rows of step.q (bound of the tensor map)
+  int64_t pool_slots = 0;    // units of the pool
   const uint8_t* nonfinite_v = nullptr;  // [pool_slots] or null: unit's V holds NaN or ∞; a partial tile with one takes the slower path
   const WorkHead* items = nullptr;       // (work, head) pairs, dearest first; heads of one KV head adjacent
   int64_t item_count = 0;
