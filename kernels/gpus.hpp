@@ -36,7 +36,7 @@ std::unique_ptr<Device> open_gpu(const Gpu& gpu, const GpuOptions& options = {})
 // Takes the portable kernels even where the device has better ones (tests and comparisons).
 void use_portable_kernel(bool portable);
 // Which kernel a step takes on a GPU: "Hopper (WGMMA)", "portable (mma.sync)", "portable (FMA)".
-std::string gpu_kernel(const Gpu& gpu, ElementType type, int head_dim);
+std::string gpu_kernel(const Gpu& gpu, ElementType type, int head_dim, float scale);
 
 // Versions for the user: "13.0", or empty when CUDA is not built in (the driver: not there).
 std::string cuda_toolkit_version();

@@ -34,8 +34,8 @@ bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_d
 
 void force_portable(bool portable) { portable_only = portable; }
 
-const char* forward_kernel(ElementType type, int head_dim, int device_major) {
-  if (takes_hopper(type, head_dim, 1, device_major)) return "Hopper (WGMMA)";
+const char* forward_kernel(ElementType type, int head_dim, float scale, int device_major) {
+  if (takes_hopper(type, head_dim, scale, device_major)) return "Hopper (WGMMA)";
   return type == ElementType::float32 ? "portable (FMA)" : "portable (mma.sync)";
 }
 

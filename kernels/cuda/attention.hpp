@@ -18,7 +18,7 @@ void forward(const DeviceStep& step, cudaStream_t stream);
 void forward_portable(const DeviceStep& step, cudaStream_t stream);
 
 // Which kernel forward() takes: "Hopper (WGMMA)", "portable (mma.sync)", "portable (FMA)".
-const char* forward_kernel(ElementType type, int head_dim, int device_major);
+const char* forward_kernel(ElementType type, int head_dim, float scale, int device_major);
 
 // Only forward_portable, whatever the device: tests and comparisons.
 void force_portable(bool portable);

@@ -55,7 +55,9 @@ int64_t free_memory(const Gpu& gpu) {
 std::unique_ptr<Device> open_gpu(const Gpu& gpu, const GpuOptions& options) { return std::make_unique<cuda::GpuDevice>(gpu, options); }
 
 void use_portable_kernel(bool portable) { cuda::force_portable(portable); }
-std::string gpu_kernel(const Gpu& gpu, ElementType type, int head_dim) { return cuda::forward_kernel(type, head_dim, gpu.major); }
+std::string gpu_kernel(const Gpu& gpu, ElementType type, int head_dim, float scale) {
+  return cuda::forward_kernel(type, head_dim, scale, gpu.major);
+}
 
 std::string cuda_toolkit_version() { return version_text(CUDART_VERSION); }
 

@@ -232,12 +232,15 @@ int run_attend(const Settings& settings, const Context& context) {
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
                        device_text(choice, *transport), launch::map_text(places, 2)));
+  const std::string kernel =
+      choice.gpu ? kernels::gpu_kernel(*choice.gpu, shape.type, shape.head_dim, static_cast<float>(job.scale())) : kernels::cpu::target_name();
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
                             report::count_text(job.pattern().documents().count()), job.pattern().documents().count() == 1 ? "" : "s",
                             shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), name_of(job.output_type()))},
       {"scale", report::exact_text(job.scale())},
+      {"kernel", kernel},
       {"memory", fmt::format("{} a rank may use", report::bytes_text(job.shared().options.memory))}};
   for (auto& line : shared_lines(job.shared())) lines.push_back(std::move(line));
   lines.emplace_back("stripes", fmt::format("{}, {} steps in all", job.stripes(), job.total_steps()));
@@ -256,6 +259,7 @@ int run_attend(const Settings& settings, const Context& context) {
   record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"target", kernels::cpu::target_name()}};
   for (const launch::Place& place : places) record["ranks"]["map"].push_back(place_json(place));
   record["device"] = device_json(choice, *device, *transport);
+  record["device"]["kernel"] = kernel;
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
   record["shape"] = {{"tokens", shape.tokens},
