@@ -293,7 +293,6 @@ int run_attend(const Settings& settings, const Context& context) {
 
   std::optional<report::Progress> progress;
   progress.emplace(log, "attend", job.stripes() + static_cast<int64_t>(job.shared().batches.size()), "stripes");
-  const launch::StopSignals signals;
   const engine::Record mine = job.run(
       *device, *transport, [&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
   progress->finish();
