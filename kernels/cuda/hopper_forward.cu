@@ -38,13 +38,13 @@ namespace {
 
 using namespace hopper;
 
-constexpr int kGroup = 128;                 // threads of a warp group
-constexpr int kConsumers = 2;               // consumer warp groups
-constexpr int kRows = kTile / kConsumers;   // rows of one
+constexpr int kGroup = 128;                // threads of a warp group
+constexpr int kConsumers = 2;              // consumer warp groups
+constexpr int kRows = kTile / kConsumers;  // rows of one
 constexpr int kThreads = (1 + kConsumers) * kGroup;
 constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
-constexpr int kItems = 2;                   // items announced at a time
+constexpr int kItems = 2;                           // items announced at a time
 constexpr uint32_t kConsumerWarps = kConsumers * kGroup / 32;
 
 // What the kernel needs of a DeviceStep, without std::span.
@@ -150,7 +150,9 @@ struct Producer {
   // Lane 0: has K and V of `unit` copied into the ring, as `message` says.
   __device__ void send(Message message, int unit) {
     const int slot = walk.slot;
-    const uint32_t parity = walk.parity(slot), halves = message.flags & kTwoSlots ? 2 : need(message.flags, 0) | need(message.flags, 1) ? 1 : 0;
+    const uint32_t parity = walk.parity(slot), halves = message.flags & kTwoSlots                         ? 2
+                                                        : need(message.flags, 0) | need(message.flags, 1) ? 1
+                                                                                                          : 0;
     const uint32_t bytes = halves * kSlotKeys * D * 2;
     const CUtensorMap* map = halves == 2 ? &tile_map : &half_map;
     const int row = unit * 2 * kTile + (message.flags & kSecondHalf ? kSlotKeys : 0);
@@ -233,7 +235,8 @@ __device__ void produce(const Arguments& a, Shared<D>& shared, const CUtensorMap
       }
       const int found = static_cast<int>(tile_count - base < 32 ? tile_count - base : 32);
       for (int i = 0; i < found; ++i) {
-        const Message message{__shfl_sync(kAll, mine.flags, i), __shfl_sync(kAll, mine.keys, i),
+        const Message message{__shfl_sync(kAll, mine.flags, i),
+                              __shfl_sync(kAll, mine.keys, i),
                               {__shfl_sync(kAll, mine.payload[0], i), __shfl_sync(kAll, mine.payload[1], i)}};
         producer.add(message, __shfl_sync(kAll, mine_unit, i));
         // The rest of a run of full tiles, again 32 at a time.
@@ -643,8 +646,8 @@ struct Consumer {
 
 template <typename Element, int D>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap tile_map,
-                   const __grid_constant__ CUtensorMap half_map) {
+    forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map,
+                   const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<D>*>(memory);
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes

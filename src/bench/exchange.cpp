@@ -34,7 +34,8 @@ struct Step {
 std::vector<Step> steps_of(const engine::Schedule& schedule) {
   std::vector<Step> steps;
   for (const auto& stripe : schedule.exchanges)
-    for (const engine::StepExchange& step : stripe) steps.push_back({by_peer(step.receive, step.given_receive), by_peer(step.send, step.pass_on)});
+    for (const engine::StepExchange& step : stripe)
+      steps.push_back({by_peer(step.receive, step.given_receive), by_peer(step.send, step.pass_on)});
   return steps;
 }
 
@@ -142,18 +143,18 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
   if (measure.message_bytes > 0) {
     const std::vector<int>& hosts = ranks.host_of_rank();
     measure.within_host = measure_link(ranks, neighbours_within_host(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
-    measure.across_hosts = measure_link(ranks, neighbours_across_hosts(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
+    measure.across_hosts =
+        measure_link(ranks, neighbours_across_hosts(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
     const auto at_link_speed = [&](const auto side) {
       double near = 0, far = 0;
       for (const Step& step : steps)
         for (const auto& [peer, units] : side(step))
           (hosts[static_cast<size_t>(peer)] == hosts[static_cast<size_t>(ranks.rank())] ? near : far) +=
               static_cast<double>(units * plan.unit_bytes);
-      return (near > 0 ? near / measure.within_host.bytes_per_second : 0) +
-             (far > 0 ? far / (measure.across_hosts.bytes_per_second) : 0);
+      return (near > 0 ? near / measure.within_host.bytes_per_second : 0) + (far > 0 ? far / (measure.across_hosts.bytes_per_second) : 0);
     };
-    mine.link_seconds = std::max(at_link_speed([](const Step& step) { return step.receive; }),
-                                 at_link_speed([](const Step& step) { return step.send; }));
+    mine.link_seconds =
+        std::max(at_link_speed([](const Step& step) { return step.receive; }), at_link_speed([](const Step& step) { return step.send; }));
   }
 
   measure.ranks.resize(static_cast<size_t>(ranks.size()));

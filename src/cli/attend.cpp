@@ -191,24 +191,25 @@ int run_attend(const Settings& settings, const Context& context) {
   });
   const std::unique_ptr<comm::Transport> transport = comm::make_transport(
       ranks, options.transport, choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, options.timeout);
-  job::AttendRequest request{.input = options.input,
-                             .output = options.output,
-                             .pattern = options.pattern,
-                             .scale = options.scale,
-                             .memory = options.memory,
-                             .output_type = options.output_type,
-                             .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : launched.share.memory,
-                             .step_bytes = transport->passes_host_memory() ? options.host_memory / 4 : 0,
-                             .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
-                             .exchange = options.exchange,
-                             .reproducible = options.reproducible,
-                             .go_on = options.go_on,
-                             .overwrite = options.overwrite,
-                             .dry_run = options.dry_run,
-                             .timeout = options.timeout,
-                             .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(),
-                                                  report::build_type(), kernels::cpu::target_name()),
-                             .version = report::version()};
+  job::AttendRequest request{
+      .input = options.input,
+      .output = options.output,
+      .pattern = options.pattern,
+      .scale = options.scale,
+      .memory = options.memory,
+      .output_type = options.output_type,
+      .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : launched.share.memory,
+      .step_bytes = transport->passes_host_memory() ? options.host_memory / 4 : 0,
+      .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
+      .exchange = options.exchange,
+      .reproducible = options.reproducible,
+      .go_on = options.go_on,
+      .overwrite = options.overwrite,
+      .dry_run = options.dry_run,
+      .timeout = options.timeout,
+      .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(), report::build_type(),
+                           kernels::cpu::target_name()),
+      .version = report::version()};
   if (settings.given("partition")) request.partition = options.partition;
   const bool to_stdout = options.record == "-";
   report::Log log(options.log_level, ranks.rank() == 0, to_stdout ? stderr : stdout);
@@ -232,8 +233,8 @@ int run_attend(const Settings& settings, const Context& context) {
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
                        device_text(choice, *transport), launch::map_text(places, 2)));
-  const std::string kernel =
-      choice.gpu ? kernels::gpu_kernel(*choice.gpu, shape.type, shape.head_dim, static_cast<float>(job.scale())) : kernels::cpu::target_name();
+  const std::string kernel = choice.gpu ? kernels::gpu_kernel(*choice.gpu, shape.type, shape.head_dim, static_cast<float>(job.scale()))
+                                        : kernels::cpu::target_name();
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),

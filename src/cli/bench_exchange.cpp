@@ -38,7 +38,7 @@ std::string milliseconds(double seconds) { return fmt::format("{:.3f}", seconds 
 std::string gigabytes_per_second(double rate) { return rate > 0 ? fmt::format("{:.2f}", rate / 1e9) : "-"; }
 
 struct Summary {
-  double typical = 0, contiguous = 0;      // seconds
+  double typical = 0, contiguous = 0;                        // seconds
   double received_mean = 0, received_most = 0, busiest = 0;  // bytes; busiest: received or sent
   double messages_most = 0;
   double rate() const { return typical > 0 ? busiest / typical : 0; }
@@ -128,8 +128,8 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
                        ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
                        transport->name(), shape_text(first.shape, first.documents.count()), times));
 
-  report::Table table({"<pattern", "received MB", "most MB", "messages", "steps", "time ms", "GB/s", "link GB/s", "of link", "contiguous ms",
-                       "pack", "of a ring", "between hosts MB", "on the wire"});
+  report::Table table({"<pattern", "received MB", "most MB", "messages", "steps", "time ms", "GB/s", "link GB/s", "of link",
+                       "contiguous ms", "pack", "of a ring", "between hosts MB", "on the wire"});
   ordered_json results = ordered_json::array();
   std::string texts;
   for (const NamedPattern& pattern : patterns) {
@@ -157,8 +157,7 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
                measure.network_bytes && between > 0
                    ? fmt::format("{:.3f}", static_cast<double>(*measure.network_bytes) / static_cast<double>(between))
                    : "-"});
-    texts += fmt::format("#   {}: {}, {}\n", pattern.name, job->job().pattern.canonical(),
-                         plan::name_of(job->shared().partition.kind()));
+    texts += fmt::format("#   {}: {}, {}\n", pattern.name, job->job().pattern.canonical(), plan::name_of(job->shared().partition.kind()));
     results.push_back(measure_json(pattern, *job, measure));
   }
   log.info("# patterns\n" + texts);
@@ -176,8 +175,8 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
     record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}};
     record["device"] = {{"kind", place.kind}, {"name", place.device->name()}, {"threads", place.threads}};
     record["transport"] = transport->name();
-    record["shape"] = {{"tokens", first.shape.tokens},       {"documents", first.documents.count()}, {"heads", first.shape.heads},
-                       {"kv_heads", first.shape.kv_heads},   {"head_dim", first.shape.head_dim},     {"type", name_of(first.shape.type)}};
+    record["shape"] = {{"tokens", first.shape.tokens},     {"documents", first.documents.count()}, {"heads", first.shape.heads},
+                       {"kv_heads", first.shape.kv_heads}, {"head_dim", first.shape.head_dim},     {"type", name_of(first.shape.type)}};
     record["iterations"] = times;
     record["results"] = std::move(results);
     ranks.on_root([&] { report::write_record(record, settings.text("json")); });

@@ -13,7 +13,8 @@
 
 namespace longspan::cli {
 
-// The job of --pattern, --tokens … or --input, --memory, --partition, --exchange, --timeout. Throws Error(usage or input) with all problems.
+// The job of --pattern, --tokens … or --input, --memory, --partition, --exchange, --timeout. Throws Error(usage or input) with all
+// problems.
 bench::Job bench_job(const Settings& settings, const pattern::Pattern& pattern);
 
 // Opens --input (or nothing is given and rows are synthetic); the reader is this rank's.
@@ -25,9 +26,9 @@ struct BenchPlace {
   std::unique_ptr<kernels::Device> device;
   std::optional<int> gpu;  // its ordinal
   bool gpu_is_shared = false;
-  int threads = 1;         // of this rank
-  std::string kind;        // "cpu", "cuda"
-  std::string text;        // "AVX3_ZEN4, 2 threads each"
+  int threads = 1;   // of this rank
+  std::string kind;  // "cpu", "cuda"
+  std::string text;  // "AVX3_ZEN4, 2 threads each"
 };
 // Collective: of --device, --share-gpu, --threads. Throws AgreedError.
 BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings);

@@ -55,10 +55,11 @@ ordered_json point_json(const Row& row, const ScaleoutPoint& first, const Shape&
       {"threads", point.threads},
       {"tokens", point.tokens},
       {"documents", point.documents},
-      {"seconds", {{"min", *std::min_element(point.seconds.begin(), point.seconds.end())},
-                   {"median", point.typical},
-                   {"max", *std::max_element(point.seconds.begin(), point.seconds.end())},
-                   {"all", point.seconds}}},
+      {"seconds",
+       {{"min", *std::min_element(point.seconds.begin(), point.seconds.end())},
+        {"median", point.typical},
+        {"max", *std::max_element(point.seconds.begin(), point.seconds.end())},
+        {"all", point.seconds}}},
       {"tokens_per_second", static_cast<double>(point.tokens) / point.typical},
       {"flop", point.flop},
       {"flop_per_second_per_rank", point.flop_per_second_per_rank()},
@@ -70,17 +71,17 @@ ordered_json point_json(const Row& row, const ScaleoutPoint& first, const Shape&
       {"kv_bytes_planned", point.kv_bytes_planned},
       {"kv_bytes_moved", point.kv_bytes_moved},
       {"kv_bytes_lower_bound", point.kv_bytes_lower_bound},
-      {"moved_over_lower_bound",
-       point.kv_bytes_lower_bound > 0
-           ? ordered_json(static_cast<double>(point.kv_bytes_moved) / static_cast<double>(point.kv_bytes_lower_bound))
-           : ordered_json()},
+      {"moved_over_lower_bound", point.kv_bytes_lower_bound > 0 ? ordered_json(static_cast<double>(point.kv_bytes_moved) /
+                                                                               static_cast<double>(point.kv_bytes_lower_bound))
+                                                                : ordered_json()},
       {"long_row_bytes_moved", point.row_bytes_moved},
       {"sections", {{"mean", sections_json(point.mean)}, {"slowest", sections_json(point.slowest)}}},
       {"predicted", job_time_json(point.predicted)},
       {"prediction_error", point.prediction_error()},
-      {"machine", machine_json(point.rates, shape,
-                               {.ranks = point.ranks, .hosts = point.hosts, .threads = point.threads, .device = place.kind,
-                                .target = place.device->name()})}};
+      {"machine",
+       machine_json(
+           point.rates, shape,
+           {.ranks = point.ranks, .hosts = point.hosts, .threads = point.threads, .device = place.kind, .target = place.device->name()})}};
   return json;
 }
 
@@ -118,8 +119,8 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
     const pattern::Pattern pattern = pattern_from(settings);
     job = bench_job(settings, pattern);
     if (mode != "strong" && !job.sources.empty())
-      throw Error(settings.problem("mode", "weak scaling cuts the sequence, and lists of block_mask do not fit a part of it",
-                                   "--mode strong"));
+      throw Error(
+          settings.problem("mode", "weak scaling cuts the sequence, and lists of block_mask do not fit a part of it", "--mode strong"));
     if (job.shape.tokens < ranks.size())
       throw Error({.code = ExitCode::usage,
                    .what = "fewer tokens than ranks",
@@ -137,10 +138,11 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   options.input = [&](const bench::PreparedJob& prepared) { return bench_rows(prepared, corpus); };
   options.transport = [&](const comm::Communicator& few) { return bench_transport(few, settings, place); };
 
-  log.info(fmt::format("# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# data in memory; {} runs after one that does not "
-                       "count, medians of the slowest rank; rates of the prediction measured in this launch",
-                       ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
-                       job.pattern.canonical(), shape_text(job.shape, job.documents.count()), options.times));
+  log.info(
+      fmt::format("# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# data in memory; {} runs after one that does not "
+                  "count, medians of the slowest rank; rates of the prediction measured in this launch",
+                  ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
+                  job.pattern.canonical(), shape_text(job.shape, job.documents.count()), options.times));
 
   std::vector<Row> rows;
   const auto measure = [&](const std::string& name, int count, int64_t tokens) {
@@ -168,15 +170,16 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
                  fmt::format("{:.1f}", point.flop_per_second_per_rank() / 1e9), report::percent_text(efficient), report::percent_text(best),
                  best > 0 ? report::percent_text(efficient / best) : "-", report::percent_text(point.exposed),
                  fmt::format("{:.2f}", point.imbalance), fmt::format("{:.1f}", static_cast<double>(point.kv_bytes_moved) / 1e6),
-                 point.kv_bytes_lower_bound > 0 ? fmt::format("{:.3f}", static_cast<double>(point.kv_bytes_moved) /
-                                                                            static_cast<double>(point.kv_bytes_lower_bound))
-                                                : "-",
+                 point.kv_bytes_lower_bound > 0
+                     ? fmt::format("{:.3f}", static_cast<double>(point.kv_bytes_moved) / static_cast<double>(point.kv_bytes_lower_bound))
+                     : "-",
                  fmt::format("{:.1f}", point.predicted.seconds * 1e3), fmt::format("{:+.1f} %", 100 * point.prediction_error())});
       results.push_back(point_json(row, first, job.shape, place));
     }
     log.info(table.text());
     log.info(
-        "# efficiency: a rank's FLOP/s over those on one rank; cores give: the same of small jobs without exchange, as many ranks at once;\n"
+        "# efficiency: a rank's FLOP/s over those on one rank; cores give: the same of small jobs without exchange, as many ranks at "
+        "once;\n"
         "# of that: the one over the other. exposed: time that ranks wait for keys of others. moved: K and V of all ranks.\n"
         "# both: all tokens on all ranks, the last point of either mode. weak: ranks/all of the tokens.");
     if (settings.has("svg")) {
@@ -187,9 +190,9 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
         curves.push_back(curve(fmt::format("{}, predicted", which), rows, which, true, predicted_efficiency));
         curves.push_back(curve(fmt::format("{}, what the cores give", which), rows, which, true, ceiling));
       }
-      report::write_text(report::scaling_svg(job.pattern.canonical(), shape_text(job.shape, job.documents.count()) + "; " + place.text,
-                                             curves),
-                         settings.text("svg"));
+      report::write_text(
+          report::scaling_svg(job.pattern.canonical(), shape_text(job.shape, job.documents.count()) + "; " + place.text, curves),
+          settings.text("svg"));
     }
     if (settings.has("json")) {
       ordered_json record = report::new_record("bench scaleout");

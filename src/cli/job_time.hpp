@@ -14,9 +14,9 @@ struct JobTimeSection {
 };
 // As the sections of a run record are called, but for `rows` (its input, finish and output of rows in memory) and `file`.
 inline constexpr std::array kJobTimeSections{
-    JobTimeSection{"load", "load keys", &plan::RankTime::load},      JobTimeSection{"plan", "tile lists", &plan::RankTime::plan},
+    JobTimeSection{"load", "load keys", &plan::RankTime::load},          JobTimeSection{"plan", "tile lists", &plan::RankTime::plan},
     JobTimeSection{"exchange", "wait: keys", &plan::RankTime::exchange}, JobTimeSection{"attend", "attend", &plan::RankTime::attend},
-    JobTimeSection{"rows", "rows in and out", &plan::RankTime::rows}, JobTimeSection{"file", "wait: file", &plan::RankTime::io},
+    JobTimeSection{"rows", "rows in and out", &plan::RankTime::rows},    JobTimeSection{"file", "wait: file", &plan::RankTime::io},
 };
 
 // {"seconds", "step_seconds", "exposed", "imbalance", "slowest_rank", "memory", "sections": {"attend": {"mean", "slowest"}, …}}

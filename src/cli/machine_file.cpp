@@ -50,7 +50,8 @@ class Reader {
  private:
   double positive(const ordered_json& value, const std::string& key) const {
     const double number = value.is_number() ? value.get<double>() : 0;
-    if (!value.is_number() || !std::isfinite(number) || number < 0) refuse("a rate makes no sense: " + key, value.dump(), "a number above 0");
+    if (!value.is_number() || !std::isfinite(number) || number < 0)
+      refuse("a rate makes no sense: " + key, value.dump(), "a number above 0");
     return number;
   }
 
@@ -126,8 +127,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
 
 MachineRates read_machine(const std::string& file, const Shape& shape, ElementType output_type) {
   std::ifstream stream(file);
-  if (!stream)
-    throw Error({.code = ExitCode::io, .what = "cannot read the machine's rates", .from = file + ", option --machine"});
+  if (!stream) throw Error({.code = ExitCode::io, .what = "cannot read the machine's rates", .from = file + ", option --machine"});
   const ordered_json record = ordered_json::parse(stream, nullptr, false);
   const Reader typical(file, false), worst(file, true);
   if (record.is_discarded() || !record.is_object()) typical.refuse("the file is no JSON object", "", "{\"machine\": {...}}");

@@ -20,10 +20,10 @@
 namespace longspan::cli {
 
 struct MachineRates {
-  plan::Rates typical;  // medians over the ranks that were measured
-  plan::Rates worst;    // of the slowest of them in each respect
-  std::string measured_on;            // "8 ranks on 2 hosts, AVX3_ZEN4, 2 threads each"
-  std::vector<std::string> remarks;   // what had to be assumed
+  plan::Rates typical;               // medians over the ranks that were measured
+  plan::Rates worst;                 // of the slowest of them in each respect
+  std::string measured_on;           // "8 ranks on 2 hosts, AVX3_ZEN4, 2 threads each"
+  std::vector<std::string> remarks;  // what had to be assumed
 };
 
 // Rates for the type and head_dim of `shape` and results of `output_type`; another head_dim is scaled from the nearest one. Throws

@@ -28,8 +28,8 @@ struct Holder {
 
 // Among ranks that had the blocks and want them no more, the one that had them last and has the room to hold them to `step`: it is taken
 // out of `past` and its hold entered.
-std::optional<Holder> hold_to(int32_t step, std::vector<Holder>& past, const std::vector<const Fetch*>& fetches, Interval blocks, int64_t units,
-                      std::vector<int64_t>& room, std::vector<Hold>& holds) {
+std::optional<Holder> hold_to(int32_t step, std::vector<Holder>& past, const std::vector<const Fetch*>& fetches, Interval blocks,
+                              int64_t units, std::vector<int64_t>& room, std::vector<Hold>& holds) {
   auto best = past.end();
   for (auto it = past.begin(); it != past.end(); ++it) {
     const Holder& holder = *it;
@@ -99,16 +99,16 @@ HostRoutes routes_inside_host(std::vector<Fetch> fetches, std::vector<int64_t> r
     for (size_t i = 0; i + 1 < cuts.size(); ++i) {
       std::erase_if(here, [&](const Fetch* fetch) { return fetch->blocks.end <= cuts[i]; });
       for (; next < wanted.size() && wanted[next].blocks.begin == cuts[i]; ++next) here.push_back(&wanted[next]);
-      std::sort(here.begin(), here.end(), [](const Fetch* a, const Fetch* b) { return std::tie(a->step, a->rank) < std::tie(b->step, b->rank); });
+      std::sort(here.begin(), here.end(),
+                [](const Fetch* a, const Fetch* b) { return std::tie(a->step, a->rank) < std::tie(b->step, b->rank); });
       if (!here.empty()) route(here, {cuts[i], cuts[i + 1]}, heads * (cuts[i + 1] - cuts[i]), room, found);
     }
   }
 
   // Neighbours with the same way become one.
   const auto way = [](const Route& r) { return std::tie(r.step, r.to, r.from, r.key_class); };
-  std::sort(found.routes.begin(), found.routes.end(), [&](const Route& a, const Route& b) {
-    return std::tuple(way(a), a.blocks.begin) < std::tuple(way(b), b.blocks.begin);
-  });
+  std::sort(found.routes.begin(), found.routes.end(),
+            [&](const Route& a, const Route& b) { return std::tuple(way(a), a.blocks.begin) < std::tuple(way(b), b.blocks.begin); });
   std::vector<Route> joined;
   for (const Route& next : found.routes) {
     if (!joined.empty() && way(joined.back()) == way(next) && joined.back().blocks.end == next.blocks.begin) {

@@ -141,7 +141,8 @@ class HostAgreement {
   }
 
   // Collective over all ranks.
-  void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct, Schedule& schedule) const {
+  void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct,
+             Schedule& schedule) const {
     std::vector<Fetch> mine;
     for (const Fetch& fetch : fetches) {
       for_each_home(shared_.partition, {fetch.blocks}, [&](int home, Interval blocks) {
@@ -152,7 +153,8 @@ class HostAgreement {
     }
     schedule.units_from_other_hosts_if_flat = units(mine);
     // Room for blocks held for others travels as a first entry without blocks.
-    const int64_t my_room = shared_.memory.received / kernels::unit_bytes(shared_.shape.type, shared_.shape.head_dim) - schedule.most_fetched_units;
+    const int64_t my_room =
+        shared_.memory.received / kernels::unit_bytes(shared_.shape.type, shared_.shape.head_dim) - schedule.most_fetched_units;
     mine.insert(mine.begin(), Fetch{.rank = local_rank(), .blocks = {std::max<int64_t>(0, my_room), 0}});
     std::vector<comm::Communicator::Letter> letters;
     for (int rank : members_) letters.push_back({rank, bytes_of(mine)});
@@ -204,9 +206,7 @@ class HostAgreement {
     }
   }
 
-  bool is_here(int rank) const {
-    return host_of_rank_[static_cast<size_t>(rank)] == host_of_rank_[static_cast<size_t>(ranks_.rank())];
-  }
+  bool is_here(int rank) const { return host_of_rank_[static_cast<size_t>(rank)] == host_of_rank_[static_cast<size_t>(ranks_.rank())]; }
   int32_t local_rank() const {
     return static_cast<int32_t>(std::lower_bound(members_.begin(), members_.end(), ranks_.rank()) - members_.begin());
   }
@@ -256,8 +256,8 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.steps);
   if (!shared.keys_stay) return schedule;  // every rank reads what it needs from the file
 
-  std::vector<StepName> names;   // [step of the job]
-  std::vector<ByClass> direct;   // [step of the job][class] what comes from the homes
+  std::vector<StepName> names;  // [step of the job]
+  std::vector<ByClass> direct;  // [step of the job][class] what comes from the homes
   for (size_t s = 0; s < plan.stripes.size(); ++s) {
     const auto& fetch = plan.stripes[s].fetch;
     for (size_t step = 0; step < static_cast<size_t>(schedule.steps[s]); ++step) {

@@ -24,8 +24,8 @@ struct PeerUnits {
 
 // One step of one stripe: what goes where.
 struct StepExchange {
-  std::vector<PeerUnits> receive, send;                  // by ascending peer; from and to the units' homes
-  std::vector<PeerUnits> given_receive, pass_on;         // by ascending peer; inside the host, once `receive` is here (host_routes.hpp)
+  std::vector<PeerUnits> receive, send;           // by ascending peer; from and to the units' homes
+  std::vector<PeerUnits> given_receive, pass_on;  // by ascending peer; inside the host, once `receive` is here (host_routes.hpp)
 };
 
 // Blocks that are not released at the end of a step although this rank needs them no more, or that are released there after such a hold.
@@ -35,12 +35,12 @@ struct HeldBlocks {
 };
 
 struct Schedule {
-  std::vector<int> steps;                            // [stripe] the same on all ranks
-  std::vector<std::vector<StepExchange>> exchanges;  // [stripe][step]
-  int64_t units_to_send = 0;                         // of both kinds
+  std::vector<int> steps;                                         // [stripe] the same on all ranks
+  std::vector<std::vector<StepExchange>> exchanges;               // [stripe][step]
+  int64_t units_to_send = 0;                                      // of both kinds
   std::map<int64_t, std::vector<HeldBlocks>> hold_at, let_go_at;  // by step of the job, counted through all stripes
-  bool passes_on = false;                            // some rank of the job has units to pass on
-  int64_t units_from_other_hosts = 0;                // that this rank receives
+  bool passes_on = false;                                         // some rank of the job has units to pass on
+  int64_t units_from_other_hosts = 0;                             // that this rank receives
   // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct units, counted on
   // the host's lowest rank and 0 on the others.
   int64_t units_from_other_hosts_if_flat = 0, least_units_to_host = 0;

@@ -84,8 +84,8 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
 
 }  // namespace
 
-RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan,
-                 int ranks_per_host, int sampled_rows) {
+RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
+                 int sampled_rows) {
   const Shape& shape = shared.shape;
   RankWork rank{.rank = plan.rank, .memory = plan.memory.total()};
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
@@ -172,7 +172,8 @@ RankTime play(const RankWork& work, const Rates& rates) {
   std::vector<double> queries_there(work.stripes.size(), 0), written;
   const auto read_queries = [&](size_t s) {
     while (s < work.stripes.size() && work.stripes[s].bytes_in == 0) ++s;
-    if (s < work.stripes.size() && queries_there[s] == 0) queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second);
+    if (s < work.stripes.size() && queries_there[s] == 0)
+      queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second);
   };
   read_queries(0);
   start_fetch(0);
@@ -224,10 +225,10 @@ JobTime play(const std::vector<RankWork>& works, int ranks, const Rates& rates) 
     exposed += time.exchange;
     total += time.total();
     job.memory = std::max(job.memory, work.memory);
-    for (auto [section, of_rank] : {std::pair(&job.mean.load, time.load), std::pair(&job.mean.plan, time.plan),
-                                    std::pair(&job.mean.exchange, time.exchange), std::pair(&job.mean.attend, time.attend),
-                                    std::pair(&job.mean.rows, time.rows), std::pair(&job.mean.io, time.io),
-                                    std::pair(&job.mean.in_flight, time.in_flight)})
+    for (auto [section, of_rank] :
+         {std::pair(&job.mean.load, time.load), std::pair(&job.mean.plan, time.plan), std::pair(&job.mean.exchange, time.exchange),
+          std::pair(&job.mean.attend, time.attend), std::pair(&job.mean.rows, time.rows), std::pair(&job.mean.io, time.io),
+          std::pair(&job.mean.in_flight, time.in_flight)})
       *section += of_rank * share;
     for (const auto& [home, bytes] : work.bytes_from) {
       ++sent[home].first;

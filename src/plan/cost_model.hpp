@@ -33,7 +33,7 @@ struct Rates {
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
   LinkRates within_host, across_hosts;
-  int ranks_per_host = 1;  // ranks r·ranks_per_host … share a host
+  int ranks_per_host = 1;                                                          // ranks r·ranks_per_host … share a host
   double read_bytes_per_second = kUnlimited, write_bytes_per_second = kUnlimited;  // of a file, all ranks at once
 };
 
@@ -47,11 +47,11 @@ struct StepWork {
 
 struct StripeWork {
   std::vector<StepWork> steps;
-  double states = 0;           // rows × query heads
-  double entries = 0;          // of its tile lists
-  int64_t bytes_in = 0;        // queries
-  int64_t bytes_out = 0;       // results
-  int64_t row_bytes = 0;       // queries and states of long rows that come to this rank before the stripe's next act
+  double states = 0;      // rows × query heads
+  double entries = 0;     // of its tile lists
+  int64_t bytes_in = 0;   // queries
+  int64_t bytes_out = 0;  // results
+  int64_t row_bytes = 0;  // queries and states of long rows that come to this rank before the stripe's next act
 };
 
 // What a rank does, as far as time is concerned.
@@ -64,8 +64,8 @@ struct RankWork {
 };
 
 // From one rank's plan. How a stripe's quarters spread over its steps comes from `sampled_rows` of its rows at most.
-RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan,
-                 int ranks_per_host, int sampled_rows = 48);
+RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
+                 int sampled_rows = 48);
 
 // Seconds by section, as the engine records them.
 struct RankTime {
@@ -76,13 +76,13 @@ struct RankTime {
 RankTime play(const RankWork& work, const Rates& rates);
 
 struct JobTime {
-  double seconds = 0;             // of the slowest rank
-  double step_seconds = 0;        // its mean step: compute and waiting for keys
-  double exposed = 0;             // share of the ranks' time that they wait for keys, queries and states of others
-  double imbalance = 1;           // compute of the busiest rank over the mean
+  double seconds = 0;       // of the slowest rank
+  double step_seconds = 0;  // its mean step: compute and waiting for keys
+  double exposed = 0;       // share of the ranks' time that they wait for keys, queries and states of others
+  double imbalance = 1;     // compute of the busiest rank over the mean
   int slowest_rank = 0;
-  int64_t memory = 0;             // of the rank that takes most
-  double busiest_sender = 0;      // seconds that the rank which sends most is sending: the job cannot be faster
+  int64_t memory = 0;         // of the rank that takes most
+  double busiest_sender = 0;  // seconds that the rank which sends most is sending: the job cannot be faster
   int busiest_sender_rank = 0;
   RankTime slowest, mean;
 };

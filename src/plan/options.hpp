@@ -48,7 +48,7 @@ struct Options {
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
   double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one segment of them
   ExchangeKind exchange = ExchangeKind::automatic;  // changes no bit of the result
-  int64_t exact_tiles = 100'000'000;   // a rank with more list entries than this is counted from sampled rows, and says so
+  int64_t exact_tiles = 100'000'000;                // a rank with more list entries than this is counted from sampled rows, and says so
 };
 
 }  // namespace longspan::plan

@@ -10,7 +10,8 @@ namespace longspan::bench {
 namespace {
 
 TEST(Link, NeighboursAreNeighboursOfEachOther) {
-  const std::vector<std::vector<int>> layouts{{0}, {0, 0}, {0, 1}, {0, 0, 2, 2}, {0, 0, 0, 3, 3}, {0, 1, 0, 1, 0, 1, 6}, {0, 0, 2, 2, 4, 4}};
+  const std::vector<std::vector<int>> layouts{
+      {0}, {0, 0}, {0, 1}, {0, 0, 2, 2}, {0, 0, 0, 3, 3}, {0, 1, 0, 1, 0, 1, 6}, {0, 0, 2, 2, 4, 4}};
   for (const std::vector<int>& hosts : layouts) {
     std::map<int, int> ranks_of_host;
     for (int host : hosts) ++ranks_of_host[host];

@@ -270,7 +270,8 @@ TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
       for (int64_t blocks_of_room : {0, 6}) {
         SCOPED_TRACE(text + ", " + std::to_string(ranks_per_host) + " ranks a host, room " + std::to_string(blocks_of_room));
         Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
-        Setting setting{.blocks_of_room = blocks_of_room, .stripes = 3, .ranks_per_host = ranks_per_host, .exchange = plan::ExchangeKind::flat};
+        Setting setting{
+            .blocks_of_room = blocks_of_room, .stripes = 3, .ranks_per_host = ranks_per_host, .exchange = plan::ExchangeKind::flat};
         const Outcome flat = attend(world_, problem, setting);
         setting.exchange = plan::ExchangeKind::node;
         const Outcome node = attend(world_, problem, setting);
@@ -279,7 +280,8 @@ TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
 
         EXPECT_EQ(flat.record.bytes_from_other_hosts, flat.schedule.units_from_other_hosts_if_flat * flat.plan.unit_bytes);
         EXPECT_EQ(node.record.bytes_from_other_hosts, node.schedule.units_from_other_hosts * node.plan.unit_bytes);
-        const int64_t if_flat = world_.sum(flat.schedule.units_from_other_hosts), crossing = world_.sum(node.schedule.units_from_other_hosts);
+        const int64_t if_flat = world_.sum(flat.schedule.units_from_other_hosts),
+                      crossing = world_.sum(node.schedule.units_from_other_hosts);
         const int64_t least = world_.sum(node.schedule.least_units_to_host);
         EXPECT_LE(least, crossing);
         EXPECT_LE(crossing, if_flat);

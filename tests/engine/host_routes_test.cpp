@@ -67,7 +67,7 @@ TEST(HostRoutes, RandomFetches) {
     const auto draw = [&](int64_t most) { return static_cast<int64_t>(random() % static_cast<uint64_t>(most + 1)); };
     const auto ranks = static_cast<int32_t>(1 + draw(7));
     // Each rank fetches a block again only when it has it no more.
-    using Unit = std::pair<int32_t, int64_t>;  // class, block
+    using Unit = std::pair<int32_t, int64_t>;                                  // class, block
     std::map<std::tuple<int32_t, int32_t, int64_t>, std::set<int32_t>> there;  // rank, class, block: steps
     std::map<std::tuple<int32_t, int32_t, int64_t>, std::vector<Fetch>> of_unit;
     std::vector<Fetch> fetches;

@@ -102,7 +102,8 @@ TEST(CostModel, FullTilesCostWhatTheyCost) {
 TEST(CostModel, NextKeysComeWhileAStepComputes) {
   RankWork work;
   StripeWork stripe;
-  stripe.steps = {{.full_quarters = 10}, {.full_quarters = 10, .bytes_across = 4'000'000, .messages_across = 1},
+  stripe.steps = {{.full_quarters = 10},
+                  {.full_quarters = 10, .bytes_across = 4'000'000, .messages_across = 1},
                   {.full_quarters = 10, .bytes_across = 15'000'000, .messages_across = 1}};
   work.stripes.push_back(stripe);
   Rates rates;

@@ -3,7 +3,8 @@
 #include "longspan/error.hpp"
 
 namespace longspan {
-Error::Error(std::vector<Problem> problems) : std::runtime_error(problems.front().what + ": " + problems.front().seen), problems_(std::move(problems)) {}
+Error::Error(std::vector<Problem> problems)
+    : std::runtime_error(problems.front().what + ": " + problems.front().seen), problems_(std::move(problems)) {}
 }  // namespace longspan
 
 extern "C" void longspan_forward_hopper(const longspan::kernels::cuda::DeviceStep* step, cudaStream_t stream) {
