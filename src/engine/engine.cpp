@@ -324,6 +324,12 @@ class Engine::Run {
     }
   }
 
+  // Before this rank waits for anything but one of the two exchanges by itself: others may be waiting for its blocks.
+  void hand_over() {
+    exchange_->hand_over();
+    if (inside_host_) inside_host_->hand_over();
+  }
+
   void move_messages() {
     exchange_->progress();
     if (inside_host_) {
@@ -342,9 +348,11 @@ class Engine::Run {
   void finish_fetch(size_t t) {
     const Timed timed(record_.exchange);
     if (shared_.keys_stay) {
+      if (inside_host_) inside_host_->hand_over();
       exchange_->finish_receives(tag_of(t));
       if (inside_host_) {
         pass_on();
+        exchange_->hand_over();
         inside_host_->finish_receives(tag_of(t));
       }
       note_arrivals();
@@ -361,6 +369,7 @@ class Engine::Run {
   void finish_passing_on(size_t t) {
     if (!inside_host_) return;
     const Timed timed(record_.exchange);
+    hand_over();
     inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
   }
 
@@ -380,7 +389,7 @@ class Engine::Run {
     if (stripe(s).is_long()) {
       layout_ = long_rows_.layout(stripe(s));
       const Timed timed(record_.exchange);
-      exchange_->hand_over();
+      hand_over();
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
       device_.upload(q.data(), static_cast<int64_t>(q.size()), q_[1].get());
@@ -514,7 +523,7 @@ class Engine::Run {
   void end_stripe(size_t s) {
     {
       const Timed timed(record_.exchange);
-      exchange_->hand_over();
+      hand_over();
     }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
