@@ -87,6 +87,7 @@ enum : uint32_t {
   kLast = 1 << 10,       // the item's last entry
   kPad = 1 << 11,        // the next slot stays unused
   kPair = 1 << 12,       // both consumers look at it
+  kWhole = 1 << 13,      // both look at both halves, without a mask
 };
 __device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> (2 + 2 * consumer) & 3; }
 
@@ -134,7 +135,8 @@ __device__ uint32_t describe(Tile::Form form, uint32_t quarters, uint64_t subtil
   const uint32_t first = quarters & 3, second = quarters >> 2, loaded = first | second;
   const bool masked = form != Tile::Form::full || keys % kSlotKeys != 0;
   return static_cast<uint32_t>(form) | first << 2 | second << 4 | (loaded == 3 ? kTwoSlots : 0) | (loaded == 2 ? kSecondHalf : 0) |
-         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (first && second ? kPair : 0);
+         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (first && second ? kPair : 0) |
+         (quarters == 0xf && !masked ? kWhole : 0);
 }
 
 template <int D>
@@ -282,7 +284,6 @@ struct Place {
   __device__ bool both(int consumer) const { return need(flags, consumer) == 3; }
   __device__ int first_key(int consumer) const { return need(flags, consumer) == 2 ? kSlotKeys : 0; }
   __device__ int slot(int consumer) const { return first_slot + (need(flags, consumer) == 2 && flags & kTwoSlots ? 1 : 0); }
-  __device__ bool plain(int consumer) const { return both(consumer) && !(flags & kMasked); }
 };
 
 // And what its mask is.
@@ -356,11 +357,15 @@ struct Consumer {
     products_commit();
   }
 
+  static __device__ __forceinline__ Mask mask_of(const Entry& entry) {
+    return {static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
+  }
+
   // One entry's scores become probabilities; m moves on, alpha and sum are this entry's.
   template <int Keys>
   __device__ __forceinline__ void soften(const Entry& entry, float (&s)[Keys / 2]) {
     if (entry.flags & kMasked) {
-      const Mask mask{static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
+      const Mask mask = mask_of(entry);
       uint32_t allowed[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
@@ -418,10 +423,11 @@ struct Consumer {
     round(s);
   }
 
-  // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and there is no
-  // branch while they are under way but around masks: else the compiler serialises them (ptxas C7515).
+  // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and no branch
+  // but that around masks touches their registers while they are under way: else the compiler serialises them (ptxas C7515). While the scores are computed the
+  // next entry is looked for: that is a chain of waits, loads and branches that no one should wait for later.
   template <int CurrentKeys, int Keys>
-  __device__ __forceinline__ void step(const Place& current, const Entry& following) {
+  __device__ __forceinline__ bool step(const Place& current, const Entry& following, Entry& upcoming) {
     float s[Keys / 2];
     const bool pair = following.flags & kPair;
     if (pair) take_turn();
@@ -430,6 +436,7 @@ struct Consumer {
     wait(&shared.v_full[current.first_slot], current.parity);
     output<CurrentKeys>(current);
     if (pair) give_turn();
+    const bool found = more && !crowded(current) && look(upcoming);
     settle();
     products_wait<1>();
     pin(s);
@@ -440,6 +447,7 @@ struct Consumer {
     pin(p);
     release(&shared.v_empty[current.first_slot]);
     round(s);
+    return found;
   }
 
   template <int Keys>
@@ -454,24 +462,99 @@ struct Consumer {
   }
   __device__ __forceinline__ void finish(const Place& entry) { entry.both(group) ? finish<128>(entry) : finish<64>(entry); }
 
+  // O += P·V of a masked entry whose V holds NaN or ∞, pair by pair: 0·NaN must not reach rows that do not look at the key. What is
+  // infinite counts as it is, whatever its probability was rounded to.
+  __device__ __forceinline__ void finish_pairwise(const Entry& entry) {
+    wait(&shared.v_full[entry.first_slot], entry.parity);
+    const Mask mask = mask_of(entry);
+    uint32_t rounded[32];  // indexed at run time: not p, which then would not stay in registers
+#pragma unroll
+    for (int i = 0; i < 32; ++i) rounded[i] = p[i];
+    const int keys = entry.both(group) ? 128 : 64;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      uint32_t allowed[4];
+      mask.words(a.masks, row + 8 * r, entry.first_key(group), 0, allowed);
+#pragma unroll
+      for (int w = 0; w < 4; ++w)
+        for (int key = 32 * w; key < 32 * w + 32 && key < keys; ++key) {
+          const uint32_t pair = __shfl_sync(0xffffffff, rounded[key / 8 * 2 + r], (lane & ~3) + key % 8 / 2);
+          const float2 weights = unpack<Element>(pair);
+          const float weight = key % 2 ? weights.y : weights.x;
+          if (!(allowed[w] >> (key % 32) & 1)) continue;
+#pragma unroll
+          for (int n = 0; n < D / 8; ++n) {  // 16-byte pieces are swizzled
+            const uint16_t* line = &shared.v[n / 8][entry.slot(group) * kPanelElements + key * kPanel];
+            const float2 v = unpack<Element>(*reinterpret_cast<const uint32_t*>(line + ((n % 8) ^ (key % 8)) * 8 + 2 * (lane % 4)));
+            o[4 * n + 2 * r] += isfinite(v.x) ? weight * v.x : v.x;
+            o[4 * n + 2 * r + 1] += isfinite(v.y) ? weight * v.y : v.y;
+          }
+        }
+    }
+    settle();
+    release(&shared.v_empty[entry.first_slot]);
+  }
+
   // Whether the next entry might need the slot of V that `current` holds: the producer would wait for it for ever.
   __device__ __forceinline__ bool crowded(const Place& current) const {
     const int free = current.first_slot - walk.slot;
     return (free < 0 ? free + Ring::kSlots : free) < 2;
   }
 
-  // --- Runs of unmasked entries with head_dim 64: the exponentials are half of the work there, so the scores are computed one entry
-  // further ahead, and a softmax never waits for its scores. Registers hold two entries' scores; with head_dim 128 they would not fit.
+  // --- Runs of whole entries: step() without the choices. -----------------------------------------------------------------------------
 
-  // P of `current` waits to be multiplied, the next entry's scores are in s_in and become its P. Issues the scores of `ahead`.
-  __device__ __forceinline__ void step_ahead(const Place& current, float (&s_in)[64], const Place& ahead, float (&s_out)[64]) {
-    const bool pair = ahead.flags & kPair;
-    if (pair) take_turn();
+  // Flags of the next entry, its K there; 0 if that must not be waited for. It stays the next.
+  __device__ __forceinline__ uint32_t peek(const Place& current) {
+    if (!more || crowded(current)) return 0;
+    wait(&shared.k_full[walk.slot], walk.parity(walk.slot));
+    return __reduce_or_sync(0xffffffff, shared.messages[walk.slot].flags);
+  }
+  __device__ __forceinline__ Place take(uint32_t flags) {
+    const Place place{flags, walk.slot, walk.parity(walk.slot)};
+    walk.pass(flags);
+    more = !(flags & kLast);
+    return place;
+  }
+
+  // P of `current` waits to be multiplied, and so it does at the end.
+  __device__ __forceinline__ void run(Place& current, Place following) {
+    while (true) {
+      float s[64];
+      take_turn();
+      pin(p), pin(o);
+      scores<128>(following, s);
+      wait(&shared.v_full[current.first_slot], current.parity);
+      output<128>(current);
+      give_turn();
+      const uint32_t flags = peek(current);
+      settle();
+      products_wait<1>();
+      pin(s);
+      release(&shared.k_empty[following.first_slot]);
+      online_softmax(s, m, alpha, sum, a.scale);
+      pin(s);
+      rescale();
+      pin(p);
+      release(&shared.v_empty[current.first_slot]);
+      round(s);
+      current = following;
+      if (!(flags & kWhole)) return;
+      following = take(flags);
+    }
+  }
+
+  // With head_dim 64 the exponentials are half of the work. There the scores are computed one entry further ahead, so that a softmax
+  // never waits for its scores; the registers of two entries' scores are to be had.
+
+  // The scores of `following` are in s_in and become its P. Issues the scores of `ahead`; returns the flags of the entry after it.
+  __device__ __forceinline__ uint32_t step_ahead(const Place& current, float (&s_in)[64], const Place& ahead, float (&s_out)[64]) {
+    take_turn();
     pin(p), pin(o);
     scores<128>(ahead, s_out);
     wait(&shared.v_full[current.first_slot], current.parity);
     output<128>(current);
-    if (pair) give_turn();
+    give_turn();
+    const uint32_t flags = peek(current);
     settle();
     online_softmax(s_in, m, alpha, sum, a.scale);
     pin(s_in);
@@ -480,9 +563,9 @@ struct Consumer {
     release(&shared.k_empty[ahead.first_slot]);
     release(&shared.v_empty[current.first_slot]);
     round(s_in);
+    return flags;
   }
-
-  // The end of such a run: P of `current` is multiplied while the scores in s become P of `following`.
+  // The end of such a run.
   __device__ __forceinline__ void step_last(const Place& current, float (&s)[64]) {
     wait(&shared.v_full[current.first_slot], current.parity);
     pin(p), pin(o);
@@ -495,37 +578,41 @@ struct Consumer {
     release(&shared.v_empty[current.first_slot]);
     round(s);
   }
-
-  // One entry of a run. At the run's end P of `current` waits as elsewhere, and `found` says whether `entry` is there to go on with.
-  __device__ __forceinline__ bool run_step(Place& current, Place& following, Entry& entry, bool& found, float (&s_in)[64],
-                                           float (&s_out)[64]) {
-    found = more && !crowded(current) && look(entry);
-    const bool go_on = found && entry.plain(group);
+  __device__ __forceinline__ bool run_step(Place& current, Place& following, uint32_t& flags, float (&s_in)[64], float (&s_out)[64]) {
+    const bool go_on = flags & kWhole;
     if (go_on) {
-      step_ahead(current, s_in, entry, s_out);
+      const Place ahead = take(flags);
+      flags = step_ahead(current, s_in, ahead, s_out);
+      current = following, following = ahead;
     } else {
       step_last(current, s_in);
+      current = following;
     }
-    current = following, following = entry;
     return go_on;
   }
-
-  __device__ __forceinline__ bool run_ahead(Place& current, Entry& entry) {
-    if (!more || crowded(current) || !look(entry)) return false;
-    if (!entry.plain(group)) return true;
+  __device__ __forceinline__ void run_ahead(Place& current, Place following) {
     float s0[64], s1[64];
-    const bool pair = entry.flags & kPair;
-    if (pair) take_turn();
-    scores<128>(entry, s0);
-    if (pair) give_turn();
+    take_turn();
+    scores<128>(following, s0);
+    give_turn();
+    uint32_t flags = peek(current);
     products_wait<0>();
     pin(s0);
-    release(&shared.k_empty[entry.first_slot]);
-    Place following = entry;
-    bool found;
-    while (run_step(current, following, entry, found, s0, s1) && run_step(current, following, entry, found, s1, s0)) {
+    release(&shared.k_empty[following.first_slot]);
+    while (run_step(current, following, flags, s0, s1) && run_step(current, following, flags, s1, s0)) {
     }
-    return found;
+  }
+
+  // P of `following` next, P of `current` multiplied if it waits; whether `upcoming` has been found to be the next entry.
+  __device__ __forceinline__ bool advance(const Place& current, const Entry& following, bool pending, Entry& upcoming) {
+    if (!pending) {
+      following.both(group) ? first<128>(following) : first<64>(following);
+      return false;
+    }
+    if (current.both(group)) {
+      return following.both(group) ? step<128, 128>(current, following, upcoming) : step<128, 64>(current, following, upcoming);
+    }
+    return following.both(group) ? step<64, 128>(current, following, upcoming) : step<64, 64>(current, following, upcoming);
   }
 
   __device__ __forceinline__ void entries() {
@@ -539,17 +626,26 @@ struct Consumer {
         if (pending && crowded(current)) finish(current), pending = false;
         if (!look(following)) continue;
       }
-      found = false;
-      if (!pending) {
-        following.both(group) ? first<128>(following) : first<64>(following);
-      } else if (current.both(group)) {
-        following.both(group) ? step<128, 128>(current, following) : step<128, 64>(current, following);
-      } else {
-        following.both(group) ? step<64, 128>(current, following) : step<64, 64>(current, following);
+      if (pending && current.flags & following.flags & kWhole) {
+        if constexpr (kAhead) {
+          run_ahead(current, following);
+        } else {
+          run(current, following);
+        }
+        found = false;
+        continue;
       }
+      if (following.flags & kNonfinite) {
+        if (pending) finish(current);
+        following.both(group) ? first<128>(following) : first<64>(following);
+        finish_pairwise(following);
+        pending = found = false;
+        continue;
+      }
+      Entry upcoming;
+      found = advance(current, following, pending, upcoming);
       current = following, pending = true;
-      if constexpr (kAhead)
-        if (current.plain(group)) found = run_ahead(current, following);
+      following = upcoming;
     }
     release(&shared.q_empty[group]);
     if (pending) finish(current);
