@@ -8,8 +8,8 @@
 //   k_full, v_full    one arrival (the producer) and the bytes of the copy;
 //   k_empty, v_empty  one arrival of each consumer warp; for V of an entry that a consumer does not look at, the producer arrives for it.
 //
-// A consumer overlaps the softmax of one entry with P·V of the entry before (FlashAttention-3's intra-warp-group overlap), and the two
-// consumers take turns in issuing products on entries that both look at (its ping-pong).
+// A consumer overlaps the softmax of one entry with P·V of the entry before (FlashAttention-3's intra-warp-group overlap). Its ping-pong,
+// turns of the consumers in issuing products, gained nothing here.
 //
 // Bits: an entry maps the state (m, l, O) of a row to the next one, and nothing but the state passes from one entry to the next. So a
 // list cut into steps gives the same bits. In particular l is summed over the four threads of a row in every entry, not at the end.
@@ -17,6 +17,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <string>
@@ -27,24 +28,21 @@
 #include "kernels/cuda/hopper/wgmma.cuh"
 #include "longspan/error.hpp"
 
-#ifndef LS_PINGPONG
-#define LS_PINGPONG 1
-#endif
-#ifndef LS_AHEAD
-#define LS_AHEAD 1
-#endif
 namespace longspan::kernels::cuda {
 namespace {
 
 using namespace hopper;
 
-constexpr int kGroup = 128;                 // threads of a warp group
-constexpr int kConsumers = 2;               // consumer warp groups
-constexpr int kRows = kTile / kConsumers;   // rows of one
+constexpr int kGroup = 128;                // threads of a warp group
+constexpr int kConsumers = 2;              // consumer warp groups
+constexpr int kRows = kTile / kConsumers;  // rows of one
 constexpr int kThreads = (1 + kConsumers) * kGroup;
+// Registers a thread: setmaxnreg moves them from the producer to the consumers; kGroup times their sum is at most 64 Ki.
+constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
+static_assert(kGroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
 constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
-constexpr int kItems = 2;                   // items announced at a time
+constexpr int kItems = 2;                           // items announced at a time
 constexpr uint32_t kConsumerWarps = kConsumers * kGroup / 32;
 
 // What the kernel needs of a DeviceStep, without std::span.
@@ -86,8 +84,7 @@ enum : uint32_t {
   kNonfinite = 1 << 9,   // masked, and V holds NaN or ∞
   kLast = 1 << 10,       // the item's last entry
   kPad = 1 << 11,        // the next slot stays unused
-  kPair = 1 << 12,       // both consumers look at it
-  kWhole = 1 << 13,      // both look at both halves, without a mask
+  kWhole = 1 << 12,      // both look at both halves, without a mask
 };
 __device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> (2 + 2 * consumer) & 3; }
 
@@ -135,8 +132,7 @@ __device__ uint32_t describe(Tile::Form form, uint32_t quarters, uint64_t subtil
   const uint32_t first = quarters & 3, second = quarters >> 2, loaded = first | second;
   const bool masked = form != Tile::Form::full || keys % kSlotKeys != 0;
   return static_cast<uint32_t>(form) | first << 2 | second << 4 | (loaded == 3 ? kTwoSlots : 0) | (loaded == 2 ? kSecondHalf : 0) |
-         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (first && second ? kPair : 0) |
-         (quarters == 0xf && !masked ? kWhole : 0);
+         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (quarters == 0xf && !masked ? kWhole : 0);
 }
 
 template <int D>
@@ -152,7 +148,9 @@ struct Producer {
   // Lane 0: has K and V of `unit` copied into the ring, as `message` says.
   __device__ void send(Message message, int unit) {
     const int slot = walk.slot;
-    const uint32_t parity = walk.parity(slot), halves = message.flags & kTwoSlots ? 2 : need(message.flags, 0) | need(message.flags, 1) ? 1 : 0;
+    const uint32_t parity = walk.parity(slot), halves = message.flags & kTwoSlots                         ? 2
+                                                        : need(message.flags, 0) | need(message.flags, 1) ? 1
+                                                                                                          : 0;
     const uint32_t bytes = halves * kSlotKeys * D * 2;
     const CUtensorMap* map = halves == 2 ? &tile_map : &half_map;
     const int row = unit * 2 * kTile + (message.flags & kSecondHalf ? kSlotKeys : 0);
@@ -235,7 +233,8 @@ __device__ void produce(const Arguments& a, Shared<D>& shared, const CUtensorMap
       }
       const int found = static_cast<int>(tile_count - base < 32 ? tile_count - base : 32);
       for (int i = 0; i < found; ++i) {
-        const Message message{__shfl_sync(kAll, mine.flags, i), __shfl_sync(kAll, mine.keys, i),
+        const Message message{__shfl_sync(kAll, mine.flags, i),
+                              __shfl_sync(kAll, mine.keys, i),
                               {__shfl_sync(kAll, mine.payload[0], i), __shfl_sync(kAll, mine.payload[1], i)}};
         producer.add(message, __shfl_sync(kAll, mine_unit, i));
         // The rest of a run of full tiles, again 32 at a time.
@@ -295,7 +294,6 @@ struct Entry : Place {
 template <typename Element, int D>
 struct Consumer {
   using Ring = Shared<D>;
-  static constexpr bool kAhead = LS_AHEAD && D == 64;
   static constexpr uint32_t kPanelBytes = sizeof(Ring::k[0]);
   const Arguments& a;
   Ring& shared;
@@ -400,20 +398,10 @@ struct Consumer {
     for (int i = 0; i < Keys / 2; ++i) p[i] = pack<Element>(s[2 * i], s[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void take_turn() {
-    if (LS_PINGPONG) named_sync(1 + group, kConsumers * kGroup);
-  }
-  __device__ __forceinline__ void give_turn() {
-    if (LS_PINGPONG) named_arrive(1 + (group ^ 1), kConsumers * kGroup);
-  }
-
   template <int Keys>
   __device__ __forceinline__ void first(const Entry& entry) {
     float s[Keys / 2];
-    const bool pair = entry.flags & kPair;  // one turn per such entry and consumer, here too: counts must stay equal
-    if (pair) take_turn();
     scores<Keys>(entry, s);
-    if (pair) give_turn();
     products_wait<0>();
     pin(s);
     release(&shared.k_empty[entry.first_slot]);
@@ -424,18 +412,15 @@ struct Consumer {
   }
 
   // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and no branch
-  // but that around masks touches their registers while they are under way: else the compiler serialises them (ptxas C7515). While the scores are computed the
-  // next entry is looked for: that is a chain of waits, loads and branches that no one should wait for later.
+  // but that around masks touches their registers while they are under way: else the compiler serialises them (ptxas C7515). While the
+  // scores are computed the next entry is looked for: that is a chain of waits, loads and branches that no one should wait for later.
   template <int CurrentKeys, int Keys>
   __device__ __forceinline__ bool step(const Place& current, const Entry& following, Entry& upcoming) {
     float s[Keys / 2];
-    const bool pair = following.flags & kPair;
-    if (pair) take_turn();
     pin(p), pin(o);
     scores<Keys>(following, s);
     wait(&shared.v_full[current.first_slot], current.parity);
     output<CurrentKeys>(current);
-    if (pair) give_turn();
     const bool found = more && !crowded(current) && look(upcoming);
     settle();
     products_wait<1>();
@@ -520,12 +505,10 @@ struct Consumer {
   __device__ __forceinline__ void run(Place& current, Place following) {
     while (true) {
       float s[64];
-      take_turn();
       pin(p), pin(o);
       scores<128>(following, s);
       wait(&shared.v_full[current.first_slot], current.parity);
       output<128>(current);
-      give_turn();
       const uint32_t flags = peek(current);
       settle();
       products_wait<1>();
@@ -540,66 +523,6 @@ struct Consumer {
       current = following;
       if (!(flags & kWhole)) return;
       following = take(flags);
-    }
-  }
-
-  // With head_dim 64 the exponentials are half of the work. There the scores are computed one entry further ahead, so that a softmax
-  // never waits for its scores; the registers of two entries' scores are to be had.
-
-  // The scores of `following` are in s_in and become its P. Issues the scores of `ahead`; returns the flags of the entry after it.
-  __device__ __forceinline__ uint32_t step_ahead(const Place& current, float (&s_in)[64], const Place& ahead, float (&s_out)[64]) {
-    take_turn();
-    pin(p), pin(o);
-    scores<128>(ahead, s_out);
-    wait(&shared.v_full[current.first_slot], current.parity);
-    output<128>(current);
-    give_turn();
-    const uint32_t flags = peek(current);
-    settle();
-    online_softmax(s_in, m, alpha, sum, a.scale);
-    pin(s_in);
-    rescale();
-    pin(p), pin(s_out);
-    release(&shared.k_empty[ahead.first_slot]);
-    release(&shared.v_empty[current.first_slot]);
-    round(s_in);
-    return flags;
-  }
-  // The end of such a run.
-  __device__ __forceinline__ void step_last(const Place& current, float (&s)[64]) {
-    wait(&shared.v_full[current.first_slot], current.parity);
-    pin(p), pin(o);
-    output<128>(current);
-    settle();
-    online_softmax(s, m, alpha, sum, a.scale);
-    pin(s);
-    rescale();
-    pin(p);
-    release(&shared.v_empty[current.first_slot]);
-    round(s);
-  }
-  __device__ __forceinline__ bool run_step(Place& current, Place& following, uint32_t& flags, float (&s_in)[64], float (&s_out)[64]) {
-    const bool go_on = flags & kWhole;
-    if (go_on) {
-      const Place ahead = take(flags);
-      flags = step_ahead(current, s_in, ahead, s_out);
-      current = following, following = ahead;
-    } else {
-      step_last(current, s_in);
-      current = following;
-    }
-    return go_on;
-  }
-  __device__ __forceinline__ void run_ahead(Place& current, Place following) {
-    float s0[64], s1[64];
-    take_turn();
-    scores<128>(following, s0);
-    give_turn();
-    uint32_t flags = peek(current);
-    products_wait<0>();
-    pin(s0);
-    release(&shared.k_empty[following.first_slot]);
-    while (run_step(current, following, flags, s0, s1) && run_step(current, following, flags, s1, s0)) {
     }
   }
 
@@ -627,11 +550,7 @@ struct Consumer {
         if (!look(following)) continue;
       }
       if (pending && current.flags & following.flags & kWhole) {
-        if constexpr (kAhead) {
-          run_ahead(current, following);
-        } else {
-          run(current, following);
-        }
+        run(current, following);
         found = false;
         continue;
       }
@@ -719,7 +638,6 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    if (group == 1) give_turn();  // the first turn is consumer 0's
     for (int count = 0;; ++count) {
       wait(&shared.item_full[count % kItems], count / kItems % 2);
       const Item item = shared.items[count % kItems];
@@ -739,8 +657,8 @@ struct Consumer {
 
 template <typename Element, int D>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap tile_map,
-                   const __grid_constant__ CUtensorMap half_map) {
+    forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map,
+                   const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<D>*>(memory);
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes
@@ -759,14 +677,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (warp < kGroup / 32) {
-    registers_decrease<D == 128 ? 56 : 40>();
+    registers_decrease<kProducerRegisters>();
     if (warp == 0) {
       produce<D>(a, shared, tile_map, half_map);
     } else if (warp <= kConsumers) {
       load_queries<D>(shared, q_map, warp - 1);
     }
   } else {
-    registers_increase<D == 128 ? 224 : 232>();
+    registers_increase<kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
     Consumer<Element, D> consumer{a, shared, group, warp % 4, lane, group * kRows + warp % 4 * 16 + lane / 4};
     consumer.run();

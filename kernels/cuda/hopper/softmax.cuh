@@ -91,7 +91,8 @@ __device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&
     float high[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // four chains: a maximum takes several cycles
 #pragma unroll
     for (int i = 8 + 2 * r; i < Count; i += 8)
-      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]), high[3] = fmaxf(high[3], s[i + 5]);
+      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]),
+      high[3] = fmaxf(high[3], s[i + 5]);
     const float before = m[r];
     m[r] = fmaxf(before, row_maximum(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * scale);
     shift[r] = m[r] == -kInfinity ? 0 : m[r];  // nothing seen: exp2(−∞ − 0) is 0 where exp2(−∞ + ∞) is not

@@ -1,6 +1,6 @@
 // Stand-alone test and benchmark of the Hopper forward kernel: hopper_bench [--check | --time | --repeat N] LIBRARY…
-// Each LIBRARY is a build of kernels/cuda/hopper_forward.cu with tests/kernels/cuda/hopper_entry.cu, so that variants are timed side by side,
-// interleaved, in one process.
+// Each LIBRARY is a build of kernels/cuda/hopper_forward.cu with tests/kernels/cuda/hopper_entry.cu, so that variants are timed side by
+// side, interleaved, in one process.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -22,26 +22,30 @@ using namespace longspan;
 using namespace longspan::kernels;
 using namespace longspan::kernels::cuda;
 
-#define CHECK(call)                                                                                                \
-  do {                                                                                                             \
-    if (cudaError_t status = (call); status != cudaSuccess) {                                                      \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status));                       \
-      std::exit(1);                                                                                                \
-    }                                                                                                              \
+#define CHECK(call)                                                                          \
+  do {                                                                                       \
+    if (cudaError_t status = (call); status != cudaSuccess) {                                \
+      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status)); \
+      std::exit(1);                                                                          \
+    }                                                                                        \
   } while (0)
 
 // A pattern as the oracle sees it: a pair at a time.
 struct Pattern {
   enum Kind { full, causal, window, blocks, hashed } kind = full;
-  int width = 0;                   // window: keys seen, the row's own included; blocks: tokens of a block
-  int columns = 0;                 // blocks: key blocks in a row of the map
-  const uint8_t* map = nullptr;    // blocks: 1 = allowed
+  int width = 0;                 // window: keys seen, the row's own included; blocks: tokens of a block
+  int columns = 0;               // blocks: key blocks in a row of the map
+  const uint8_t* map = nullptr;  // blocks: 1 = allowed
   __host__ __device__ bool allows(int64_t i, int64_t j) const {
     switch (kind) {
-      case full: return true;
-      case causal: return j <= i;
-      case window: return j <= i && j > i - width;
-      case blocks: return map[i / width * columns + j / width];
+      case full:
+        return true;
+      case causal:
+        return j <= i;
+      case window:
+        return j <= i && j > i - width;
+      case blocks:
+        return map[i / width * columns + j / width];
       case hashed: {
         uint32_t x = static_cast<uint32_t>(i * 2654435761u ^ j * 40503u * 65537u);
         x ^= x >> 15, x *= 0x2c1b3c6d, x ^= x >> 12, x *= 0x297a2d39, x ^= x >> 15;
@@ -60,8 +64,8 @@ struct Case {
   Pattern::Kind kind = Pattern::full;
   int width = 0;
   double density = 1;
-  int section = 0;  // heads per section of the queue; 0: all
-  bool bits = false;  // every partial tile as bits
+  int section = 0;            // heads per section of the queue; 0: all
+  bool bits = false;          // every partial tile as bits
   int64_t poisoned_key = -1;  // V of this key: NaN in column 3, ∞ in column 5
 };
 
@@ -71,9 +75,14 @@ struct Device {
   size_t count = 0;
   Device() = default;
   explicit Device(size_t n) : count(n) { CHECK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T))); }
-  explicit Device(const std::vector<T>& host) : Device(host.size()) { CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice)); }
+  explicit Device(const std::vector<T>& host) : Device(host.size()) {
+    CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+  }
   Device(Device&& other) noexcept { *this = std::move(other); }
-  Device& operator=(Device&& other) noexcept { std::swap(data, other.data), std::swap(count, other.count); return *this; }
+  Device& operator=(Device&& other) noexcept {
+    std::swap(data, other.data), std::swap(count, other.count);
+    return *this;
+  }
   ~Device() { cudaFree(data); }
 };
 
@@ -84,17 +93,21 @@ __device__ float normal(uint64_t index, uint32_t seed) {
   return sqrtf(-2 * logf(u)) * cospif(2 * v);
 }
 __device__ void put(uint16_t* at, float x, bool bfloat16) {
-  if (bfloat16) *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16(x);
-  else *reinterpret_cast<__half*>(at) = __float2half(x);
+  if (bfloat16)
+    *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16(x);
+  else
+    *reinterpret_cast<__half*>(at) = __float2half(x);
 }
 __device__ float get(const uint16_t* at, bool bfloat16) {
   return bfloat16 ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(at)) : __half2float(*reinterpret_cast<const __half*>(at));
 }
 __global__ void fill_q(uint16_t* q, int64_t count, uint32_t seed, bool bfloat16) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) put(q + i, normal(i, seed), bfloat16);
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+    put(q + i, normal(i, seed), bfloat16);
 }
 // One block a (resident block, KV head): its unit, zero past the rows.
-__global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* rows, int64_t resident, int D, uint32_t seed, bool bfloat16) {
+__global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* rows, int64_t resident, int D, uint32_t seed,
+                           bool bfloat16) {
   const int64_t unit = blockIdx.y * resident + blockIdx.x;
   uint16_t* to = pool + int64_t{slots[unit]} * 2 * kTile * D;
   for (int i = threadIdx.x; i < 2 * kTile * D; i += blockDim.x)
@@ -109,9 +122,9 @@ __global__ void poison_key(uint16_t* pool, const int32_t* slots, int64_t residen
 }
 
 // One block a sampled (row, head): O and LSE in double.
-__global__ void reference(const uint16_t* q, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t tokens, int heads, int kv_heads, int D,
-                          double scale, bool bfloat16, Pattern pattern, const int64_t* rows, const int* sample_heads, double* scratch, double* o,
-                          double* lse) {
+__global__ void reference(const uint16_t* q, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t tokens, int heads,
+                          int kv_heads, int D, double scale, bool bfloat16, Pattern pattern, const int64_t* rows, const int* sample_heads,
+                          double* scratch, double* o, double* lse) {
   __shared__ double reduced[1024];
   const int64_t row = rows[blockIdx.x];
   const int head = sample_heads[blockIdx.x], kv = head / (heads / kv_heads), t = threadIdx.x;
@@ -307,8 +320,7 @@ struct Problem {
     work = std::move(all);
     for (int s = 0; s < c.heads; s += section)
       for (int32_t i : dear)
-        for (int h = s; h < s + section; ++h)
-          order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
+        for (int h = s; h < s + section; ++h) order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
   }
   void upload() {
     tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<WorkHead>(order), masks_d = Device<MaskBits>(masks_host);
@@ -356,7 +368,10 @@ std::pair<double, double> error_of(Problem& p, int samples) {
   size_t wrong = 0;
   for (size_t i = 0; i < out.size(); ++i) wrong += (out[i] == 0xffff) != (i >= written);
   for (size_t i = 0; i < lse.size(); ++i) wrong += std::isnan(lse[i]) != (i >= size_t(c.tokens) * c.heads);
-  if (wrong) { std::printf("[%zu elements unwritten or overwritten] ", wrong); return {-1, -1}; }
+  if (wrong) {
+    std::printf("[%zu elements unwritten or overwritten] ", wrong);
+    return {-1, -1};
+  }
   std::mt19937_64 random(5);
   std::vector<int64_t> rows(samples);
   std::vector<int> heads(samples);
@@ -367,8 +382,8 @@ std::pair<double, double> error_of(Problem& p, int samples) {
   Device<int64_t> rows_d(rows);
   Device<int> heads_d(heads);
   Device<double> scratch(samples * c.tokens), o(samples * c.head_dim), l(samples);
-  reference<<<samples, 512>>>(p.q.data, p.pool.data, p.slots.data, p.blocks, c.tokens, c.heads, c.kv_heads, c.head_dim, 1 / std::sqrt(double(c.head_dim)), bf,
-                              p.pattern, rows_d.data, heads_d.data, scratch.data, o.data, l.data);
+  reference<<<samples, 512>>>(p.q.data, p.pool.data, p.slots.data, p.blocks, c.tokens, c.heads, c.kv_heads, c.head_dim,
+                              1 / std::sqrt(double(c.head_dim)), bf, p.pattern, rows_d.data, heads_d.data, scratch.data, o.data, l.data);
   CHECK(cudaDeviceSynchronize());
   std::vector<double> o_host(o.count), l_host(l.count);
   CHECK(cudaMemcpy(o_host.data(), o.data, o.count * 8, cudaMemcpyDeviceToHost));
@@ -378,8 +393,10 @@ std::pair<double, double> error_of(Problem& p, int samples) {
     for (int d = 0; d < c.head_dim; ++d) {
       const uint16_t raw = out[(rows[i] * c.heads + heads[i]) * c.head_dim + d];
       const double x = bf ? float_from_bfloat16(raw) : float_from_float16(raw), y = o_host[i * c.head_dim + d];
-      if (std::isfinite(y)) difference += (x - y) * (x - y), size += y * y;
-      else if (std::isfinite(x)) difference = INFINITY;
+      if (std::isfinite(y))
+        difference += (x - y) * (x - y), size += y * y;
+      else if (std::isfinite(x))
+        difference = INFINITY;
     }
     const double a = lse[rows[i] * c.heads + heads[i]], b = l_host[i];
     if (a != b) worst = std::max(worst, std::isfinite(a - b) ? std::abs(a - b) : 1e9);
@@ -449,13 +466,20 @@ int main(int argc, char** argv) {
   std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--check") check = true;
-    else if (argument == "--time") time = true;
-    else if (argument == "--repeat") repeats = std::atoi(argv[++i]);
-    else if (argument == "--only") only = argv[++i];
+    if (argument == "--check")
+      check = true;
+    else if (argument == "--time")
+      time = true;
+    else if (argument == "--repeat")
+      repeats = std::atoi(argv[++i]);
+    else if (argument == "--only")
+      only = argv[++i];
     else {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (!library) { std::printf("%s\n", dlerror()); return 1; }
+      if (!library) {
+        std::printf("%s\n", dlerror());
+        return 1;
+      }
       profiles.push_back(reinterpret_cast<void (*)()>(dlsym(library, "longspan_profile")));
       builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
     }
@@ -502,7 +526,9 @@ int main(int argc, char** argv) {
         const double limit = c.type == ElementType::bfloat16 ? 5e-3 : 7e-4;
         const bool bad = !(error >= 0 && error < limit && lse < 1e-4) || different;
         failures += bad;
-        if (bad || argc < 4) std::printf("%-34s %-14s error %.2e, LSE %.1e, splits that differ %d%s\n", c.name.c_str(), name.c_str(), error, lse, different, bad ? "   WRONG" : "");
+        if (bad || argc < 4)
+          std::printf("%-34s %-14s error %.2e, LSE %.1e, splits that differ %d%s\n", c.name.c_str(), name.c_str(), error, lse, different,
+                      bad ? "   WRONG" : "");
       }
     }
     std::printf("%zu cases, %d wrong\n", cases.size(), failures);

@@ -11,7 +11,8 @@ using namespace longspan;
 using namespace longspan::kernels;
 
 // All that the kernel needs of the library.
-Error::Error(std::vector<Problem> problems) : std::runtime_error(problems.front().what + ": " + problems.front().seen), problems_(std::move(problems)) {}
+Error::Error(std::vector<Problem> problems)
+    : std::runtime_error(problems.front().what + ": " + problems.front().seen), problems_(std::move(problems)) {}
 
 extern "C" void longspan_forward_hopper(const cuda::DeviceStep* step, cudaStream_t stream) { cuda::forward_hopper(*step, stream); }
 
@@ -36,7 +37,8 @@ extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) t
   step.step.scale = call->head_dim == 64 ? 0.125f : 0.08838834764831845f;
   step.step.q = call->q, step.step.pool = call->pool, step.step.slots = call->slots, step.step.key_rows = call->key_rows;
   step.step.resident = call->resident;
-  step.step.work = {call->work, static_cast<size_t>(call->work_count)}, step.step.tiles = {call->tiles, static_cast<size_t>(call->tile_count)};
+  step.step.work = {call->work, static_cast<size_t>(call->work_count)},
+  step.step.tiles = {call->tiles, static_cast<size_t>(call->tile_count)};
   step.step.m = call->m, step.step.l = call->l, step.step.o = call->o;
   step.out = call->out, step.lse = call->lse, step.q_rows = call->rows, step.pool_slots = call->pool_slots;
   step.items = call->items, step.item_count = call->item_count, step.counter = call->counter;
