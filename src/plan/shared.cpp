@@ -126,9 +126,11 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
-  // Batches such that on no rank they take more than half a stripe's states (a copy of them travels).
+  // Batches such that on no rank they take more than half a stripe's states (a copy of them travels), nor more than half a stripe's queries
+  // (which a home packs for all other ranks at once).
   const int64_t most_pieces = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type) / 2);
-  std::vector<int64_t> filled(static_cast<size_t>(ranks));
+  std::vector<int64_t> filled(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
+  int64_t last_block = -1;
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
   int64_t begin = 0;
   for (int64_t p = 0; p < static_cast<int64_t>(shared.pieces.size()); ++p) {
@@ -136,14 +138,19 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const auto rank = static_cast<size_t>(piece.rank);
     const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
     if (last[rank] == place) continue;  // another group of the same rows and keys
-    if (filled[rank] == most_pieces) {
+    const auto home = static_cast<size_t>(shared.partition.rank_of(place.first));
+    if (filled[rank] == most_pieces || (place.first != last_block && packed[home] == most_pieces)) {
       shared.batches.push_back({begin, p});
       begin = p;
+      last_block = -1;
       std::fill(filled.begin(), filled.end(), 0);
+      std::fill(packed.begin(), packed.end(), 0);
       std::fill(last.begin(), last.end(), std::pair<int64_t, int64_t>(-1, -1));
     }
     last[rank] = place;
     ++filled[rank];
+    if (place.first != last_block) ++packed[home];
+    last_block = place.first;
   }
   if (!shared.pieces.empty()) shared.batches.push_back({begin, static_cast<int64_t>(shared.pieces.size())});
   return shared;
