@@ -176,7 +176,7 @@ double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rule
                      int rank) {
   const Intervals own = partition.blocks_of(rank);
   const Interval all{0, partition.blocks()};
-  constexpr int kRows = 8;
+  constexpr int kHalf = 4, kRows = 2 * kHalf;
   double most = 0;
   for (const RuleSample& rule : rules) {
     for (const Interval& chunk : own) {
@@ -188,10 +188,10 @@ double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rule
         const int64_t block = chunk.begin + (chunk.length() - 1) * place / (kRows - 1);
         if (costs.is_long(rule.group, block)) continue;
         whole = unite(whole, subtract(lists.candidates(rule.group, block, all), own));
-        if (++rows == kRows / 2) half = whole;
+        if (++rows == kHalf) half = whole;
       }
       const auto reached = static_cast<double>(size_of(whole));
-      const double growth = rows == kRows ? (reached - static_cast<double>(size_of(half))) / (kRows / 2) : 0;
+      const double growth = rows == kRows ? (reached - static_cast<double>(size_of(half))) / kHalf : 0;
       const double reach = whole.empty() ? 0 : static_cast<double>(whole.back().end - whole.front().begin);
       most = std::max(most, std::min(reached + growth * static_cast<double>(std::max<int64_t>(0, chunk.length() - kRows)), reach));
     }
