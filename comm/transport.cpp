@@ -19,7 +19,8 @@ std::unique_ptr<Transport> make_transport(const Communicator& ranks, TransportKi
   if (!gpu_ordinal)
     cannot("NCCL moves keys between GPUs, and this job computes on CPUs", "", "--device cuda, or --transport mpi");
   else if (find_nccl().version.empty())
-    cannot("NCCL cannot be used", find_nccl().why_not, "put libnccl.so.2 where the loader finds it (LD_LIBRARY_PATH), or take --transport mpi");
+    cannot("NCCL cannot be used", find_nccl().why_not,
+           "put libnccl.so.2 where the loader finds it (LD_LIBRARY_PATH), or take --transport mpi");
   if (kind == TransportKind::nccl) ranks.agree(problems);
   const bool all_have_it = kind == TransportKind::nccl || ranks.max(problems.empty() && !gpu_is_shared ? 0 : 1) == 0;
   if (!gpu_ordinal) return std::make_unique<MpiTransport>();

@@ -50,7 +50,7 @@ class NcclRanks {
   ~NcclRanks() {
     if (comm_ == nullptr) return;
     if (std::uncaught_exceptions() > 0) {
-      nccl().comm_abort(comm_);
+      abort();
       return;
     }
     nccl().comm_finalize(comm_);
@@ -64,6 +64,10 @@ class NcclRanks {
   NcclRanks& operator=(const NcclRanks&) = delete;
 
   ncclComm_t get() const { return comm_; }
+  // Ends the kernels that wait for other ranks: until then the device is busy, and no memory of it can be given back.
+  void abort() {
+    if (comm_ != nullptr) nccl().comm_abort(std::exchange(comm_, nullptr));
+  }
 
   // Throws when something went wrong in the background; whether a call still goes on there.
   bool is_busy() const {
@@ -83,7 +87,8 @@ class NcclRanks {
     if (ranks.rank() == 0) {
       ready.resize(static_cast<size_t>(ranks.size() - 1));
       for (int peer = 1; peer < ranks.size(); ++peer)
-        check(MPI_Irecv(&mails[static_cast<size_t>(peer)], 1, MPI_CHAR, peer, kReadyTag, ranks.handle(), &ready[static_cast<size_t>(peer - 1)]),
+        check(MPI_Irecv(&mails[static_cast<size_t>(peer)], 1, MPI_CHAR, peer, kReadyTag, ranks.handle(),
+                        &ready[static_cast<size_t>(peer - 1)]),
               "MPI_Irecv");
     }
     bool up = false, told = false;
@@ -95,7 +100,8 @@ class NcclRanks {
         check(MPI_Isend(mails.data(), 1, MPI_CHAR, 0, kReadyTag, ranks.handle(), &ready[0]), "MPI_Isend");
         told = true;
       }
-      if (ranks.rank() == 0 || told) check(MPI_Testall(static_cast<int>(ready.size()), ready.data(), &all_up, MPI_STATUSES_IGNORE), "MPI_Testall");
+      if (ranks.rank() == 0 || told)
+        check(MPI_Testall(static_cast<int>(ready.size()), ready.data(), &all_up, MPI_STATUSES_IGNORE), "MPI_Testall");
       if (timeout > 0 && seconds_since(start) > limit) throw_missing(ranks, ready, seconds_since(start));
       std::this_thread::sleep_for(kNap);
     }
@@ -110,12 +116,13 @@ class NcclRanks {
       MPI_Cancel(&request);
       MPI_Request_free(&request);
     }
-    throw Error({.code = ExitCode::communication,
-                 .what = fmt::format("time-out: NCCL did not come up in {:.3g} s", waited),
-                 .seen = missing.empty() ? "this rank waits for others" : "nothing from " + describe_ranks(missing),
-                 .from = fmt::format("rank {}", ranks.rank()),
-                 .mend = "see whether those ranks run and their hosts reach each other (NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO); --transport mpi does "
-                         "without NCCL"});
+    throw Error(
+        {.code = ExitCode::communication,
+         .what = fmt::format("time-out: NCCL did not come up in {:.3g} s", waited),
+         .seen = missing.empty() ? "this rank waits for others" : "nothing from " + describe_ranks(missing),
+         .from = fmt::format("rank {}", ranks.rank()),
+         .mend = "see whether those ranks run and their hosts reach each other (NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO); --transport mpi does "
+                 "without NCCL"});
   }
 
   ncclComm_t comm_ = nullptr;
@@ -129,8 +136,14 @@ bool is_run(const std::vector<int32_t>& slots) {
 
 class NcclExchange : public PoolExchange {
  public:
-  NcclExchange(const Communicator& ranks, const NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
-      : ranks_(ranks), comm_(comm), gpu_(gpu), current_(gpu), pool_(pool), block_bytes_(block_bytes), stream_(cuda::Stream::Priority::high) {}
+  NcclExchange(const Communicator& ranks, NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
+      : ranks_(ranks),
+        comm_(comm),
+        gpu_(gpu),
+        current_(gpu),
+        pool_(pool),
+        block_bytes_(block_bytes),
+        stream_(cuda::Stream::Priority::high) {}
   ~NcclExchange() override {
     if (std::uncaught_exceptions() == 0) cudaStreamSynchronize(stream_.get());
   }
@@ -149,9 +162,12 @@ class NcclExchange : public PoolExchange {
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
-      check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()), "ncclSend");
+      check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
+                 "ncclSend");
     for (const Packed::Part& part : in.parts)
-      check_nccl(nccl().receive(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()), "ncclRecv");
+      check_nccl(
+          nccl().receive(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
+          "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
     for (const Packed::Part& part : in.parts)
@@ -163,6 +179,7 @@ class NcclExchange : public PoolExchange {
   bool takes_sends_ahead() const override { return false; }  // a step is one group
 
   void progress() override { comm_.is_busy(); }
+  void abandon() override { comm_.abort(); }
 
   bool received(int tag) override {
     const auto step = steps_.find(tag);
@@ -217,8 +234,8 @@ class NcclExchange : public PoolExchange {
       for (const Message& message : messages) {
         if (message.slots.empty()) continue;
         const bool in_place = is_run(message.slots);
-        parts.push_back({message.peer, static_cast<int64_t>(message.slots.size()), in_place ? pool + message.slots[0] * block_bytes : nullptr,
-                         in_place ? nullptr : &kLater});
+        parts.push_back({message.peer, static_cast<int64_t>(message.slots.size()),
+                         in_place ? pool + message.slots[0] * block_bytes : nullptr, in_place ? nullptr : &kLater});
         if (in_place) continue;
         all_slots.insert(all_slots.end(), message.slots.begin(), message.slots.end());
         blocks += parts.back().count;
@@ -264,7 +281,7 @@ class NcclExchange : public PoolExchange {
   }
 
   const Communicator& ranks_;
-  const NcclRanks& comm_;
+  NcclRanks& comm_;
   int gpu_;
   cuda::CurrentDevice current_;
   std::byte* pool_;

@@ -35,7 +35,8 @@ NcclLibrary load() {
                         find(library, "ncclCommAbort", loaded.comm_abort, loaded.why_not) &&
                         find(library, "ncclGroupStart", loaded.group_start, loaded.why_not) &&
                         find(library, "ncclGroupEnd", loaded.group_end, loaded.why_not) &&
-                        find(library, "ncclSend", loaded.send, loaded.why_not) && find(library, "ncclRecv", loaded.receive, loaded.why_not) &&
+                        find(library, "ncclSend", loaded.send, loaded.why_not) &&
+                        find(library, "ncclRecv", loaded.receive, loaded.why_not) &&
                         find(library, "ncclGetErrorString", loaded.error_string, loaded.why_not) &&
                         find(library, "ncclGetLastError", loaded.last_error, loaded.why_not);
   int version = 0;
@@ -61,7 +62,8 @@ void check_nccl(ncclResult_t result, const char* call) {
   const char* detail = nccl().last_error(nullptr);
   throw Error({.code = ExitCode::communication,
                .what = fmt::format("{} failed", call),
-               .seen = fmt::format("{}{}{}", nccl().error_string(result), detail != nullptr && *detail != 0 ? ": " : "", detail != nullptr ? detail : ""),
+               .seen = fmt::format("{}{}{}", nccl().error_string(result), detail != nullptr && *detail != 0 ? ": " : "",
+                                   detail != nullptr ? detail : ""),
                .from = "NCCL " + nccl().version,
                .mend = "NCCL_DEBUG=INFO tells more; --transport mpi does without NCCL"});
 }

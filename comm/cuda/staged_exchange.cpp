@@ -30,7 +30,12 @@ struct Staging {
 class StagedExchange : public PoolExchange {
  public:
   StagedExchange(const Communicator& ranks, std::byte* pool, int64_t block_bytes, int gpu)
-      : gpu_(gpu), current_(gpu), exchange_(ranks, block_bytes), pool_(pool), block_bytes_(block_bytes), stream_(cuda::Stream::Priority::high) {}
+      : gpu_(gpu),
+        current_(gpu),
+        exchange_(ranks, block_bytes),
+        pool_(pool),
+        block_bytes_(block_bytes),
+        stream_(cuda::Stream::Priority::high) {}
   ~StagedExchange() override {
     cudaStreamSynchronize(stream_.get());  // nothing is copied into memory that goes now
   }

@@ -117,6 +117,8 @@ class Engine::Run {
     account();
     return record_;
   }
+  // After a failure, before the run is taken down: a device that waits for other ranks would never let go of its memory.
+  void abandon() { exchange_->abandon(); }
 
  private:
   static int tag_of(size_t t) { return static_cast<int>(t % kTags); }
@@ -499,7 +501,13 @@ class Engine::Run {
 };
 
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {
-  return Run(*this, input, output, device, transport, options).execute();
+  Run run(*this, input, output, device, transport, options);
+  try {
+    return run.execute();
+  } catch (...) {
+    run.abandon();
+    throw;
+  }
 }
 
 }  // namespace longspan::engine

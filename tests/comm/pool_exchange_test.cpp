@@ -28,7 +28,8 @@ class PoolExchangeTest : public ::testing::TestWithParam<TestDevice> {
   OpenDevice open_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Devices, PoolExchangeTest, ::testing::ValuesIn(kTestDevices), [](const auto& info) { return name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(Devices, PoolExchangeTest, ::testing::ValuesIn(kTestDevices),
+                         [](const auto& info) { return name_of(info.param); });
 
 // What rank `from` sends to rank `to` in `step`: scattered slots, a run of slots, one, or nothing. The same on all ranks.
 std::vector<int32_t> sent(int from, int to, int step) {
@@ -86,7 +87,8 @@ TEST_P(PoolExchangeTest, BlocksArriveWhereTheyBelong) {
     open_.device->download(memory.get(), kSlots * kBlockBytes, host.data());
     for (const auto& [slot, from] : expected[static_cast<size_t>(step)])
       for (int64_t at = 0; at < kBlockBytes; ++at)
-        ASSERT_EQ(host[static_cast<size_t>(slot * kBlockBytes + at)], mark(from.first, from.second, at)) << "step " << step << " slot " << slot;
+        ASSERT_EQ(host[static_cast<size_t>(slot * kBlockBytes + at)], mark(from.first, from.second, at))
+            << "step " << step << " slot " << slot;
   }
   for (int step = 0; step < kSteps; ++step) exchange->finish_sends(step);
   EXPECT_EQ(exchange->bytes_received(), received);
