@@ -91,7 +91,8 @@ __device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&
     float high[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // four chains: a maximum takes several cycles
 #pragma unroll
     for (int i = 8 + 2 * r; i < Count; i += 8)
-      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]), high[3] = fmaxf(high[3], s[i + 5]);
+      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]),
+      high[3] = fmaxf(high[3], s[i + 5]);
     const float before = m[r];
     m[r] = fmaxf(before, row_maximum(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * scale);
     shift[r] = m[r] == -kInfinity ? 0 : m[r];  // nothing seen: exp2(−∞ − 0) is 0 where exp2(−∞ + ∞) is not
@@ -115,6 +116,15 @@ __device__ inline uint32_t pack(float first, float second) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
   }
   return pair;
+}
+
+template <typename Element>
+__device__ inline float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+  } else {
+    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  }
 }
 
 // In every four registers: register i of a row's thread t becomes register t of its thread i (a 4 × 4 transposition).

@@ -54,19 +54,21 @@ __device__ inline void pin(uint32_t (&registers)[Count]) {
   for (uint32_t& value : registers) asm volatile("" : "+r"(value)::"memory");
 }
 
-#define LONGSPAN_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define LONGSPAN_D8(i) \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define LONGSPAN_D32(i) LONGSPAN_D8(i), LONGSPAN_D8(i + 8), LONGSPAN_D8(i + 16), LONGSPAN_D8(i + 24)
-#define LONGSPAN_LIST32                                                                                                        \
+#define LONGSPAN_LIST32 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define LONGSPAN_LIST64                                                                                                        \
-  LONGSPAN_LIST32                                                                                                              \
+#define LONGSPAN_LIST64 \
+  LONGSPAN_LIST32       \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 // %accumulate == 0 makes D = A·B of D += A·B.
-#define LONGSPAN_SS(n, type, list, a, b, accumulate)                                                                           \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate ", 0;\n"                                                                      \
+#define LONGSPAN_SS(n, type, list, a, b, accumulate) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate     \
+  ", 0;\n"                                           \
   "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" list "}, " a ", " b ", p, 1, 1, 0, 0;\n}"
-#define LONGSPAN_RS(n, type, list, a, b)                                                                                       \
-  "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"                                                                                   \
+#define LONGSPAN_RS(n, type, list, a, b)     \
+  "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n" \
   "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" list "}, {" a "}, " b ", p, 1, 1, 1;\n}"
 
 // d[0 … N/2) = or += A·Bᵀ: A 64 × 16, B N × 16, both K-major in shared memory.

@@ -1,6 +1,6 @@
 // Stand-alone test and benchmark of the Hopper forward kernel: hopper_bench [--check | --time | --repeat N] LIBRARY…
-// Each LIBRARY is a build of kernels/cuda/hopper_forward.cu with tests/kernels/cuda/hopper_entry.cu, so that variants are timed side by side,
-// interleaved, in one process.
+// Each LIBRARY is a build of kernels/cuda/hopper_forward.cu with tests/kernels/cuda/hopper_entry.cu, so that variants are timed side by
+// side, interleaved, in one process.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -22,26 +22,30 @@ using namespace longspan;
 using namespace longspan::kernels;
 using namespace longspan::kernels::cuda;
 
-#define CHECK(call)                                                                                                \
-  do {                                                                                                             \
-    if (cudaError_t status = (call); status != cudaSuccess) {                                                      \
-      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status));                       \
-      std::exit(1);                                                                                                \
-    }                                                                                                              \
+#define CHECK(call)                                                                          \
+  do {                                                                                       \
+    if (cudaError_t status = (call); status != cudaSuccess) {                                \
+      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status)); \
+      std::exit(1);                                                                          \
+    }                                                                                        \
   } while (0)
 
 // A pattern as the oracle sees it: a pair at a time.
 struct Pattern {
   enum Kind { full, causal, window, blocks, hashed } kind = full;
-  int width = 0;                   // window: keys seen, the row's own included; blocks: tokens of a block
-  int columns = 0;                 // blocks: key blocks in a row of the map
-  const uint8_t* map = nullptr;    // blocks: 1 = allowed
+  int width = 0;                 // window: keys seen, the row's own included; blocks: tokens of a block
+  int columns = 0;               // blocks: key blocks in a row of the map
+  const uint8_t* map = nullptr;  // blocks: 1 = allowed
   __host__ __device__ bool allows(int64_t i, int64_t j) const {
     switch (kind) {
-      case full: return true;
-      case causal: return j <= i;
-      case window: return j <= i && j > i - width;
-      case blocks: return map[i / width * columns + j / width];
+      case full:
+        return true;
+      case causal:
+        return j <= i;
+      case window:
+        return j <= i && j > i - width;
+      case blocks:
+        return map[i / width * columns + j / width];
       case hashed: {
         uint32_t x = static_cast<uint32_t>(i * 2654435761u ^ j * 40503u * 65537u);
         x ^= x >> 15, x *= 0x2c1b3c6d, x ^= x >> 12, x *= 0x297a2d39, x ^= x >> 15;
@@ -60,8 +64,9 @@ struct Case {
   Pattern::Kind kind = Pattern::full;
   int width = 0;
   double density = 1;
-  int section = 0;  // heads per section of the queue; 0: all
-  bool bits = false;  // every partial tile as bits
+  int section = 0;            // heads per section of the queue; 0: all
+  bool bits = false;          // every partial tile as bits
+  int64_t poisoned_key = -1;  // V of this key: NaN in column 3, ∞ in column 5
 };
 
 template <typename T>
@@ -70,9 +75,14 @@ struct Device {
   size_t count = 0;
   Device() = default;
   explicit Device(size_t n) : count(n) { CHECK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T))); }
-  explicit Device(const std::vector<T>& host) : Device(host.size()) { CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice)); }
+  explicit Device(const std::vector<T>& host) : Device(host.size()) {
+    CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+  }
   Device(Device&& other) noexcept { *this = std::move(other); }
-  Device& operator=(Device&& other) noexcept { std::swap(data, other.data), std::swap(count, other.count); return *this; }
+  Device& operator=(Device&& other) noexcept {
+    std::swap(data, other.data), std::swap(count, other.count);
+    return *this;
+  }
   ~Device() { cudaFree(data); }
 };
 
@@ -83,27 +93,38 @@ __device__ float normal(uint64_t index, uint32_t seed) {
   return sqrtf(-2 * logf(u)) * cospif(2 * v);
 }
 __device__ void put(uint16_t* at, float x, bool bfloat16) {
-  if (bfloat16) *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16(x);
-  else *reinterpret_cast<__half*>(at) = __float2half(x);
+  if (bfloat16)
+    *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16(x);
+  else
+    *reinterpret_cast<__half*>(at) = __float2half(x);
 }
 __device__ float get(const uint16_t* at, bool bfloat16) {
   return bfloat16 ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(at)) : __half2float(*reinterpret_cast<const __half*>(at));
 }
 __global__ void fill_q(uint16_t* q, int64_t count, uint32_t seed, bool bfloat16) {
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) put(q + i, normal(i, seed), bfloat16);
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+    put(q + i, normal(i, seed), bfloat16);
 }
 // One block a (resident block, KV head): its unit, zero past the rows.
-__global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* rows, int64_t resident, int D, uint32_t seed, bool bfloat16) {
+__global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* rows, int64_t resident, int D, uint32_t seed,
+                           bool bfloat16) {
   const int64_t unit = blockIdx.y * resident + blockIdx.x;
   uint16_t* to = pool + int64_t{slots[unit]} * 2 * kTile * D;
   for (int i = threadIdx.x; i < 2 * kTile * D; i += blockDim.x)
     put(to + i, i / D % kTile < rows[blockIdx.x] ? normal(unit * 2 * kTile * D + i, seed) : 0.0f, bfloat16);
 }
 
+__global__ void poison_key(uint16_t* pool, const int32_t* slots, int64_t resident, int D, int64_t key, bool bfloat16, uint8_t* flags) {
+  const int32_t slot = slots[threadIdx.x * resident + key / kTile];
+  uint16_t* v = pool + (int64_t{slot} * 2 * kTile + kTile + key % kTile) * D;
+  put(v + 3, NAN, bfloat16), put(v + 5, INFINITY, bfloat16);
+  flags[slot] = 1;
+}
+
 // One block a sampled (row, head): O and LSE in double.
-__global__ void reference(const uint16_t* q, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t tokens, int heads, int kv_heads, int D,
-                          double scale, bool bfloat16, Pattern pattern, const int64_t* rows, const int* sample_heads, double* scratch, double* o,
-                          double* lse) {
+__global__ void reference(const uint16_t* q, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t tokens, int heads,
+                          int kv_heads, int D, double scale, bool bfloat16, Pattern pattern, const int64_t* rows, const int* sample_heads,
+                          double* scratch, double* o, double* lse) {
   __shared__ double reduced[1024];
   const int64_t row = rows[blockIdx.x];
   const int head = sample_heads[blockIdx.x], kv = head / (heads / kv_heads), t = threadIdx.x;
@@ -177,6 +198,7 @@ struct Problem {
   Device<Work> work_d;
   Device<WorkHead> items_d;
   Device<MaskBits> masks_d;
+  Device<uint8_t> nonfinite;
   int64_t pool_slots, guard = 64;
   double pairs = 0;  // allowed, one head
 
@@ -211,6 +233,9 @@ struct Problem {
     fill_units<<<dim3(blocks, c.kv_heads), 256>>>(pool.data, slots.data, key_rows.data, blocks, c.head_dim, 2, bf);
     out = Device<uint16_t>((c.tokens + guard) * c.heads * c.head_dim), lse = Device<float>((c.tokens + guard) * c.heads);
     counter = Device<int32_t>(1);
+    nonfinite = Device<uint8_t>(pool_slots);
+    CHECK(cudaMemset(nonfinite.data, 0, pool_slots));
+    if (c.poisoned_key >= 0) poison_key<<<1, c.kv_heads>>>(pool.data, slots.data, blocks, c.head_dim, c.poisoned_key, bf, nonfinite.data);
     upload();
     CHECK(cudaDeviceSynchronize());
   }
@@ -295,8 +320,7 @@ struct Problem {
     work = std::move(all);
     for (int s = 0; s < c.heads; s += section)
       for (int32_t i : dear)
-        for (int h = s; h < s + section; ++h)
-          order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
+        for (int h = s; h < s + section; ++h) order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
   }
   void upload() {
     tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<WorkHead>(order), masks_d = Device<MaskBits>(masks_host);
@@ -311,7 +335,7 @@ struct Problem {
     s.step.m = m.data, s.step.l = l.data, s.step.o = o.data;
     s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
     s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
-    s.counter = counter.data;
+    s.counter = counter.data, s.nonfinite_v = nonfinite.data;
     return s;
   }
   void poison() {
@@ -344,7 +368,10 @@ std::pair<double, double> error_of(Problem& p, int samples) {
   size_t wrong = 0;
   for (size_t i = 0; i < out.size(); ++i) wrong += (out[i] == 0xffff) != (i >= written);
   for (size_t i = 0; i < lse.size(); ++i) wrong += std::isnan(lse[i]) != (i >= size_t(c.tokens) * c.heads);
-  if (wrong) { std::printf("[%zu elements unwritten or overwritten] ", wrong); return {-1, -1}; }
+  if (wrong) {
+    std::printf("[%zu elements unwritten or overwritten] ", wrong);
+    return {-1, -1};
+  }
   std::mt19937_64 random(5);
   std::vector<int64_t> rows(samples);
   std::vector<int> heads(samples);
@@ -355,8 +382,8 @@ std::pair<double, double> error_of(Problem& p, int samples) {
   Device<int64_t> rows_d(rows);
   Device<int> heads_d(heads);
   Device<double> scratch(samples * c.tokens), o(samples * c.head_dim), l(samples);
-  reference<<<samples, 512>>>(p.q.data, p.pool.data, p.slots.data, p.blocks, c.tokens, c.heads, c.kv_heads, c.head_dim, 1 / std::sqrt(double(c.head_dim)), bf,
-                              p.pattern, rows_d.data, heads_d.data, scratch.data, o.data, l.data);
+  reference<<<samples, 512>>>(p.q.data, p.pool.data, p.slots.data, p.blocks, c.tokens, c.heads, c.kv_heads, c.head_dim,
+                              1 / std::sqrt(double(c.head_dim)), bf, p.pattern, rows_d.data, heads_d.data, scratch.data, o.data, l.data);
   CHECK(cudaDeviceSynchronize());
   std::vector<double> o_host(o.count), l_host(l.count);
   CHECK(cudaMemcpy(o_host.data(), o.data, o.count * 8, cudaMemcpyDeviceToHost));
@@ -366,7 +393,10 @@ std::pair<double, double> error_of(Problem& p, int samples) {
     for (int d = 0; d < c.head_dim; ++d) {
       const uint16_t raw = out[(rows[i] * c.heads + heads[i]) * c.head_dim + d];
       const double x = bf ? float_from_bfloat16(raw) : float_from_float16(raw), y = o_host[i * c.head_dim + d];
-      difference += (x - y) * (x - y), size += y * y;
+      if (std::isfinite(y))
+        difference += (x - y) * (x - y), size += y * y;
+      else if (std::isfinite(x))
+        difference = INFINITY;
     }
     const double a = lse[rows[i] * c.heads + heads[i]], b = l_host[i];
     if (a != b) worst = std::max(worst, std::isfinite(a - b) ? std::abs(a - b) : 1e9);
@@ -436,13 +466,20 @@ int main(int argc, char** argv) {
   std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--check") check = true;
-    else if (argument == "--time") time = true;
-    else if (argument == "--repeat") repeats = std::atoi(argv[++i]);
-    else if (argument == "--only") only = argv[++i];
+    if (argument == "--check")
+      check = true;
+    else if (argument == "--time")
+      time = true;
+    else if (argument == "--repeat")
+      repeats = std::atoi(argv[++i]);
+    else if (argument == "--only")
+      only = argv[++i];
     else {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (!library) { std::printf("%s\n", dlerror()); return 1; }
+      if (!library) {
+        std::printf("%s\n", dlerror());
+        return 1;
+      }
       profiles.push_back(reinterpret_cast<void (*)()>(dlsym(library, "longspan_profile")));
       builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
     }
@@ -464,6 +501,10 @@ int main(int argc, char** argv) {
         cases.push_back({tag + "window 300 of 2500", 2500, 4, 2, D, type, Pattern::window, 300});
         cases.push_back({tag + "window 33 of 1930", 1930, 4, 1, D, type, Pattern::window, 33});
         cases.push_back({tag + "window 300 of 1000 bits", 1000, 4, 2, D, type, Pattern::window, 300, 1, 0, true});
+        cases.push_back({tag + "causal 900, NaN in V", 900, 4, 2, D, type, Pattern::causal, 0, 1, 0, false, 300});
+        cases.push_back({tag + "window 200 of 900, NaN in V", 900, 4, 2, D, type, Pattern::window, 200, 1, 0, false, 500});
+        cases.push_back({tag + "16-blocks 1500, NaN in V", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1, 0, false, 711});
+        cases.push_back({tag + "hashed 700, NaN in V", 700, 4, 2, D, type, Pattern::hashed, 0, 1, 0, false, 333});
         cases.push_back({tag + "hashed 700", 700, 4, 2, D, type, Pattern::hashed});
         cases.push_back({tag + "16-blocks 1500", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1});
         cases.push_back({tag + "64-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.2});
@@ -485,7 +526,9 @@ int main(int argc, char** argv) {
         const double limit = c.type == ElementType::bfloat16 ? 5e-3 : 7e-4;
         const bool bad = !(error >= 0 && error < limit && lse < 1e-4) || different;
         failures += bad;
-        if (bad || argc < 4) std::printf("%-34s %-14s error %.2e, LSE %.1e, splits that differ %d%s\n", c.name.c_str(), name.c_str(), error, lse, different, bad ? "   WRONG" : "");
+        if (bad || argc < 4)
+          std::printf("%-34s %-14s error %.2e, LSE %.1e, splits that differ %d%s\n", c.name.c_str(), name.c_str(), error, lse, different,
+                      bad ? "   WRONG" : "");
       }
     }
     std::printf("%zu cases, %d wrong\n", cases.size(), failures);
