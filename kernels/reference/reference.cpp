@@ -1,14 +1,17 @@
 #include "kernels/reference/reference.hpp"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 namespace longspan::kernels::reference {
 
-template <typename Real>
-Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o) {
+namespace {
+
+// `rounded` is what becomes of a weight before it meets its value.
+template <typename Real, typename Rounded>
+Real attend(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o,
+            Rounded rounded) {
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const size_t head_dim = q.size();
   const size_t count = keys.size() / head_dim;
@@ -29,7 +32,8 @@ Real attend_row(std::span<const float> q, std::span<const float> keys, std::span
   for (size_t key = 0; key < count; ++key) {
     const Real weight = std::exp(weights[key] - shift);
     sum += weight;
-    for (size_t d = 0; d < head_dim; ++d) o[d] += weight * static_cast<Real>(values[key * head_dim + d]);
+    const Real used = rounded(weight);
+    for (size_t d = 0; d < head_dim; ++d) o[d] += used * static_cast<Real>(values[key * head_dim + d]);
   }
   if (sum == 0) {
     for (size_t d = 0; d < head_dim; ++d) o[d] = 0;
@@ -39,29 +43,22 @@ Real attend_row(std::span<const float> q, std::span<const float> keys, std::span
   return maximum + std::log(sum);
 }
 
+}  // namespace
+
+template <typename Real>
+Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o) {
+  return attend<Real>(q, keys, values, scale, o, [](Real weight) { return weight; });
+}
+
 template double attend_row<double>(std::span<const float>, std::span<const float>, std::span<const float>, double, std::span<double>);
 template float attend_row<float>(std::span<const float>, std::span<const float>, std::span<const float>, float, std::span<float>);
 
-void attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale, ElementType type,
-                        std::span<float> o) {
-  std::fill(o.begin(), o.end(), 0.0f);
-  std::vector<float> scores;
-  float maximum = -std::numeric_limits<float>::infinity();
-  for (size_t at = 0; at < keys.size(); at += q.size()) {
-    float score = 0;
-    for (size_t d = 0; d < q.size(); ++d) score += q[d] * keys[at + d];
-    scores.push_back(score * scale);
-    maximum = std::max(maximum, scores.back());
-  }
-  float sum = 0;
-  for (size_t j = 0; j < scores.size(); ++j) {
-    float weight = std::exp(scores[j] - maximum);
-    sum += weight;
+float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
+                         ElementType type, std::span<float> o) {
+  return attend<float>(q, keys, values, scale, o, [type](float weight) {
     store_element(&weight, type, 0, weight);
-    weight = load_element(&weight, type, 0);
-    for (size_t d = 0; d < o.size(); ++d) o[d] += weight * values[j * o.size() + d];
-  }
-  for (float& value : o) value = sum == 0 ? 0 : value / sum;
+    return load_element(&weight, type, 0);
+  });
 }
 
 }  // namespace longspan::kernels::reference

@@ -15,7 +15,7 @@ template <typename Real>
 Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o);
 
 // The same in float32, but with each weight rounded to `type` before it meets its value, as matrix units of 16-bit types demand.
-void attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale, ElementType type,
-                        std::span<float> o);
+float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
+                         ElementType type, std::span<float> o);
 
 }  // namespace longspan::kernels::reference

@@ -88,6 +88,7 @@ int run_verify(const Settings& settings, const Context&) {
   const io::ResultFile output(result, io::ResultFile::Access::read);
   VerifyOptions options;
   options.scale = result.attributes.scale;
+  options.rounded_weights = result.attributes.device.starts_with("cuda") && layout.shape.type != ElementType::float32;
   options.threads = static_cast<int>(settings.maybe_integer("threads").value_or(kernels::cpu::available_cpus()));
   const std::vector<int64_t> rows = sample_rows(documents, settings.integer("rows"), static_cast<uint64_t>(settings.integer("seed")));
   const Verdict verdict = verify_rows(input, output, result.output_type, bound, rows, options);

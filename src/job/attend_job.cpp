@@ -243,7 +243,8 @@ struct AttendJob::State {
                                       .scale = scale,
                                       .input_name = request.input.file,
                                       .input_bytes = corpus.file_bytes,
-                                      .input_modified_ns = corpus.modified_ns};
+                                      .input_modified_ns = corpus.modified_ns,
+                                      .device = request.device};
       const Shape& shape = corpus.shape;
       layout = io::create_result(request.output, shape.tokens, shape.heads, shape.head_dim, output_type, attributes).to_json();
       Ledger::create(ledger_path, make_head(), ranks.size(), stripes);
