@@ -1,7 +1,9 @@
 #include "kernels/reference/reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace longspan::kernels::reference {
 
@@ -39,5 +41,27 @@ Real attend_row(std::span<const float> q, std::span<const float> keys, std::span
 
 template double attend_row<double>(std::span<const float>, std::span<const float>, std::span<const float>, double, std::span<double>);
 template float attend_row<float>(std::span<const float>, std::span<const float>, std::span<const float>, float, std::span<float>);
+
+void attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale, ElementType type,
+                        std::span<float> o) {
+  std::fill(o.begin(), o.end(), 0.0f);
+  std::vector<float> scores;
+  float maximum = -std::numeric_limits<float>::infinity();
+  for (size_t at = 0; at < keys.size(); at += q.size()) {
+    float score = 0;
+    for (size_t d = 0; d < q.size(); ++d) score += q[d] * keys[at + d];
+    scores.push_back(score * scale);
+    maximum = std::max(maximum, scores.back());
+  }
+  float sum = 0;
+  for (size_t j = 0; j < scores.size(); ++j) {
+    float weight = std::exp(scores[j] - maximum);
+    sum += weight;
+    store_element(&weight, type, 0, weight);
+    weight = load_element(&weight, type, 0);
+    for (size_t d = 0; d < o.size(); ++d) o[d] += weight * values[j * o.size() + d];
+  }
+  for (float& value : o) value = sum == 0 ? 0 : value / sum;
+}
 
 }  // namespace longspan::kernels::reference

@@ -133,7 +133,8 @@ int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetch
   for (size_t c = 0; c < fetched.size(); ++c) bytes += size_of(fetched[c]) * heads_of_class(shared.classes[c]) * unit_bytes;
   const int64_t one_block = shared.shape.kv_heads * unit_bytes;
   // A few groups, so that one can be computed while the next is on its way; three fit into the room, kept units aside.
-  return std::max(one_block, std::min(room / 3, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
+  const int64_t most = shared.options.step_bytes > 0 ? std::min(room / 3, shared.options.step_bytes) : room / 3;
+  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
 }
 
 }  // namespace

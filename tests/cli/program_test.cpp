@@ -90,7 +90,7 @@ TEST_F(Program, NoCommandIsAUsageError) {
   EXPECT_EQ(outcome.text, "longspan: error: unknown command atend; did you mean attend? see longspan --help\n");
   outcome = run_program("inspect patterns");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.text, HasSubstr("expected inspect pattern or inspect file"));
+  EXPECT_THAT(outcome.text, HasSubstr("expected one of inspect pattern, inspect file"));
   EXPECT_EQ(run_program("inspect").code, 2);
   EXPECT_THAT(run_program("--verson").text, HasSubstr("did you mean --version?"));
 }
@@ -294,6 +294,143 @@ TEST_F(Program, ConfigurationFilesGiveThePattern) {
   const Outcome bad = run_program("inspect pattern causal --config " + file("bad.ini"));
   EXPECT_EQ(bad.code, 2);
   EXPECT_THAT(bad.text, HasSubstr("unknown key tokns (" + file("bad.ini") + ":2); did you mean tokens?"));
+}
+
+// A machine file as doctor writes it, in short.
+std::string machine_of(double full_quarter) {
+  const auto spread = [](double value) {
+    return nlohmann::json{{"min", 0.9 * value}, {"median", value}, {"max", 1.25 * value}, {"rank_of_worst", 3}};
+  };
+  const nlohmann::json row = {{"type", "bfloat16"},
+                              {"head_dim", 128},
+                              {"full", {{"seconds_per_quarter", spread(full_quarter)}}},
+                              {"partial", {{"seconds_per_quarter", spread(1.5 * full_quarter)}}}};
+  const nlohmann::json link = {{"latency_seconds", spread(1e-5)}, {"bytes_per_second", spread(1e9)}};
+  return nlohmann::json{{"machine",
+                         {{"ranks", 8},
+                          {"hosts", 2},
+                          {"ranks_per_host", 4},
+                          {"target", "AVX2"},
+                          {"threads", 2},
+                          {"compute", nlohmann::json::array({row})},
+                          {"row_seconds_per_state", nullptr},
+                          {"memory", {{"copy_bytes_per_second", spread(1e10)}}},
+                          {"links", {{"within_host", link}, {"across_hosts", link}}},
+                          {"disk", {{"read_bytes_per_second", 2e9}, {"write_bytes_per_second", 1e9}}}}}}
+      .dump();
+}
+
+TEST_F(Program, PlanPredictsTimesFromAMachine) {
+  std::ofstream(file("m.json")) << machine_of(40e-6);
+  std::ofstream(file("slow.json")) << machine_of(80e-6);
+  const std::string command = "plan --pattern 'causal & window(4095)' --tokens 1Mi --heads 8 --kv-heads 2 ";
+  const auto predict = [&](const std::string& options, const std::string& machine) {
+    const Outcome outcome = run_program(command + options + " --machine " + file(machine) + " --json=" + file("p.json"));
+    EXPECT_EQ(outcome.code, 0) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("exposed exchange"));
+    EXPECT_THAT(outcome.text, HasSubstr("8 ranks on 2 hosts, AVX2, 2 threads each"));
+    return nlohmann::json::parse(std::ifstream(file("p.json")))["prediction"];
+  };
+  const nlohmann::json few = predict("--ranks 4", "m.json"), many = predict("--ranks 64", "m.json"),
+                       slow = predict("--ranks 64", "slow.json");
+  EXPECT_GT(few["seconds"], many["seconds"]);
+  EXPECT_GT(slow["seconds"], many["seconds"]);
+  EXPECT_GT(many["worst_rates_seconds"], many["seconds"]);
+  EXPECT_GE(many["exposed"], 0);
+  for (const char* key : {"step_seconds", "imbalance", "memory", "tokens_per_second", "flop_per_second_per_rank"})
+    EXPECT_GT(many[key], 0) << key;
+  for (const char* section : {"load", "plan", "exchange", "attend", "rows", "file"}) EXPECT_TRUE(many["sections"].contains(section));
+  // 10,240 ranks: blocks hardly suffice, and still there is an answer.
+  EXPECT_GT(predict("--ranks 10240 --ranks-per-host 8", "m.json")["seconds"], 0);
+  EXPECT_GT(predict("--ranks 64 --rank 5", "m.json")["seconds"], 0);
+  // Another head_dim is scaled, and that is told.
+  const Outcome scaled = run_program("plan --pattern causal --tokens 64Ki --head-dim 64 --ranks 2 --machine " + file("m.json"));
+  EXPECT_EQ(scaled.code, 0) << scaled.text;
+  EXPECT_THAT(scaled.text, HasSubstr("compute rates are those of head_dim 128, scaled to 64"));
+}
+
+TEST_F(Program, AMachineThatTellsNothingIsRefused) {
+  const std::string command = "plan --pattern causal --tokens 1Ki --ranks 2 --machine ";
+  EXPECT_EQ(run_program(command + file("none.json")).code, 7);
+  std::ofstream(file("text.json")) << "fast";
+  EXPECT_EQ(run_program(command + file("text.json")).code, 3);
+  std::ofstream(file("empty.json")) << "{}";
+  Outcome outcome = run_program(command + file("empty.json"));
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("longspan doctor --save"));
+  std::ofstream(file("m.json")) << machine_of(40e-6);
+  outcome = run_program(command + file("m.json") + " --type float32");
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("the machine was not measured for float32"));
+  std::string wrong = machine_of(40e-6);
+  wrong.replace(wrong.find("1000000000.0"), 12, "\"very fast\"");
+  std::ofstream(file("wrong.json")) << wrong;
+  EXPECT_EQ(run_program(command + file("wrong.json")).code, 3);
+  EXPECT_EQ(run_program("plan --pattern causal --tokens 1Ki --ranks 2 --ranks-per-host 4").code, 2);
+}
+
+TEST_F(Program, BenchExchangeTellsWhatMoves) {
+  const Outcome outcome = mpirun(3, "bench exchange --tokens 3000 --heads 2 --head-dim 16 --iterations 2 --json=" + file("x.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"window", "strided", "random 1 %", "causal", "of link", "pack"}) EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("x.json")));
+  EXPECT_EQ(record["command"], "bench exchange");
+  ASSERT_EQ(record["results"].size(), 4u);
+  for (const nlohmann::json& result : record["results"]) {
+    EXPECT_EQ(result["bytes_moved"], result["bytes_planned"]);
+    EXPECT_EQ(result["bytes_moved"], result["bytes_lower_bound"]);
+    EXPECT_EQ(result["ranks"].size(), 3u);
+    EXPECT_EQ(result["seconds"].size(), 2u);
+    for (const char* key : {"pattern", "partition", "bytes_ring", "message_bytes", "median_seconds", "contiguous_seconds", "link_seconds",
+                            "bytes_per_second", "of_link", "pack_share", "link", "bytes_between_hosts_planned", "network_bytes"})
+      EXPECT_TRUE(result.contains(key)) << key;
+  }
+  // One pattern, rows of a file; alone, nothing moves.
+  const Outcome sample =
+      run_program(std::string("bench exchange --pattern 'causal & window(99)' --iterations 1 --input ") + LONGSPAN_SAMPLE);
+  EXPECT_EQ(sample.code, 0) << sample.text;
+  EXPECT_THAT(sample.text, HasSubstr("9 heads, 3 KV heads"));
+  EXPECT_EQ(run_program("bench exchange --documents 100,50 --iterations 1 --head-dim 16").code, 0);
+  const Outcome small = mpirun(2, "bench exchange --memory 1Mi --tokens 64Ki");
+  EXPECT_EQ(small.code, 2);
+  EXPECT_EQ(occurrences(small.text, "too little memory"), 1) << small.text;
+  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench exchange, bench scaleout"));
+}
+
+TEST_F(Program, BenchScaleoutTellsHowAJobScales) {
+  const std::string command =
+      "bench scaleout --pattern 'causal & window(255)' --heads 2 --head-dim 16 --iterations 2 --probe-time 2ms --json=" + file("s.json");
+  const Outcome outcome = mpirun(3, command + " --documents 2000,0,1500 --svg " + file("s.svg"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"strong", "weak", "both", "efficiency", "exposed", "over bound", "predicted"})
+    EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("s.json")));
+  EXPECT_EQ(record["command"], "bench scaleout");
+  ASSERT_EQ(record["results"].size(), 5u);  // strong 1, 2; both 3; weak 1, 2
+  for (const nlohmann::json& result : record["results"]) {
+    for (const char* key : {"mode", "ranks", "hosts", "tokens", "seconds", "tokens_per_second", "flop_per_second_per_rank", "efficiency",
+                            "ceiling", "efficiency_of_ceiling", "exposed", "imbalance", "moved_over_lower_bound", "sections", "predicted",
+                            "prediction_error", "machine"})
+      EXPECT_TRUE(result.contains(key)) << key;
+    EXPECT_EQ(result["kv_bytes_moved"], result["kv_bytes_planned"]);
+    EXPECT_EQ(result["kv_bytes_moved"], result["kv_bytes_lower_bound"]);
+    EXPECT_GT(result["predicted"]["seconds"], 0);
+    EXPECT_EQ(result["tokens"], result["mode"] == "weak" ? 3500 / 3 * result["ranks"].get<int>() : 3500);
+  }
+  std::ifstream svg(file("s.svg"));
+  EXPECT_THAT((std::string{std::istreambuf_iterator<char>(svg), {}}), testing::AllOf(HasSubstr("strong, predicted"), HasSubstr("</svg>")));
+  // Its rates are a machine for plan.
+  const Outcome plan = run_program("plan --pattern causal --tokens 64Ki --head-dim 16 --ranks 100 --machine " + file("s.json"));
+  EXPECT_EQ(plan.code, 0) << plan.text;
+  EXPECT_THAT(plan.text, HasSubstr("3 ranks on 1 host"));
+  // A given corpus, strong only.
+  const Outcome sample =
+      mpirun(2, std::string("bench scaleout --pattern 'causal & window(99)' --mode strong --iterations 1 --probe-time 2ms "
+                            "--input ") +
+                    LONGSPAN_SAMPLE);
+  EXPECT_EQ(sample.code, 0) << sample.text;
+  EXPECT_THAT(sample.text, Not(HasSubstr("weak  ")));
+  EXPECT_EQ(mpirun(2, "bench scaleout --pattern causal --tokens 1").code, 2);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "report/format.hpp"
 #include "report/log.hpp"
 #include "report/record.hpp"
+#include "report/scaling_chart.hpp"
 #include "report/table.hpp"
 
 namespace longspan::report {
@@ -151,6 +152,21 @@ TEST(BlockMap, SvgIsDeterministicAndEscaped) {
   EXPECT_THAT(svg, testing::HasSubstr("class=\"d\""));
   EXPECT_THAT(svg, testing::EndsWith("</svg>\n"));
   EXPECT_LT(svg.size(), 600'000u);
+}
+
+TEST(ScalingChart, HasEveryCurveAndTheIdealLine) {
+  const std::vector<ScalingCurve> curves{{"strong", {{1, 1}, {2, 1.9}, {4, 3.5}, {6, 0.4}}}, {"<weak>", {{1, 1}}, true}};
+  const std::string svg = scaling_svg("causal & window(3)", "4 tokens", curves);
+  EXPECT_EQ(svg, scaling_svg("causal & window(3)", "4 tokens", curves));
+  EXPECT_THAT(svg, testing::HasSubstr("causal &amp; window(3)"));
+  EXPECT_THAT(svg, testing::HasSubstr("&lt;weak&gt;"));
+  EXPECT_THAT(svg, testing::HasSubstr(">ideal<"));
+  EXPECT_THAT(svg, testing::EndsWith("</svg>\n"));
+  size_t circles = 0;
+  for (size_t at = svg.find("<circle"); at != std::string::npos; at = svg.find("<circle", at + 1)) ++circles;
+  EXPECT_EQ(circles, 5u);
+  EXPECT_THAT(svg, testing::Not(testing::HasSubstr("nan")));
+  EXPECT_THAT(scaling_svg("", "", {}), testing::HasSubstr("ideal"));
 }
 
 }  // namespace
