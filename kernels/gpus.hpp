@@ -38,6 +38,11 @@ void use_portable_kernel(bool portable);
 // Which kernel a step takes on a GPU: "Hopper (WGMMA)", "portable (mma.sync)", "portable (FMA)".
 std::string gpu_kernel(const Gpu& gpu, ElementType type, int head_dim, float scale);
 
+// Measured now: FLOP/s of cuBLAS' product of matrices of `type` (8192³, float32 sums), 0 where there is no cuBLAS; bytes read and written
+// a second by a copy inside the GPU's memory. Both take memory of their own, up to 2 GiB.
+double product_rate(const Gpu& gpu, ElementType type);
+double copy_rate(const Gpu& gpu);
+
 // Versions for the user: "13.0", or empty when CUDA is not built in (the driver: not there).
 std::string cuda_toolkit_version();
 std::string cuda_driver_version();

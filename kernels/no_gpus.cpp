@@ -9,6 +9,8 @@ int64_t free_memory(const Gpu&) { internal_error("a GPU is asked for its memory 
 std::unique_ptr<Device> open_gpu(const Gpu&, const GpuOptions&) { internal_error("a GPU is opened in a build without CUDA"); }
 void use_portable_kernel(bool) {}
 std::string gpu_kernel(const Gpu&, ElementType, int, float) { return {}; }
+double product_rate(const Gpu&, ElementType) { return 0; }
+double copy_rate(const Gpu&) { return 0; }
 std::string cuda_toolkit_version() { return {}; }
 std::string cuda_driver_version() { return {}; }
 
