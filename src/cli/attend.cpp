@@ -178,7 +178,7 @@ int run_attend(const Settings& settings, const Context& context) {
                              .dry_run = options.dry_run,
                              .timeout = options.timeout,
                              .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(),
-                                                  report::build_type(), kernels::cpu::target_name()),
+                                                  report::build_type(), kernels::cpu::target_name(ElementType::bfloat16)),
                              .version = report::version()};
   if (settings.given("partition")) request.partition = options.partition;
   const bool to_stdout = options.record == "-";
@@ -201,7 +201,7 @@ int run_attend(const Settings& settings, const Context& context) {
     lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
-                       kernels::cpu::target_name(), topology_text(places)));
+                       kernels::cpu::target_name(shape.type), topology_text(places)));
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
@@ -220,7 +220,8 @@ int run_attend(const Settings& settings, const Context& context) {
   record["command_line"] = context.command_line;
   ordered_json& effective = record["options"] = ordered_json::object();
   for (const Setting& setting : settings.all()) effective[setting.name] = {{"value", setting.shown}, {"origin", setting.origin}};
-  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name()}};
+  record["ranks"] = {
+      {"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name(shape.type)}};
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
   record["shape"] = {{"tokens", shape.tokens},

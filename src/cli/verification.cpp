@@ -177,7 +177,8 @@ class Batch {
     scratch.exact_o.resize(dim_), scratch.plain_o.resize(dim_);
     const double exact = kernels::reference::attend_row<double>(q, k, v, options_.scale, scratch.exact_o);
     exact_[state].merge({exact_o_.data() + state * dim_, dim_}, exact, scratch.exact_o);
-    const float plain = kernels::reference::attend_row<float>(q, k, v, static_cast<float>(options_.scale), scratch.plain_o);
+    const float plain = kernels::reference::attend_row<float>(q, k, v, static_cast<float>(options_.scale), scratch.plain_o,
+                                                              shape_.type == ElementType::bfloat16);
     plain_[state].merge({plain_o_.data() + state * dim_, dim_}, plain, scratch.plain_o);
   }
 

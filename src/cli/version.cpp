@@ -32,7 +32,8 @@ std::string version_text() {
                              {"compiler", fmt::format("{} ({})", report::compiler(), report::build_type())},
                              {"MPI", fmt::format("built with {}, found {}", built_with_mpi(), first_line(comm::library_version()))},
                              {"HDF5", fmt::format("built with {}, found {}", io::hdf5_built_with(), io::hdf5_running_with())},
-                             {"CPU kernels", kernels::cpu::target_name()},
+                             {"CPU kernels", fmt::format("{}; bfloat16: {}", kernels::cpu::target_name(ElementType::float32),
+                                                         kernels::cpu::target_name(ElementType::bfloat16))},
                              {"CUDA", cuda.empty() ? "not built in" : fmt::format("not built in (toolkit {} was there)", cuda)},
                              {"NCCL", "not built in"}});
 }
