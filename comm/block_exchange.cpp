@@ -305,6 +305,12 @@ bool BlockExchange::received(int tag) {
   return !state_->awaits(tag, State::kReceive);
 }
 
+bool BlockExchange::sent(int tag) {
+  if (!state_->awaits(tag, State::kSend)) return true;
+  state_->poll();
+  return !state_->awaits(tag, State::kSend);
+}
+
 void BlockExchange::finish_receives(int tag) { state_->finish(tag, State::kReceive); }
 void BlockExchange::finish_sends(int tag) { state_->finish(tag, State::kSend); }
 void BlockExchange::set_timeout(double seconds) { state_->timeout = seconds; }

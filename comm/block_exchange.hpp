@@ -42,6 +42,7 @@ class BlockExchange {
   void progress();
   // True when the receives of `tag` have arrived (also when there were none). Does not block.
   bool received(int tag);
+  bool sent(int tag);  // the same of its sends
   // Block until the receives (the sends) of `tag` are done. After the time-out without any message of any tag completing, throws
   // Error(communication) that names the peers still awaited. A message shorter or longer than announced is Error(communication) too.
   void finish_receives(int tag);

@@ -4,11 +4,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
+#include <thread>
 #include <unordered_map>
 
 namespace longspan::comm {
@@ -185,7 +187,11 @@ Communicator::Communicator(MPI_Comm from, int64_t piece_bytes) : piece_bytes_(pi
   check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host_comm), "MPI_Comm_split_type");
   check(MPI_Comm_rank(host_comm, &local_rank_), "MPI_Comm_rank");
   check(MPI_Comm_size(host_comm, &local_size_), "MPI_Comm_size");
+  int lowest = rank_;
+  check(MPI_Bcast(&lowest, 1, MPI_INT, 0, host_comm), "MPI_Bcast");
   check(MPI_Comm_free(&host_comm), "MPI_Comm_free");
+  host_of_rank_.resize(index(size_));
+  check(MPI_Allgather(&lowest, 1, MPI_INT, host_of_rank_.data(), 1, MPI_INT, comm_), "MPI_Allgather");
   hosts_ = static_cast<int>(sum(local_rank_ == 0 ? 1 : 0));
 }
 
@@ -196,6 +202,28 @@ Communicator::~Communicator() {
 }
 
 void Communicator::barrier() const { check(MPI_Barrier(comm_), "MPI_Barrier"); }
+
+void Communicator::barrier_at_rest() const {
+  constexpr auto kNap = std::chrono::milliseconds(1);
+  MPI_Request request = MPI_REQUEST_NULL;
+  check(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  for (int done = 0;;) {
+    check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done) return;
+    std::this_thread::sleep_for(kNap);
+  }
+}
+
+std::unique_ptr<Communicator> Communicator::first(int count) const {
+  MPI_Comm part = MPI_COMM_NULL;
+  check(MPI_Comm_split(comm_, rank_ < count ? 0 : MPI_UNDEFINED, rank_, &part), "MPI_Comm_split");
+  if (part == MPI_COMM_NULL) return nullptr;
+  auto few = std::make_unique<Communicator>(part, piece_bytes_);
+  check(MPI_Comm_free(&part), "MPI_Comm_free");
+  return few;
+}
+
+std::unique_ptr<Communicator> Communicator::alone() const { return std::make_unique<Communicator>(MPI_COMM_SELF, piece_bytes_); }
 
 void Communicator::broadcast(void* data, int64_t bytes, int root) const {
   for (int64_t begin = 0; begin < bytes; begin += piece_bytes_)

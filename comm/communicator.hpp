@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -64,8 +65,16 @@ class Communicator {
   int local_rank() const { return local_rank_; }  // among the ranks of this host
   int local_size() const { return local_size_; }
   int hosts() const { return hosts_; }
+  // The lowest rank on the host of each rank: two ranks share a host when theirs is the same.
+  const std::vector<int>& host_of_rank() const { return host_of_rank_; }
 
   void barrier() const;
+  // A barrier for ranks that may wait long beside others that compute: they sleep between two looks.
+  void barrier_at_rest() const;
+  // The ranks below `count` among themselves; null on the others. Collective over all of them, as is the destruction over the few.
+  std::unique_ptr<Communicator> first(int count) const;
+  // This rank alone. Not collective.
+  std::unique_ptr<Communicator> alone() const;
   void broadcast(void* data, int64_t bytes, int root = 0) const;
   std::string broadcast(const std::string& text, int root = 0) const;
   int64_t sum(int64_t value) const;
@@ -107,6 +116,7 @@ class Communicator {
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, hosts_ = 1;
   int64_t piece_bytes_ = kPieceBytes;
   std::string host_;
+  std::vector<int> host_of_rank_;
   mutable int next_tag_ = 0;  // of sparse_all_to_all: 0 and 1 in turns
 };
 

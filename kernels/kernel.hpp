@@ -44,7 +44,7 @@ struct Tile {
     tile.key = key, tile.count = count;
     return tile;
   }
-  Tile() : count(1) {}
+  constexpr Tile() : count(1) {}
 };
 static_assert(sizeof(Tile) == 16);
 
@@ -56,6 +56,8 @@ struct Work {
   int32_t kv_head = 0;
   int64_t first_tile = 0, tile_count = 0;  // in Step::tiles
   int32_t first_head = 0, head_count = 0;  // in Step::head_lists
+  bool begins = false;                     // the rows have seen nothing: their state is not read (device kernels)
+  bool ends = false;                       // their last tiles: a device kernel writes O and LSE, not the state
 };
 
 // A unit is one key block of one KV head: K [128][head_dim], then V [128][head_dim], in the input's type; rows past the block's end are
@@ -102,6 +104,17 @@ struct Merge {
   int64_t count = 0;
   const float *from_m = nullptr, *from_l = nullptr, *from_o = nullptr;
   float *m = nullptr, *l = nullptr, *o = nullptr;
+};
+
+// The states of `rows` rows from `first_row` on and of some of all `heads`, packed: m [rows][head_list], l the same,
+// o [rows][head_list][head_dim].
+struct StateBlock {
+  int heads = 0, head_dim = 0;
+  int64_t first_row = 0, rows = 0;
+  std::span<const int32_t> head_list;
+  float *m = nullptr, *l = nullptr, *o = nullptr;
+  int64_t states() const { return rows * static_cast<int64_t>(head_list.size()); }
+  int64_t packed_floats() const { return states() * (head_dim + 2); }
 };
 
 }  // namespace longspan::kernels

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -125,6 +126,12 @@ std::optional<double> cpu_quota(const fs::path& root) {
 
 int64_t total_memory(const fs::path& root) { return 1024 * value_after(root / "proc/meminfo", "MemTotal:").value_or(0); }
 
+int64_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{1024} * usage.ru_maxrss;
+}
+
 int64_t free_memory(const fs::path& root) {
   int64_t free = 1024 * value_after(root / "proc/meminfo", "MemAvailable:").value_or(0);
   for (const auto& [folder, version] : groups_with("memory", root)) {
@@ -157,7 +164,33 @@ std::vector<int> thread_shares(const std::vector<std::vector<int>>& cpus, std::o
   return shares;
 }
 
-Share share_of_host(const comm::Communicator& communicator) {
+std::optional<std::string> environment_variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? std::optional<std::string>(value) : std::nullopt;
+}
+
+Allotment slurm_allotment(const Variable& variable) {
+  const auto number = [&](const char* name) -> std::optional<int64_t> {
+    const std::optional<std::string> value = variable(name);
+    const std::optional<int64_t> count = value ? integer(*value) : std::nullopt;
+    return count && *count > 0 ? count : std::nullopt;  // a memory of 0 is all of the host's
+  };
+  Allotment allotment;
+  if (!variable("SLURM_JOB_ID")) return allotment;
+  allotment.cpus = number("SLURM_CPUS_ON_NODE");
+  allotment.cpus_per_rank = number("SLURM_CPUS_PER_TASK");
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  if (const auto node = number("SLURM_MEM_PER_NODE")) {
+    allotment.memory = *node * kMiB;
+  } else if (const auto each = number("SLURM_MEM_PER_CPU"); each && allotment.cpus) {
+    allotment.memory = *each * *allotment.cpus * kMiB;
+  } else if (const auto gpu = number("SLURM_MEM_PER_GPU"), gpus = number("SLURM_GPUS_ON_NODE"); gpu && gpus) {
+    allotment.memory = *gpu * *gpus * kMiB;
+  }
+  return allotment;
+}
+
+std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator) {
   using comm::check;
   MPI_Comm host = MPI_COMM_NULL;
   check(MPI_Comm_split_type(communicator.handle(), MPI_COMM_TYPE_SHARED, communicator.rank(), MPI_INFO_NULL, &host), "MPI_Comm_split_type");
@@ -169,15 +202,27 @@ Share share_of_host(const comm::Communicator& communicator) {
   std::exclusive_scan(counts.begin(), counts.end(), begins.begin(), 0);
   std::vector<int> all(static_cast<size_t>(begins.back() + counts.back()));
   check(MPI_Allgatherv(own.data(), own_count, MPI_INT, all.data(), counts.data(), begins.data(), MPI_INT, host), "MPI_Allgatherv");
-  // All ranks measured before any of them allocates: the least of their readings is for all.
-  int64_t free = free_memory();
-  check(MPI_Allreduce(MPI_IN_PLACE, &free, 1, MPI_INT64_T, MPI_MIN, host), "MPI_Allreduce");
   check(MPI_Comm_free(&host), "MPI_Comm_free");
-
   std::vector<std::vector<int>> cpus;
   for (size_t r = 0; r < counts.size(); ++r) cpus.emplace_back(all.begin() + begins[r], all.begin() + begins[r] + counts[r]);
-  return {.threads = thread_shares(cpus, cpu_quota())[static_cast<size_t>(communicator.local_rank())],
-          .memory = memory_share(free, communicator.local_size())};
+  return cpus;
+}
+
+Share share_of_host(const comm::Communicator& communicator, const Allotment& allotment) {
+  using comm::check;
+  const std::vector<std::vector<int>> cpus = cpus_of_host(communicator);
+  std::optional<double> quota = cpu_quota();
+  if (allotment.cpus) quota = std::min(quota.value_or(HUGE_VAL), static_cast<double>(*allotment.cpus));
+  int64_t threads = thread_shares(cpus, quota)[static_cast<size_t>(communicator.local_rank())];
+  threads = std::min(threads, allotment.cpus_per_rank.value_or(threads));
+  // All ranks measured before any of them allocates: the least of their readings is for all.
+  int64_t free = free_memory();
+  free = std::min(free, allotment.memory.value_or(free));
+  MPI_Comm host = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(communicator.handle(), MPI_COMM_TYPE_SHARED, communicator.rank(), MPI_INFO_NULL, &host), "MPI_Comm_split_type");
+  check(MPI_Allreduce(MPI_IN_PLACE, &free, 1, MPI_INT64_T, MPI_MIN, host), "MPI_Allreduce");
+  check(MPI_Comm_free(&host), "MPI_Comm_free");
+  return {.threads = static_cast<int>(threads), .memory = memory_share(free, communicator.local_size())};
 }
 
 std::string describe_host(const fs::path& root) {
@@ -232,13 +277,6 @@ std::optional<Problem> lonely_rank(int mpi_size, const Variable& variable) {
         .mend = launcher.mend};
   }
   return std::nullopt;
-}
-
-std::optional<Problem> lonely_rank(int mpi_size) {
-  return lonely_rank(mpi_size, [](const char* name) -> std::optional<std::string> {
-    const char* value = std::getenv(name);
-    return value ? std::optional<std::string>(value) : std::nullopt;
-  });
 }
 
 }  // namespace longspan::launch

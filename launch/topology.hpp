@@ -25,6 +25,9 @@ std::optional<double> cpu_quota(const std::filesystem::path& root = "/");
 int64_t free_memory(const std::filesystem::path& root = "/");
 int64_t total_memory(const std::filesystem::path& root = "/");
 
+// Bytes of memory that this process has had at most so far, code and libraries included.
+int64_t peak_memory();
+
 // The share of one of `ranks` in `free_bytes`: 80 % of what is free, in equal parts.
 int64_t memory_share(int64_t free_bytes, int ranks);
 
@@ -34,20 +37,33 @@ int64_t memory_share(int64_t free_bytes, int ranks);
 //   2 ranks on {0-7}, quota 4:        2, 2
 std::vector<int> thread_shares(const std::vector<std::vector<int>>& cpus, std::optional<double> quota);
 
+// getenv but for tests.
+using Variable = std::function<std::optional<std::string>(const char*)>;
+std::optional<std::string> environment_variable(const char* name);
+
+// What Slurm has granted the job on this host. Clusters differ in whether affinity and control groups hold a job to it.
+struct Allotment {
+  std::optional<int64_t> cpus;           // SLURM_CPUS_ON_NODE
+  std::optional<int64_t> cpus_per_rank;  // SLURM_CPUS_PER_TASK, when asked for
+  std::optional<int64_t> memory;  // bytes, when asked for: SLURM_MEM_PER_NODE, or SLURM_MEM_PER_CPU or _GPU times as many as are here
+};
+Allotment slurm_allotment(const Variable& variable = environment_variable);  // empty outside a Slurm job
+
+// available_cpus() of each rank of this rank's host, by local rank. Collective.
+std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator);
+
 // What a rank may use unless the user says otherwise. Equal splits are fair only if all ranks of a host agree: collective.
 struct Share {
   int threads = 1;
   int64_t memory = 0;  // bytes
 };
-Share share_of_host(const comm::Communicator& communicator);
+Share share_of_host(const comm::Communicator& communicator, const Allotment& allotment = {});
 
 // One line about this host for the run's head: "node03: AMD EPYC 9554, 2 sockets, 128 CPUs (16 for this process), 503.1 of 755.6 GiB free".
 std::string describe_host(const std::filesystem::path& root = "/");
 
 // The trap of a launcher that does not fit the MPI library: N processes start and each believes to be alone. A problem with its mend when
-// the launcher's variables speak of several ranks although MPI_COMM_WORLD has `mpi_size` = 1. `variable` is getenv but for tests.
-using Variable = std::function<std::optional<std::string>(const char*)>;
-std::optional<Problem> lonely_rank(int mpi_size, const Variable& variable);
-std::optional<Problem> lonely_rank(int mpi_size);
+// the launcher's variables speak of several ranks although MPI_COMM_WORLD has `mpi_size` = 1.
+std::optional<Problem> lonely_rank(int mpi_size, const Variable& variable = environment_variable);
 
 }  // namespace longspan::launch

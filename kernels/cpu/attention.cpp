@@ -11,8 +11,10 @@
 // clang-format on
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -85,7 +87,26 @@ void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, Thr
   });
 }
 
+double peak_rate(ElementType type, double seconds, ThreadPool& threads) {
+  using Clock = std::chrono::steady_clock;
+  const PanelKernel& kernel = kernel_for(type);
+  std::vector<double> rates(static_cast<size_t>(threads.threads()));
+  threads.for_each(threads.threads(), [&](int64_t item, int) {
+    constexpr int64_t kRounds = 20000;  // about 0.1 ms
+    double flop = 0, passed = 0;
+    for (const auto start = Clock::now(); passed < seconds; passed = std::chrono::duration<double>(Clock::now() - start).count())
+      flop += kernel.multiply(kRounds);
+    rates[static_cast<size_t>(item)] = passed > 0 ? flop / passed : 0;
+  });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
+}
+
 const char* target_name(ElementType type) { return kernel_for(type).name; }
+
+std::string target_names() {
+  const std::string all = target_name(ElementType::float32), bfloat16 = target_name(ElementType::bfloat16);
+  return bfloat16 == all ? all : all + ", bfloat16 " + bfloat16;
+}
 
 void allow_avx512_bf16(bool allowed) { bf16_allowed = allowed; }
 

@@ -1,6 +1,8 @@
 // Attention on CPUs: Highway with run-time dispatch, one pool of threads. Same arguments and results as every other device.
 #pragma once
 
+#include <string>
+
 #include "kernels/cpu/thread_pool.hpp"
 #include "kernels/kernel.hpp"
 
@@ -19,7 +21,13 @@ void merge(const Merge& merge, ThreadPool& threads);
 // States of rows that have seen nothing: m = −∞, l = 0, o = 0.
 void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, ThreadPool& threads);
 
+// FLOP/s that all threads together reach in a loop of multiply-adds out of registers (float32 FMAs, or the bfloat16 dot product where
+// kernels for `type` use it), for `seconds`: what the kernels are measured by.
+double peak_rate(ElementType type, double seconds, ThreadPool& threads);
+
 // Name of the instruction set that dispatch has chosen for this type of input, e.g. "AVX3", "AVX512_BF16".
 const char* target_name(ElementType type);
+// All of it: "AVX3", or "AVX3, bfloat16 AVX512_BF16".
+std::string target_names();
 
 }  // namespace longspan::kernels::cpu

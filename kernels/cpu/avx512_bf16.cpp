@@ -256,6 +256,22 @@ void pack_tile(const std::byte* unit, int head_dim, const KeyRuns& live, bool, f
   }
 }
 
+double multiply(int64_t rounds) {
+  constexpr int kSums = 12;
+  __m512 sum[kSums];
+#pragma GCC unroll 12
+  for (__m512& s : sum) s = _mm512_setzero_ps();
+  const auto a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(rounds & 1) << 7));
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (__m512& s : sum) s = _mm512_dpbf16_ps(s, a, a);
+  }
+  __m512 all = sum[0];
+#pragma GCC unroll 12
+  for (int i = 1; i < kSums; ++i) all = _mm512_add_ps(all, sum[i]);
+  return _mm512_cvtss_f32(all) < 0 ? 0 : 4.0 * kSums * kLanes * static_cast<double>(rounds);  // never negative; keeps the loop
+}
+
 void exp2_floats(const float* in, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const auto present = static_cast<__mmask16>(count - i >= kLanes ? 0xffff : (1 << (count - i)) - 1);
@@ -284,6 +300,7 @@ const PanelKernel* avx512_bf16_kernel(const PanelKernel& base) {
     k.pairs = true;
     k.pack_tile = pack_tile;
     k.attend = attend_panel;
+    k.multiply = multiply;
     k.exp2 = exp2_floats;
     // Pairs of bfloat16 travel as if they were float32: only bits are moved.
     k.pack_queries = [](const PanelKernel& kernel, const std::byte* from, int64_t stride, int rows, int head_dim, float* to) {

@@ -318,6 +318,27 @@ inline void exp2_floats(const float* in, float* out, int64_t count) {
   }
 }
 
+inline double multiply(int64_t rounds) {
+  constexpr int kSums = 12;
+  const Lane lane;
+  HWY_ALIGN_MAX float lanes[kLanes];
+  std::fill_n(lanes, kLanes, 1e-3f);
+  Vector sum[kSums];
+#pragma GCC unroll 12
+  for (Vector& s : sum) s = hn::Load(lane, lanes);
+  const Vector a = sum[0], b = sum[1];
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (Vector& s : sum) s = hn::MulAdd(s, a, b);
+  }
+  Vector all = hn::Zero(lane);
+#pragma GCC unroll 12
+  for (const Vector& s : sum) all = hn::Add(all, s);
+  hn::Store(all, lane, lanes);
+  // Also keeps the loop: the result might be negative, for all that the compiler knows.
+  return lanes[0] < 0 ? 0 : 2.0 * kSums * kLanes * static_cast<double>(rounds);
+}
+
 template <class Element>
 PanelKernel make_kernel() {
   PanelKernel kernel;
@@ -328,6 +349,7 @@ PanelKernel make_kernel() {
   kernel.pack_queries = pack_queries<Element>;
   kernel.pack_state = pack_state;
   kernel.unpack_state = unpack_state;
+  kernel.multiply = multiply;
   kernel.exp2 = exp2_floats;
   return kernel;
 }

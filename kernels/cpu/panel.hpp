@@ -57,6 +57,7 @@ struct PanelKernel {
   void (*pack_queries)(const PanelKernel& self, const std::byte* from, int64_t stride, int rows, int head_dim, float* to) = nullptr;
   void (*pack_state)(const float* from, int64_t stride, int rows, int head_dim, float* to) = nullptr;
   void (*unpack_state)(const float* from, int64_t stride, int rows, int head_dim, float* to) = nullptr;  // `stride` of the rows at `to`
+  double (*multiply)(int64_t rounds) = nullptr;  // multiply-adds as fast as registers allow, and how many FLOP that was
   void (*exp2)(const float* in, float* out, int64_t count) = nullptr;  // its exponential on an array, for tests of its error
 };
 

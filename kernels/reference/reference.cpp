@@ -1,15 +1,17 @@
 #include "kernels/reference/reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include "longspan/element_type.hpp"
+#include <vector>
 
 namespace longspan::kernels::reference {
 
-template <typename Real>
-Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o,
-                bool bfloat16_weights) {
+namespace {
+
+template <typename Real, typename Rounding>
+Real attend(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o,
+            Rounding rounded) {
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const size_t head_dim = q.size();
   const size_t count = keys.size() / head_dim;
@@ -28,10 +30,9 @@ Real attend_row(std::span<const float> q, std::span<const float> keys, std::span
   Real sum = 0;
   for (size_t d = 0; d < head_dim; ++d) o[d] = 0;
   for (size_t key = 0; key < count; ++key) {
-    Real weight = std::exp(weights[key] - shift);
+    const Real weight = std::exp(weights[key] - shift), factor = rounded(weight);
     sum += weight;
-    if (bfloat16_weights) weight = float_from_bfloat16(bfloat16_from_float(static_cast<float>(weight)));
-    for (size_t d = 0; d < head_dim; ++d) o[d] += weight * static_cast<Real>(values[key * head_dim + d]);
+    for (size_t d = 0; d < head_dim; ++d) o[d] += factor * static_cast<Real>(values[key * head_dim + d]);
   }
   if (sum == 0) {
     for (size_t d = 0; d < head_dim; ++d) o[d] = 0;
@@ -41,7 +42,22 @@ Real attend_row(std::span<const float> q, std::span<const float> keys, std::span
   return maximum + std::log(sum);
 }
 
-template double attend_row<double>(std::span<const float>, std::span<const float>, std::span<const float>, double, std::span<double>, bool);
-template float attend_row<float>(std::span<const float>, std::span<const float>, std::span<const float>, float, std::span<float>, bool);
+}  // namespace
+
+template <typename Real>
+Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o) {
+  return attend(q, keys, values, scale, o, [](Real weight) { return weight; });
+}
+
+template double attend_row<double>(std::span<const float>, std::span<const float>, std::span<const float>, double, std::span<double>);
+template float attend_row<float>(std::span<const float>, std::span<const float>, std::span<const float>, float, std::span<float>);
+
+float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
+                         ElementType type, std::span<float> o) {
+  return attend(q, keys, values, scale, o, [type](float weight) {
+    store_element(&weight, type, 0, weight);
+    return load_element(&weight, type, 0);
+  });
+}
 
 }  // namespace longspan::kernels::reference

@@ -5,13 +5,18 @@
 #include <span>
 #include <vector>
 
+#include "longspan/element_type.hpp"
+
 namespace longspan::kernels::reference {
 
 // One row: q [head_dim], keys and values [n][head_dim] (exactly those the row looks at, in any order), scale of the scores.
-// Writes o [head_dim] and returns the LSE (natural). No keys: o = 0, −∞. Every operation is done in Real. With `bfloat16_weights` the
-// weights (1 for the largest score) are rounded to bfloat16 before they meet the values, as matrix units want them; LSE and sum are not.
+// Writes o [head_dim] and returns the LSE (natural). No keys: o = 0, −∞. Every operation is done in Real.
 template <typename Real>
-Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o,
-                bool bfloat16_weights = false);
+Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o);
+
+// The same in float32, but with each weight (1 for the largest score) rounded to `type` before it meets its value, as matrix units of
+// 16-bit types demand. Their sum and the LSE take them unrounded.
+float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
+                         ElementType type, std::span<float> o);
 
 }  // namespace longspan::kernels::reference

@@ -12,8 +12,13 @@
 
 #include "cli/commands.hpp"
 #include "cli/rank_figures.hpp"
+#include "cli/rank_map.hpp"
 #include "cli/subject.hpp"
 #include "job/attend_job.hpp"
+#include "kernels/cpu/attention.hpp"
+#include "kernels/cpu/device.hpp"
+#include "kernels/gpus.hpp"
+#include "launch/gpu_choice.hpp"
 #include "launch/signals.hpp"
 #include "launch/topology.hpp"
 #include "report/build_info.hpp"
@@ -43,8 +48,14 @@ AttendOptions attend_options(const Settings& settings) {
   options.scale = settings.maybe_real("scale");
   options.memory = settings.maybe_integer("memory");
   if (const auto threads = settings.maybe_integer("threads")) options.threads = static_cast<int>(*threads);
+  options.bind = settings.text("bind") == "cores";
   if (settings.given("partition")) options.partition = plan::partition_kind_named(settings.text("partition"));
   if (const auto type = settings.maybe_text("output-type")) options.output_type = element_type_named(*type);
+  options.device = device_kind_named(settings.text("device")).value();
+  options.share_gpu = settings.flag("share-gpu");
+  options.transport = comm::transport_kind_named(settings.text("transport")).value();
+  options.exchange = plan::exchange_kind_named(settings.text("exchange")).value();
+  options.host_memory = settings.integer("host-memory");
   options.reproducible = settings.flag("reproducible");
   options.go_on = settings.flag("continue");
   options.overwrite = settings.flag("overwrite");
@@ -112,19 +123,6 @@ std::vector<std::vector<Figure>> gather_figures(const comm::Communicator& ranks,
   return all;
 }
 
-// "rank 0-3: node01, 2 threads" lines, equal neighbours joined.
-std::string topology_text(const std::vector<std::string>& ranks) {
-  std::string text;
-  for (size_t first = 0; first < ranks.size();) {
-    size_t last = first;
-    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[first]) ++last;
-    text += first == last ? fmt::format("  rank {}: {}\n", first, ranks[first])
-                          : fmt::format("  ranks {}-{}: {} each\n", first, last, ranks[first]);
-    first = last + 1;
-  }
-  return text;
-}
-
 class Notes {
  public:
   void add(const std::string& id, double lost, const std::string& what, const std::string& option) {
@@ -139,6 +137,24 @@ class Notes {
   std::vector<std::string> lines_;
   ordered_json json_ = ordered_json::array();
 };
+
+std::string device_text(const launch::GpuChoice& choice, const comm::Transport& transport) {
+  if (!choice.gpu) return kernels::cpu::target_names();
+  return fmt::format("{} (compute capability {}.{}), CUDA {}, driver for {}, keys by {}", choice.gpu->name, choice.gpu->major,
+                     choice.gpu->minor, kernels::cuda_toolkit_version(), kernels::cuda_driver_version(), transport.name());
+}
+
+ordered_json device_json(const launch::GpuChoice& choice, const kernels::Device& device, const comm::Transport& transport) {
+  ordered_json json{{"kind", choice.gpu ? "cuda" : "cpu"}, {"name", device.name()}, {"transport", transport.name()}};
+  if (choice.gpu) {
+    json["compute_capability"] = fmt::format("{}.{}", choice.gpu->major, choice.gpu->minor);
+    json["memory"] = choice.gpu->memory;
+    json["ranks_per_gpu"] = choice.sharers;
+    json["cuda_toolkit"] = kernels::cuda_toolkit_version();
+    json["cuda_driver"] = kernels::cuda_driver_version();
+  }
+  return json;
+}
 
 // A record that the user asked for by name must not fail after the work is done. (One beside the output shares its folder's fate.)
 void check_record(const Settings& settings, const std::string& record) {
@@ -157,29 +173,43 @@ void check_record(const Settings& settings, const std::string& record) {
 
 int run_attend(const Settings& settings, const Context& context) {
   const comm::Communicator& ranks = *context.ranks;
+  const launch::StopSignals signals;  // from now on: a signal while the job plans stops it after its first stripe
   std::vector<Problem> problems;
   if (const auto lonely = launch::lonely_rank(ranks.size())) problems.push_back(*lonely);
   ranks.agree(problems);
   AttendOptions options;
   ranks.agreed([&] { options = attend_options(settings); });
   ranks.on_root([&] { check_record(settings, options.record); });
-  const launch::Share share = launch::share_of_host(ranks);
-  job::AttendRequest request{.input = options.input,
-                             .output = options.output,
-                             .pattern = options.pattern,
-                             .scale = options.scale,
-                             .memory = options.memory,
-                             .output_type = options.output_type,
-                             .default_memory = share.memory,
-                             .threads = options.threads.value_or(share.threads),
-                             .reproducible = options.reproducible,
-                             .go_on = options.go_on,
-                             .overwrite = options.overwrite,
-                             .dry_run = options.dry_run,
-                             .timeout = options.timeout,
-                             .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(),
-                                                  report::build_type(), kernels::cpu::target_name(ElementType::bfloat16)),
-                             .version = report::version()};
+  const Launch launched = launch_ranks(ranks, options.bind, options.threads);
+  const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
+  std::unique_ptr<kernels::Device> device;
+  ranks.agreed([&] {
+    if (choice.gpu)
+      device = kernels::open_gpu(*choice.gpu, {.host_bytes = options.host_memory});
+    else
+      device = std::make_unique<kernels::cpu::CpuDevice>(launched.place.threads);
+  });
+  const std::unique_ptr<comm::Transport> transport = comm::make_transport(
+      ranks, options.transport, choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, options.timeout);
+  job::AttendRequest request{
+      .input = options.input,
+      .output = options.output,
+      .pattern = options.pattern,
+      .scale = options.scale,
+      .memory = options.memory,
+      .output_type = options.output_type,
+      .default_memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : launched.share.memory,
+      .step_bytes = transport->passes_host_memory() ? options.host_memory / 4 : 0,
+      .device = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu",
+      .exchange = options.exchange,
+      .reproducible = options.reproducible,
+      .go_on = options.go_on,
+      .overwrite = options.overwrite,
+      .dry_run = options.dry_run,
+      .timeout = options.timeout,
+      .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(), report::build_type(),
+                           kernels::cpu::target_name(ElementType::bfloat16)),
+      .version = report::version()};
   if (settings.given("partition")) request.partition = options.partition;
   const bool to_stdout = options.record == "-";
   report::Log log(options.log_level, ranks.rank() == 0, to_stdout ? stderr : stdout);
@@ -191,8 +221,9 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  const std::vector<std::string> places =
-      ranks.gather(fmt::format("{}, {} thread{}", ranks.host(), request.threads, request.threads == 1 ? "" : "s"));
+  launch::Place place = launched.place;
+  if (choice.gpu) place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
+  const std::vector<launch::Place> places = gather_places(ranks, place);
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());
@@ -201,27 +232,35 @@ int run_attend(const Settings& settings, const Context& context) {
     lines.emplace_back("--" + setting.name, fmt::format("{}  ({})", setting.shown, setting.origin));
   log.info("Options\n" + report::pairs_text(lines, 2));
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
-                       kernels::cpu::target_name(shape.type), topology_text(places)));
+                       device_text(choice, *transport), launch::map_text(places, 2)));
+  const std::string kernel = choice.gpu ? kernels::gpu_kernel(*choice.gpu, shape.type, shape.head_dim, static_cast<float>(job.scale()))
+                                        : kernels::cpu::target_name(shape.type);
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
                             report::count_text(job.pattern().documents().count()), job.pattern().documents().count() == 1 ? "" : "s",
                             shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), name_of(job.output_type()))},
       {"scale", report::exact_text(job.scale())},
+      {"kernel", kernel},
       {"memory", fmt::format("{} a rank may use", report::bytes_text(job.shared().options.memory))}};
   for (auto& line : shared_lines(job.shared())) lines.push_back(std::move(line));
   lines.emplace_back("stripes", fmt::format("{}, {} steps in all", job.stripes(), job.total_steps()));
   lines.emplace_back("planned in", report::duration_text(planning));
   log.info("Plan\n" + report::pairs_text(lines, 2));
   log.info(figures_text(figures, shown, false));
+  if (!choice.remark.empty()) log.warning(choice.remark);
   for (const std::string& remark : job.remarks()) log.warning(remark);
+  if (const std::string remark = binding_remark(places, launch::slurm_allotment(), launch::Machine().cpus()); !remark.empty())
+    log.warning(remark);
 
   ordered_json record = report::new_record("attend");
   record["command_line"] = context.command_line;
   ordered_json& effective = record["options"] = ordered_json::object();
   for (const Setting& setting : settings.all()) effective[setting.name] = {{"value", setting.shown}, {"origin", setting.origin}};
-  record["ranks"] = {
-      {"count", ranks.size()}, {"hosts", ranks.hosts()}, {"places", places}, {"target", kernels::cpu::target_name(shape.type)}};
+  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"target", kernels::cpu::target_name(shape.type)}};
+  for (const launch::Place& place : places) record["ranks"]["map"].push_back(place_json(place));
+  record["device"] = device_json(choice, *device, *transport);
+  record["device"]["kernel"] = kernel;
   record["pattern"] = options.pattern.canonical();
   record["scale"] = job.scale();
   record["shape"] = {{"tokens", shape.tokens},
@@ -255,8 +294,8 @@ int run_attend(const Settings& settings, const Context& context) {
 
   std::optional<report::Progress> progress;
   progress.emplace(log, "attend", job.stripes() + static_cast<int64_t>(job.shared().batches.size()), "stripes");
-  const launch::StopSignals signals;
-  const engine::Record mine = job.run([&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
+  const engine::Record mine = job.run(
+      *device, *transport, [&](int64_t stripe, int64_t) { progress->update(stripe); }, [&] { return signals.stop_requested(); });
   progress->finish();
 
   // End block: where the time went, what moved, what to change.
@@ -283,6 +322,7 @@ int run_attend(const Settings& settings, const Context& context) {
   const double in_flight = spread_of(ranks, mine.in_flight).mean;
   const double overlap = in_flight > 0 ? std::max(0.0, 1 - exchange.mean / in_flight) : 1;
   const double imbalance = attend.mean > 0 ? attend.most / attend.mean : 1;
+  const Spread peak = spread_of(ranks, static_cast<double>(launch::peak_memory()));
   const double seconds = std::max(total.most, 1e-9);
   const bool whole = job.finished_stripes() == 0;
   std::vector<std::pair<std::string, std::string>> summary{
@@ -295,7 +335,15 @@ int run_attend(const Settings& settings, const Context& context) {
       {"overlap", in_flight > 0
                       ? fmt::format("{} of the time that keys were on their way was hidden by compute", report::percent_text(overlap))
                       : "nothing to hide"},
-      {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)}};
+      {"imbalance", fmt::format("{:.2f} (busiest rank over mean)", imbalance)},
+      {"peak memory", fmt::format("{} (rank {}; the plan's and what the program itself takes)",
+                                  report::bytes_text(static_cast<int64_t>(peak.most)), peak.rank_of_most)}};
+  const int64_t crossed = ranks.sum(mine.bytes_from_other_hosts), if_flat = ranks.sum(mine.bytes_from_other_hosts_if_flat);
+  const int64_t least_crossing = ranks.sum(mine.least_bytes_to_host);
+  if (if_flat > 0) {
+    summary.emplace_back("between hosts", fmt::format("{}; lower bound, once to each host, {}; flat {}", report::bytes_text(crossed),
+                                                      report::bytes_text(least_crossing), report::bytes_text(if_flat)));
+  }
   if (rows_moved > 0) summary.emplace_back("long rows", report::bytes_text(rows_moved) + " of queries and states moved");
   if (read_again > 0) summary.emplace_back("read again", report::bytes_text(read_again) + " of keys and values");
   summary.emplace_back("output", options.output);
@@ -304,7 +352,7 @@ int run_attend(const Settings& settings, const Context& context) {
 
   Notes notes;
   const auto lost = [&](double part) { return total.mean > 0 ? part / total.mean : 0; };
-  const bool sharing = std::any_of(places.begin(), places.end(), [](const std::string& place) { return place.ends_with(" 1 thread"); });
+  const bool sharing = std::any_of(places.begin(), places.end(), [](const launch::Place& place) { return place.threads == 1; });
   if (seconds > 1) {  // shorter jobs are all start-up
     notes.add("imbalance", lost(attend.most - attend.mean), "ranks wait for the busiest one",
               "--partition auto or balanced, or fewer ranks");
@@ -329,8 +377,12 @@ int run_attend(const Settings& settings, const Context& context) {
                       {"kv_bytes_ring", ring},
                       {"kv_bytes_read_again", read_again},
                       {"long_row_bytes_moved", rows_moved},
+                      {"kv_bytes_between_hosts", crossed},
+                      {"kv_bytes_between_hosts_lower_bound", least_crossing},
+                      {"kv_bytes_between_hosts_flat", if_flat},
                       {"imbalance", imbalance},
                       {"overlap", overlap},
+                      {"peak_memory", to_json(peak)},
                       {"finished_stripes_before", job.finished_stripes()},
                       {"output", options.output}};
   record["notes"] = notes.json();

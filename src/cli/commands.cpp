@@ -51,7 +51,7 @@ const Option kDocuments{.name = "documents",
 const Option kMemory{.name = "memory",
                      .kind = Kind::bytes,
                      .value = "SIZE",
-                     .help = "what the plan may use per rank, e.g. 8Gi",
+                     .help = "what the plan may use per rank, e.g. 8Gi; of the GPU's memory where it computes on one",
                      .least = 1 << 20,
                      .when_absent = "80 % of what is free, shared by the ranks of a node"};
 const Option kPartition{.name = "partition",
@@ -60,6 +60,14 @@ const Option kPartition{.name = "partition",
                         .fallback = "auto",
                         .help = "how query blocks go to ranks",
                         .choices = {"auto", "contiguous", "zigzag", "balanced"}};
+const Option kExchange{.name = "exchange",
+                       .kind = Kind::choice,
+                       .value = "NAME",
+                       .fallback = "auto",
+                       .help =
+                           "how keys come from other hosts: flat, to each rank by itself; node, once to a host, whose ranks pass them on; "
+                           "auto is node where that saves a fifth of the bytes between hosts",
+                       .choices = {"auto", "flat", "node"}};
 const Option kReproducible{.name = "reproducible",
                            .kind = Kind::flag,
                            .help = "the same bits for any number of ranks: every row takes its keys in ascending order"};
@@ -70,6 +78,32 @@ const Option kThreads{.name = "threads",
                       .least = 1,
                       .most = 4096,
                       .when_absent = "the CPUs this rank may run on"};
+const Option kDevice{.name = "device",
+                     .kind = Kind::choice,
+                     .value = "KIND",
+                     .fallback = "auto",
+                     .help = "what computes: auto takes GPUs where every rank has one of its own",
+                     .choices = {"auto", "cpu", "cuda"}};
+const Option kShareGpu{.name = "share-gpu", .kind = Kind::flag, .help = "several ranks of a host may compute on one GPU"};
+const Option kTransport{.name = "transport",
+                        .kind = Kind::choice,
+                        .value = "NAME",
+                        .fallback = "auto",
+                        .help = "how keys go between ranks: auto is NCCL between GPUs where it is there, else MPI",
+                        .choices = {"auto", "mpi", "nccl"}};
+const Option kHostMemory{.name = "host-memory",
+                         .kind = Kind::bytes,
+                         .value = "SIZE",
+                         .fallback = "128Mi",
+                         .help = "pinned host memory of a GPU rank: buffers between files and the GPU",
+                         .least = 1 << 20,
+                         .most = int64_t{1} << 40};
+const Option kBind{.name = "bind",
+                   .kind = Kind::choice,
+                   .value = "WHAT",
+                   .fallback = "cores",
+                   .help = "cores: ranks of a host that the launcher has not bound get a part of its cores each; none: leave them",
+                   .choices = {"cores", "none"}};
 const Option kOverwrite{.name = "overwrite", .kind = Kind::flag, .help = "replace an existing output file"};
 
 Option required(Option option) {
@@ -115,7 +149,13 @@ std::vector<Command> make_commands() {
                   kPattern,
                   {.name = "scale", .kind = Kind::real, .value = "X", .help = "factor of the scores", .when_absent = "1/sqrt(head_dim)"},
                   kMemory,
+                  kHostMemory,
                   kThreads,
+                  kDevice,
+                  kShareGpu,
+                  kTransport,
+                  kExchange,
+                  kBind,
                   kPartition,
                   {.name = "output-type",
                    .kind = Kind::choice,
@@ -132,7 +172,7 @@ std::vector<Command> make_commands() {
                   {.name = "json",
                    .kind = Kind::json,
                    .value = "FILE",
-                   .help = "the run record as JSON; alone or with -, to standard output",
+                   .help = "the run record as JSON, to FILE (a name in .json, or --json=FILE for any); alone or with -, to standard output",
                    .when_absent = "OUTPUT with .run.json for .h5"},
                   {.name = "log-level",
                    .kind = Kind::choice,
@@ -177,6 +217,17 @@ std::vector<Command> make_commands() {
                            optional(kMemory, "no limit"),
                            kPartition,
                            kReproducible,
+                           {.name = "machine",
+                            .value = "FILE.json",
+                            .help = "predict times from the rates in this file, which longspan doctor --save or bench scaleout wrote",
+                            .when_absent = "no times"},
+                           {.name = "ranks-per-host",
+                            .kind = Kind::integer,
+                            .value = "N",
+                            .help = "ranks that share a host",
+                            .least = 1,
+                            .most = 1 << 20,
+                            .when_absent = "as where the rates were measured"},
                            kJson}};
   plan.options = joined(plan.options, paths);
 
@@ -242,7 +293,103 @@ std::vector<Command> make_commands() {
                              "Every element is a standard normal number that depends on the seed, the dataset, the token, the head and its "
                              "place in the head alone.",
                          .collective = true};
-  return {attend, verify, pattern, file, plan, generate};
+  const Command doctor{
+      .name = "doctor",
+      .summary = "check ranks, hosts, links and disk before a big job, on all ranks of mpirun or srun; exit code 0 or 4",
+      .usage = "[--folder DIR --save machine.json]",
+      .options =
+          {{.name = "folder", .value = "DIR", .fallback = ".", .help = "where the output of the job will be"},
+           {.name = "disk-bytes",
+            .kind = Kind::bytes,
+            .value = "SIZE",
+            .fallback = "64Mi",
+            .help = "what each rank writes there and reads back",
+            .least = 4096,
+            .most = int64_t{1} << 40},
+           {.name = "tolerance",
+            .kind = Kind::real,
+            .value = "X",
+            .fallback = "2",
+            .help = "a rank is unfit when it is so many times slower than the median one (latency: 5 times as many)"},
+           {.name = "save", .value = "FILE", .help = "write the measured rates as JSON, for plan --machine", .when_absent = "not written"},
+           kThreads,
+           kBind},
+      .more =
+          "Compares the program, clocks, system limits, attention and memory rates, free memory, MPI within and across hosts, and the "
+          "folder's disk. Unfit are also: clocks 1 s apart, less than 256 MiB of memory a rank, less than 20 MB/s of disk in all, a folder "
+          "that is not the same on all hosts.",
+      .collective = true};
+  // What both benchmarks of several ranks take: the job, and what it runs on.
+  const Option kIterations{.name = "iterations",
+                           .kind = Kind::integer,
+                           .value = "N",
+                           .fallback = "5",
+                           .help = "measured times, after one that does not count",
+                           .least = 1,
+                           .most = 1 << 20};
+  const Option kTimeout{.name = "timeout",
+                        .kind = Kind::duration,
+                        .value = "TIME",
+                        .fallback = "10min",
+                        .help = "break off when ranks wait that long for a message"};
+  const auto with_default = [](Option option, const std::string& value) {
+    option.fallback = value;
+    option.when_absent.clear();
+    return option;
+  };
+  const std::vector<Option> place{
+      optional(kMemory, "what the plan needs at its fastest"), kThreads, kDevice, kShareGpu, kPartition, kExchange, kTimeout, kJson};
+  Command exchange{
+      .name = "bench exchange",
+      .summary = "move the keys of a job without its compute, and compare with the link's own speed",
+      .usage = "[--pattern \"...\"] [--tokens N --heads H ... | --input C.h5] [options]",
+      .options = {optional(kPattern, "window, strided, random blocks at 1 %, and causal"), with_default(kTokens, "64Ki"),
+                  with_default(kHeads, "8"), kKvHeads, kHeadDim, kType, input("take shape and documents (and rows) from this file", false),
+                  kDocuments, with_default(kIterations, "20")},
+      .more = "Rows are synthetic unless --input is given. Nothing is attended; queries and states of long rows stay where they are.",
+      .collective = true};
+  exchange.options = joined(joined(exchange.options, place), paths);
+
+  Command kernel{
+      .name = "bench kernel",
+      .summary = "measure the attention kernel of this CPU against the peak of its own arithmetic",
+      .usage = "[--tokens N --heads H] [--type T] [--head-dim D] [--pattern \"...\"] [options]",
+      .options = {optional(kPattern, "full, causal, a window of 1,024, and bigbird"), with_default(kTokens, "8Ki"),
+                  with_default(kHeads, "8"), kKvHeads, optional(kHeadDim, "64 and 128"), optional(kType, "all"),
+                  with_default(kIterations, "5"), kThreads, kJson},
+      .more =
+          "GFLOP/s count 4 * head_dim for each pair of query and key in 64x64 squares with an allowed pair. The peak is that of a "
+          "loop of multiply-adds out of registers (float32, or bfloat16 dot products where the kernel uses them), on all threads "
+          "at once, before and after."};
+
+  Command scaleout{.name = "bench scaleout",
+                   .summary = "run a job on 1, 2, 4, ... of the ranks of this launch: scaling, and the cost model beside it",
+                   .usage = "--pattern \"...\" (--tokens N --heads H ... | --input C.h5) [--svg F.svg] [options]",
+                   .options = {kPattern,
+                               optional(kTokens, "sum of --documents, or the input's"),
+                               optional(kHeads, "1, or the input's"),
+                               kKvHeads,
+                               optional(kHeadDim, "128, or the input's"),
+                               optional(kType, "bfloat16, or the input's"),
+                               input("take shape, documents and rows from this file; they are held in memory", false),
+                               kDocuments,
+                               {.name = "mode",
+                                .kind = Kind::choice,
+                                .value = "MODE",
+                                .fallback = "both",
+                                .help = "strong: all tokens on any number of ranks; weak: on P of N ranks, P/N of the tokens",
+                                .choices = {"strong", "weak", "both"}},
+                               kIterations,
+                               {.name = "probe-time",
+                                .kind = Kind::duration,
+                                .value = "TIME",
+                                .fallback = "150ms",
+                                .help = "about how long each of the small jobs takes that measure the rates of the cost model"},
+                               {.name = "svg", .value = "FILE", .help = "draw the curves to FILE", .when_absent = "none"}},
+                   .more = "The ranks that have no part in a run sleep. --json writes what plan --machine takes.",
+                   .collective = true};
+  scaleout.options = joined(joined(scaleout.options, place), paths);
+  return {attend, verify, pattern, file, plan, generate, doctor, kernel, exchange, scaleout};
 }
 
 }  // namespace

@@ -18,13 +18,17 @@ struct Context {
   std::string command_line;                   // as typed, for records
 };
 
-// Each returns the exit code; Error for anything a user can mend. On every rank: attend, generate. On one: the others.
+// Each returns the exit code; Error for anything a user can mend. On every rank: attend, bench …, doctor, generate. On one: the others.
 int run_attend(const Settings& settings, const Context& context);
+int run_bench_kernel(const Settings& settings, const Context& context);
+int run_bench_exchange(const Settings& settings, const Context& context);
+int run_bench_scaleout(const Settings& settings, const Context& context);
 int run_plan(const Settings& settings, const Context& context);
 int run_verify(const Settings& settings, const Context& context);
 int run_inspect_pattern(const Settings& settings, const Context& context);
 int run_inspect_file(const Settings& settings, const Context& context);
 int run_generate(const Settings& settings, const Context& context);
+int run_doctor(const Settings& settings, const Context& context);
 
 std::string version_text();
 

@@ -92,7 +92,7 @@ Documents documents_from(const Settings& settings, uint64_t seed) {
       throw Error(settings.problem("documents", fmt::format("document length \"{}\" makes no sense", value), kForms));
     lengths.push_back(*length);
   }
-  if (tokens && *tokens != sum)
+  if (tokens && settings.given("tokens") && *tokens != sum)
     throw Error(settings.problem("documents", fmt::format("documents have {} tokens together, --tokens says {}", sum, *tokens), {},
                                  "leave out --tokens"));
   return Documents::from_lengths(lengths);

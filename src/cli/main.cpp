@@ -1,4 +1,6 @@
 // longspan COMMAND …: finds the command, reads its options, runs it, and turns whatever it throws into one message and an exit code.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +38,7 @@ int report_exception(const std::exception& error) {
                            .mend = memory ? "use more ranks or a smaller --memory" : "please report this with the command line"}});
 }
 
-// "inspect pattern" and "inspect file" are two words; the rest is options. Throws Error(usage) when the command is unknown.
+// "inspect pattern" and "bench exchange" are two words; the rest is options. Throws Error(usage) when the command is unknown.
 const cli::Command& find_command(std::vector<std::string>& arguments) {
   std::vector<std::string> names;
   for (const cli::Command& command : cli::commands()) {
@@ -50,14 +52,18 @@ const cli::Command& find_command(std::vector<std::string>& arguments) {
     return command;
   }
   std::string seen = arguments.front();
-  if (seen == "inspect") {
+  // Commands of two words: the first alone, or with another second.
+  std::string family;
+  for (const std::string& name : names)
+    if (name.starts_with(seen + " ")) family += (family.empty() ? "" : ", ") + name;
+  if (!family.empty()) {
     const bool more = arguments.size() > 1 && !arguments[1].starts_with('-');
     throw Error({.code = ExitCode::usage,
-                 .what = more ? "unknown command inspect " + arguments[1] : "inspect what?",
-                 .expected = "inspect pattern or inspect file",
+                 .what = more ? fmt::format("unknown command {} {}", seen, arguments[1]) : seen + " what?",
+                 .expected = "one of " + family,
                  .mend = "see longspan --help"});
   }
-  names.insert(names.end(), {"inspect", "--help", "--version"});
+  names.insert(names.end(), {"--help", "--version"});
   std::string near = nearest_name(seen, names);
   if (near.empty() && arguments.size() > 1) near = nearest_name(seen + " " + arguments[1], names);
   throw Error({.code = ExitCode::usage,
@@ -66,8 +72,9 @@ const cli::Command& find_command(std::vector<std::string>& arguments) {
 }
 
 // The same options on every rank, or an error that names the first that differs: a rank with another environment would do another job.
+// The same program, too, unless finding that out is what the command is for.
 void agree_on_settings(const comm::Communicator& ranks, const cli::Settings& settings) {
-  std::string mine = cli::version_text();
+  std::string mine = settings.command().name == "doctor" ? "" : cli::version_text();
   for (const cli::Setting& setting : settings.all()) mine += "--" + setting.name + " " + setting.text + "\n";
   const std::string first = ranks.broadcast(mine);
   std::vector<Problem> problems;
@@ -95,7 +102,11 @@ Runner runner_of(const std::string& command) {
   if (command == "inspect pattern") return cli::run_inspect_pattern;
   if (command == "inspect file") return cli::run_inspect_file;
   if (command == "plan") return cli::run_plan;
+  if (command == "bench kernel") return cli::run_bench_kernel;
+  if (command == "bench exchange") return cli::run_bench_exchange;
+  if (command == "bench scaleout") return cli::run_bench_scaleout;
   if (command == "generate") return cli::run_generate;
+  if (command == "doctor") return cli::run_doctor;
   internal_error("command " + command + " has no function");
 }
 

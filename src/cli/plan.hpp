@@ -19,7 +19,9 @@ struct PlanOptions {
   std::optional<int64_t> memory;  // bytes per rank; absent: no limit
   plan::PartitionKind partition = plan::PartitionKind::automatic;
   bool reproducible = false;
-  std::optional<std::string> json;  // file, or "-" for standard output instead of tables
+  std::optional<std::string> machine;  // file with measured rates: predict times
+  std::optional<int> ranks_per_host;   // absent: as many as where the rates were measured
+  std::optional<std::string> json;     // file, or "-" for standard output instead of tables
 };
 
 // Throws Error(usage or input) with all problems.

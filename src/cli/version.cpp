@@ -1,8 +1,10 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
+#include "comm/transport.hpp"
 #include "io/description.hpp"
 #include "kernels/cpu/attention.hpp"
+#include "kernels/gpus.hpp"
 #include "report/build_info.hpp"
 #include "report/table.hpp"
 
@@ -26,16 +28,18 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 }  // namespace
 
 std::string version_text() {
-  const std::string cuda = LONGSPAN_CUDA_VERSION;
+  const std::string cuda = kernels::cuda_toolkit_version(), driver = kernels::cuda_driver_version();
+  const comm::NcclFound& nccl = comm::find_nccl();
   return report::pairs_text({{"longspan", report::version()},
                              {"git commit", report::git_commit()},
                              {"compiler", fmt::format("{} ({})", report::compiler(), report::build_type())},
                              {"MPI", fmt::format("built with {}, found {}", built_with_mpi(), first_line(comm::library_version()))},
                              {"HDF5", fmt::format("built with {}, found {}", io::hdf5_built_with(), io::hdf5_running_with())},
-                             {"CPU kernels", fmt::format("{}; bfloat16: {}", kernels::cpu::target_name(ElementType::float32),
-                                                         kernels::cpu::target_name(ElementType::bfloat16))},
-                             {"CUDA", cuda.empty() ? "not built in" : fmt::format("not built in (toolkit {} was there)", cuda)},
-                             {"NCCL", "not built in"}});
+                             {"CPU kernels", kernels::cpu::target_names()},
+                             {"CUDA", cuda.empty()     ? "not built in"
+                                      : driver.empty() ? fmt::format("built with {}, no driver here", cuda)
+                                                       : fmt::format("built with {}, driver for {}", cuda, driver)},
+                             {"NCCL", nccl.version.empty() ? nccl.why_not : "found " + nccl.version}});
 }
 
 }  // namespace longspan::cli

@@ -9,7 +9,11 @@
 #include <new>
 #include <optional>
 
+#include "comm/transport.hpp"
 #include "engine/engine.hpp"
+#include "kernels/cpu/device.hpp"
+#include "launch/gpu_choice.hpp"
+#include "launch/topology.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 
@@ -119,9 +123,9 @@ std::string fingerprint(const Shape& shape, const std::string& pattern, const Do
   for (int64_t offset : documents.offsets()) offsets = (offsets ^ static_cast<uint64_t>(offset)) * 1099511628211u;
   return fmt::format(
       "tokens {}, heads {}, kv_heads {}, head_dim {}, {}, documents {} ({:x}), pattern {}, partition {}, output {}, reproducible {}, scale "
-      "{}",
+      "{}, device {}",
       shape.tokens, shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), documents.count(), offsets, pattern,
-      plan::name_of(options.partition), name_of(options.output_type), options.reproducible, options.scale);
+      plan::name_of(options.partition), name_of(options.output_type), options.reproducible, options.scale, name_of(options.device));
 }
 
 }  // namespace
@@ -145,7 +149,16 @@ struct Attention::State {
     }
     ranks.agree(problems);
     blocks.emplace(documents);
+    gpu = launch::choose_gpu(ranks, options.device, options.share_gpu);
     plan_all();
+    ranks.agreed([&] {
+      if (gpu.gpu)
+        device = kernels::open_gpu(*gpu.gpu);
+      else
+        device = std::make_unique<kernels::cpu::CpuDevice>(options.threads > 0 ? options.threads : kernels::cpu::available_cpus());
+    });
+    transport = comm::make_transport(ranks, comm::TransportKind::automatic, gpu.gpu ? std::optional(gpu.gpu->ordinal) : std::nullopt,
+                                     gpu.sharers > 1, options.timeout);
   }
 
   void plan_all() {
@@ -163,10 +176,15 @@ struct Attention::State {
       const int64_t keys = blocks->count() * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
       const int64_t rows = (blocks->count() + 1) * plan::block_row_bytes(shape, options.output_type);
       memory = 4 * (keys + rows) + (int64_t{1} << 30);
+      if (gpu.gpu) memory = ranks.min(std::min(memory, launch::memory_share(gpu.free_memory, gpu.sharers)));
     }
     plan_options.memory = memory;
-    ranks.agreed([&] { shared.emplace(plan::make_shared(*pattern, *blocks, shape, ranks.size(), plan_options)); });
-    engine.emplace(ranks, *pattern, *blocks, *shared, plan::make_rank_plan(*shared, *pattern, *blocks, ranks.rank()));
+    plan::RankPlan plan;
+    ranks.agreed([&] {
+      shared.emplace(plan::make_shared(*pattern, *blocks, shape, ranks.size(), plan_options));
+      plan = plan::make_rank_plan(*shared, *pattern, *blocks, ranks.rank());
+    });
+    engine.emplace(ranks, *pattern, *blocks, *shared, std::move(plan));
     for (const Interval& run : engine->plan().own) append(tokens, {blocks->tokens(run.begin).begin, blocks->tokens(run.end - 1).end});
   }
 
@@ -177,6 +195,9 @@ struct Attention::State {
   std::optional<plan::Blocks> blocks;
   std::optional<plan::Shared> shared;
   std::optional<engine::Engine> engine;
+  launch::GpuChoice gpu;
+  std::unique_ptr<kernels::Device> device;
+  std::unique_ptr<comm::Transport> transport;
   Intervals tokens;
   engine::Record record;
 };
@@ -199,10 +220,9 @@ void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, f
   engine::RunOptions run;
   run.scale =
       static_cast<float>(state_->options.scale != 0 ? state_->options.scale : 1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));
-  run.threads = state_->options.threads > 0 ? state_->options.threads : kernels::cpu::available_cpus();
   run.timeout = state_->options.timeout;
   try {
-    state_->record = state_->engine->forward(input, output, run);
+    state_->record = state_->engine->forward(input, output, *state_->device, *state_->transport, run);
   } catch (const Error& error) {
     state_->ranks.abort(error.problems().front());
   } catch (const std::bad_alloc&) {

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <deque>
 #include <future>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "engine/io_thread.hpp"
@@ -17,10 +18,8 @@ namespace longspan::engine {
 
 namespace {
 
-constexpr int64_t kStagingBytes = int64_t{8} << 20;  // of key rows on their way from the input into units
 constexpr int kTags = 1 << 20;
-constexpr int64_t kMessagesAhead = 256;  // sends are posted before their step while fewer messages are in flight
-constexpr double kPoll = 0.0005;         // seconds between two looks at the messages while the pool computes
+constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
 
 using Clock = std::chrono::steady_clock;
 
@@ -40,8 +39,14 @@ class Timed {
 }  // namespace
 
 Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks,
-               const plan::Shared& shared, plan::RankPlan plan, const std::vector<bool>& done)
-    : ranks_(ranks), pattern_(pattern), blocks_(blocks), shared_(shared), plan_(std::move(plan)), row_ranks_(ranks.handle()) {
+               const plan::Shared& shared, plan::RankPlan plan, const std::vector<bool>& done, std::vector<int> host_of_rank)
+    : ranks_(ranks),
+      pattern_(pattern),
+      blocks_(blocks),
+      shared_(shared),
+      plan_(std::move(plan)),
+      host_of_rank_(host_of_rank.empty() ? ranks.host_of_rank() : std::move(host_of_rank)),
+      row_ranks_(ranks.handle()) {
   const size_t batches = shared.batches.size();
   // A long stripe is needed as long as one of its rows still waits for its home's stripe.
   std::vector<int64_t> batch_needed(batches, 0);
@@ -62,27 +67,31 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
     std::fill(stripe.need.begin(), stripe.need.end(), Intervals{});
   }
   plan::plan_fetches(shared, plan_);
-  schedule_ = agree_on_schedule(ranks, shared, plan_);
+  schedule_ = agree_on_schedule(ranks, shared, plan_, host_of_rank_);
 }
 
 Engine::~Engine() = default;
 
 class Engine::Run {
  public:
-  Run(Engine& engine, Input& input, Output& output, const RunOptions& options)
+  Run(Engine& engine, Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options)
       : engine_(engine),
         shared_(engine.shared_),
         shape_(engine.shared_.shape),
         plan_(engine.plan_),
         input_(input),
         output_(output),
+        device_(device),
         options_(options),
         heads_(engine.pattern_, shape_),
-        pool_(shared_.keys_stay ? plan_.own : Intervals{}, shape_.kv_heads, engine.schedule_.most_fetched_units, plan_.unit_bytes),
-        exchange_(engine.ranks_, plan_.unit_bytes),
-        long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank),
-        threads_(options.threads) {
-    exchange_.set_timeout(options.timeout);
+        pool_(shared_.keys_stay ? plan_.own : Intervals{}, shape_.kv_heads, engine.schedule_.most_fetched_units, plan_.unit_bytes, device),
+        exchange_(transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes)),
+        long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device) {
+    exchange_->set_timeout(options.timeout);
+    if (engine.schedule_.passes_on) {
+      inside_host_ = transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes);
+      inside_host_->set_timeout(options.timeout);
+    }
     long_rows_.set_timeout(options.timeout);
     for (size_t s = 0; s < plan_.stripes.size(); ++s)
       for (int step = 0; step < engine.schedule_.steps[s]; ++step) order_.emplace_back(s, step);
@@ -102,7 +111,8 @@ class Engine::Run {
         if (t + 1 < order_.size()) start_fetch(t + 1);
         finish_fetch(t);
         attend(s, step);
-        release(s, step);
+        finish_passing_on(t);
+        release(s, step, static_cast<int64_t>(t));
       }
       end_stripe(s);
     }
@@ -111,14 +121,37 @@ class Engine::Run {
       for (std::future<void>& write : writes_)
         if (write.valid()) write.get();
     }
-    {
-      const Timed timed(record_.exchange);
-      for (size_t done = 0; done < order_.size(); ++done)
-        if (shared_.keys_stay) exchange_.finish_sends(tag_of(done));
-    }
+    finish_sends();
     record_.total = std::chrono::duration<double>(Clock::now() - start).count();
     account();
     return record_;
+  }
+
+  ExchangeTimes exchange(int times) {
+    if (!shared_.keys_stay) internal_error("an exchange of keys that are read again");
+    load_own_keys();
+    ExchangeTimes result;
+    for (int time = 0; time < times; ++time) {
+      sent_ = 0;
+      engine_.ranks_.barrier();
+      const Clock::time_point start = Clock::now();
+      if (!order_.empty()) start_fetch(0);
+      for (size_t t = 0; t < order_.size(); ++t) {
+        if (t + 1 < order_.size()) start_fetch(t + 1);
+        finish_fetch(t);
+        finish_passing_on(t);
+        release(order_[t].first, order_[t].second, static_cast<int64_t>(t));
+      }
+      finish_sends();
+      result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    }
+    account();
+    result.bytes_received = record_.bytes_received / std::max(1, times);
+    result.bytes_sent = record_.bytes_sent / std::max(1, times);
+    for (const auto& stripe : engine_.schedule_.exchanges)
+      for (const StepExchange& step : stripe)
+        result.messages_received += static_cast<int64_t>(step.receive.size() + step.given_receive.size());
+    return result;
   }
 
  private:
@@ -148,52 +181,46 @@ class Engine::Run {
       }
     }
     most_states = std::max(most_states, most_rows);
+    const auto reserve = [&](kernels::Buffer& buffer, int64_t bytes) {
+      buffer = device_.allocate(bytes);
+      record_.rows_bytes += bytes;
+    };
     // Long stripes come first: their queries lie where the second stripe of own rows will have its own.
-    q_[0].resize(static_cast<size_t>(most_rows * q_row_bytes()));
-    q_[1].resize(static_cast<size_t>(std::max(most_rows, most_q) * q_row_bytes()));
-    m_.resize(static_cast<size_t>(most_states * shape_.heads));
-    l_.resize(m_.size());
-    o_.resize(m_.size() * static_cast<size_t>(shape_.head_dim));
-    most_rows_ = most_rows;
-    record_.rows_bytes = static_cast<int64_t>(q_[0].size() + q_[1].size() + (m_.size() * 2 + o_.size()) * sizeof(float)) +
-                         2 * most_rows * (o_row_bytes() + int64_t{shape_.heads} * 4);
+    reserve(q_[0], most_rows * q_row_bytes());
+    reserve(q_[1], std::max(most_rows, most_q) * q_row_bytes());
+    reserve(states_.m, most_states * shape_.heads * 4);
+    reserve(states_.l, most_states * shape_.heads * 4);
+    reserve(states_.o, most_states * shape_.heads * shape_.head_dim * 4);
+    for (auto& [o, lse] : results_) {
+      reserve(o, most_rows * o_row_bytes());
+      reserve(lse, most_rows * shape_.heads * 4);
+    }
     record_.pool_bytes = pool_.bytes();
   }
 
-  // Rows of `blocks` of KV heads [kv_head, kv_head + kv_heads) from the input into their units.
-  void load_units(int kv_head, int kv_heads, Interval blocks, const std::function<std::byte*(int kv_head, int64_t block)>& unit) {
-    const auto row = static_cast<int64_t>(size_of(shape_.type)) * shape_.head_dim;
-    const int64_t at_once = std::max<int64_t>(1, kStagingBytes / (2 * plan::kBlock * kv_heads * row));
-    std::vector<std::byte> k, v;
-    for (int64_t first = blocks.begin; first < blocks.end; first += at_once) {
-      const Interval part{first, std::min(blocks.end, first + at_once)};
-      const Interval tokens = tokens_of(part);
-      k.resize(static_cast<size_t>(tokens.length() * kv_heads * row));
-      v.resize(k.size());
-      input_.read_k(tokens.begin, tokens.length(), kv_head, kv_heads, k.data());
-      input_.read_v(tokens.begin, tokens.length(), kv_head, kv_heads, v.data());
-      for (int64_t block = part.begin; block < part.end; ++block) {
-        const Interval rows = engine_.blocks_.tokens(block);
-        for (int h = 0; h < kv_heads; ++h) {
-          std::byte* to_k = unit(kv_head + h, block);
-          std::byte* to_v = to_k + plan::kBlock * row;
-          for (int64_t r = 0; r < rows.length(); ++r) {
-            const int64_t from = ((rows.begin - tokens.begin + r) * kv_heads + h) * row;
-            std::memcpy(to_k + r * row, k.data() + from, static_cast<size_t>(row));
-            std::memcpy(to_v + r * row, v.data() + from, static_cast<size_t>(row));
-          }
-          const auto rest = static_cast<size_t>((plan::kBlock - rows.length()) * row);
-          std::memset(to_k + rows.length() * row, 0, rest);
-          std::memset(to_v + rows.length() * row, 0, rest);
-        }
-      }
-    }
+  // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
+  void load_units(int kv_head, int kv_heads, Interval blocks, std::span<const int32_t> slots) {
+    std::vector<int32_t> rows;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) rows.push_back(engine_.blocks_.rows(block));
+    const int64_t begin = tokens_of(blocks).begin;
+    device_.load_units(
+        {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots},
+        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
+          input_.read_k(begin + first, count, kv_head, kv_heads, k);
+          input_.read_v(begin + first, count, kv_head, kv_heads, v);
+        },
+        pool_.memory());
   }
 
   void load_own_keys() {
     const Timed timed(record_.load);
-    for (const Interval& run : plan_.own)
-      load_units(0, shape_.kv_heads, run, [&](int kv_head, int64_t block) { return pool_.at(pool_.slot(kv_head, block)); });
+    std::vector<int32_t> slots;
+    for (const Interval& run : plan_.own) {
+      slots.clear();
+      for (int64_t block = run.begin; block < run.end; ++block)
+        for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) slots.push_back(static_cast<int32_t>(pool_.slot(kv_head, block)));
+      load_units(0, shape_.kv_heads, run, slots);
+    }
   }
 
   // The stripe of own rows at or after `s` that has any.
@@ -204,15 +231,16 @@ class Engine::Run {
 
   void read_ahead(size_t s) {
     if (s >= plan_.stripes.size()) return;
-    std::byte* to = q_[read_++ % 2].data();
-    std::vector<Interval> runs;
-    for (const Interval& run : stripe(s).query_blocks) runs.push_back(tokens_of(run));
+    std::byte* to = q_[read_++ % 2].get();
     next_q_ = to;
-    reading_ = io_.submit([this, to, runs] {
+    reading_ = io_.submit([this, to, s] {
       std::byte* at = to;
-      for (const Interval& run : runs) {
-        input_.read_q(run.begin, run.length(), at);
-        at += run.length() * q_row_bytes();
+      for (const Interval& run : stripe(s).query_blocks) {
+        const Interval tokens = tokens_of(run);
+        device_.load_rows(
+            tokens.length(), q_row_bytes(),
+            [&](int64_t first, int64_t count, std::byte* rows) { input_.read_q(tokens.begin + first, count, rows); }, at);
+        at += tokens.length() * q_row_bytes();
       }
     });
   }
@@ -229,38 +257,84 @@ class Engine::Run {
         for (const Interval& run : stripe(s).fetch[static_cast<size_t>(step)][c])
           runs.push_back({key_class.kv_heads.front(), static_cast<int32_t>(key_class.kv_heads.size()), run.begin, run.length()});
       }
-      std::map<std::pair<int, int64_t>, std::byte*> places;
-      for_each_unit(runs, [&](int kv_head, int64_t block) { places[{kv_head, block}] = pool_.at(pool_.take(kv_head, block)); });
-      record_.bytes_read_again += static_cast<int64_t>(places.size()) * plan_.unit_bytes;
-      key_reads_[t] = io_.submit([this, runs, places = std::move(places)] {
-        for (const UnitRun& run : runs)
-          load_units(run.kv_head, run.kv_heads, {run.block, run.block + run.count}, [&](int kv_head, int64_t block) {
-            return places.at({kv_head, block});
-          });
+      // By block, then KV head, as the input's rows have them.
+      std::vector<std::vector<int32_t>> slots;
+      for (const UnitRun& run : runs) {
+        slots.emplace_back();
+        for (int64_t block = run.block; block < run.block + run.count; ++block)
+          for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+            slots.back().push_back(static_cast<int32_t>(pool_.take(kv_head, block)));
+        record_.bytes_read_again += run.units() * plan_.unit_bytes;
+      }
+      key_reads_[t] = io_.submit([this, runs, slots = std::move(slots)] {
+        for (size_t r = 0; r < runs.size(); ++r)
+          load_units(runs[r].kv_head, runs[r].kv_heads, {runs[r].block, runs[r].block + runs[r].count}, slots[r]);
       });
       return;
     }
-    std::vector<comm::BlockExchange::Message> receives;
-    for (const PeerUnits& peer : exchange.receive) {
-      receives.push_back({peer.peer, {}});
-      for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(receives.back(), pool_.at(pool_.take(kv_head, block))); });
+    // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
+    std::unordered_map<int64_t, int32_t> taken;
+    const auto take = [&](int kv_head, int64_t block) {
+      const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
+      if (!exchange.pass_on.empty()) taken[block * shape_.kv_heads + kv_head] = slot;
+      arriving_[t].push_back(slot);
+      return slot;
+    };
+    const std::vector<comm::PoolExchange::Message> receives = messages(exchange.receive, take);
+    for (const comm::PoolExchange::Message& message : receives)
+      if (engine_.host_of_rank_[static_cast<size_t>(message.peer)] != engine_.host_of_rank_[static_cast<size_t>(plan_.rank)])
+        record_.bytes_from_other_hosts += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
+    if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
+      Inside inside{t, messages(exchange.given_receive, take), {}};
+      inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
+        const auto now = taken.find(block * shape_.kv_heads + kv_head);
+        return now != taken.end() ? now->second : slot_of(kv_head, block);
+      });
+      inside_waiting_.push_back(std::move(inside));
     }
-    exchange_.start(tag_of(t), receives, {});
+    exchange_->start(tag_of(t), receives, sent_ <= t ? sends_of(sent_++) : std::vector<comm::PoolExchange::Message>{});
     if (!receives.empty()) awaited_.emplace(t, Clock::now());
-    post_sends(t);
+    for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
   }
 
-  // Posts the sends of step t, and of later ones while there are few messages on their way: own keys never change, so a rank that is ahead
-  // need not wait until this one gets there.
-  void post_sends(size_t t) {
-    while (sent_ < order_.size() && (sent_ <= t || exchange_.messages_in_flight() < kMessagesAhead)) {
-      const auto [s, step] = order_[sent_];
-      std::vector<comm::BlockExchange::Message> sends;
-      for (const PeerUnits& peer : engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send) {
-        sends.push_back({peer.peer, {}});
-        for_each_unit(peer.runs, [&](int kv_head, int64_t block) { add_piece(sends.back(), pool_.at(pool_.slot(kv_head, block))); });
-      }
-      exchange_.start(tag_of(sent_++), {}, sends);
+  int32_t slot_of(int kv_head, int64_t block) const { return static_cast<int32_t>(pool_.slot(kv_head, block)); }
+
+  template <typename Slot>
+  static std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
+    std::vector<comm::PoolExchange::Message> messages;
+    for (const PeerUnits& peer : peers) {
+      messages.push_back({peer.peer, {}});
+      for_each_unit(peer.runs, [&](int kv_head, int64_t block) { messages.back().slots.push_back(slot(kv_head, block)); });
+    }
+    return messages;
+  }
+
+  std::vector<comm::PoolExchange::Message> sends_of(size_t t) {
+    const auto [s, step] = order_[t];
+    return messages(engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send,
+                    [&](int kv_head, int64_t block) { return slot_of(kv_head, block); });
+  }
+
+  // Inside the host, a step's units go on as soon as those from elsewhere are here; step by step.
+  void pass_on() {
+    while (!inside_waiting_.empty() && exchange_->received(tag_of(inside_waiting_.front().t))) {
+      const Inside& next = inside_waiting_.front();
+      inside_host_->start(tag_of(next.t), next.receives, next.sends);
+      inside_waiting_.pop_front();
+    }
+  }
+
+  // Before this rank waits for anything but one of the two exchanges by itself: others may be waiting for its blocks.
+  void hand_over() {
+    exchange_->hand_over();
+    if (inside_host_) inside_host_->hand_over();
+  }
+
+  void move_messages() {
+    exchange_->progress();
+    if (inside_host_) {
+      pass_on();
+      inside_host_->progress();
     }
   }
 
@@ -271,33 +345,55 @@ class Engine::Run {
         for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
   }
 
-  void add_piece(comm::BlockExchange::Message& message, std::byte* unit) const {
-    if (!message.pieces.empty() && message.pieces.back().address + message.pieces.back().blocks * plan_.unit_bytes == unit) {
-      ++message.pieces.back().blocks;
-    } else {
-      message.pieces.push_back({unit, 1});
-    }
-  }
-
   void finish_fetch(size_t t) {
     const Timed timed(record_.exchange);
     if (shared_.keys_stay) {
-      exchange_.finish_receives(tag_of(t));
+      if (inside_host_) inside_host_->hand_over();
+      exchange_->finish_receives(tag_of(t));
+      if (inside_host_) {
+        pass_on();
+        exchange_->hand_over();
+        inside_host_->finish_receives(tag_of(t));
+      }
       note_arrivals();
+      if (const auto arrived = arriving_.find(t); arrived != arriving_.end()) {
+        device_.units_arrived(pool_.memory(), arrived->second, shape_.type, shape_.head_dim);
+        arriving_.erase(arrived);
+      }
     } else if (const auto read = key_reads_.find(t); read != key_reads_.end()) {
       read->second.get();
       key_reads_.erase(read);
     }
   }
 
+  void finish_passing_on(size_t t) {
+    if (!inside_host_) return;
+    const Timed timed(record_.exchange);
+    hand_over();
+    inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
+  }
+
+  void finish_sends() {
+    const Timed timed(record_.exchange);
+    for (size_t t = 0; t < order_.size(); ++t)
+      if (shared_.keys_stay) exchange_->finish_sends(tag_of(t));
+  }
+
   void begin_stripe(size_t s) {
+    if (next_lists_) {
+      lists_ = std::exchange(next_lists_, std::nullopt);
+    } else {
+      const Timed timed(record_.plan);
+      lists_ = make_lists(s);
+    }
     if (stripe(s).is_long()) {
       layout_ = long_rows_.layout(stripe(s));
-      {
-        const Timed timed(record_.exchange);
-        long_rows_.bring_queries(stripe(s), layout_, input_, q_[1].data());
-      }
-      kernels::cpu::clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m_.data(), l_.data(), o_.data(), threads_);
+      const Timed timed(record_.exchange);
+      hand_over();
+      std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
+      long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
+      device_.upload(q.data(), static_cast<int64_t>(q.size()), q_[1].get());
+      device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m(), l(), o());
     } else if (!stripe(s).query_blocks.empty()) {
       {
         const Timed timed(record_.input);
@@ -305,29 +401,41 @@ class Engine::Run {
       }
       q_now_ = next_q_;
       read_ahead(next_rows(s + 1));
-      const Timed timed(record_.finish);
-      kernels::cpu::clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m_.data(), l_.data(), o_.data(), threads_);
-      int64_t row = 0;
-      for (const Interval& run : stripe(s).query_blocks) {
-        for (int64_t block = run.begin; block < run.end; ++block) {
-          long_rows_.put_states(block, row, m_.data(), l_.data(), o_.data());
-          row += engine_.blocks_.rows(block);
-        }
+      {
+        const Timed timed(record_.output);
+        results_now_ = written_++ % 2;
+        if (writes_[results_now_].valid()) writes_[results_now_].get();
       }
+      prepare_states(s);
     }
-    if (next_lists_) {
-      lists_ = std::exchange(next_lists_, std::nullopt);
-    } else {
-      const Timed timed(record_.plan);
-      lists_ = make_lists(s);
-    }
+  }
+
+  // Where the kernels finish rows themselves, only those without any tile need a state, and their results before the others'.
+  void prepare_states(size_t s) {
+    const Timed timed(record_.finish);
+    bool needed = !device_.finishes_in_steps() || lists_->some_rows_see_nothing;
+    for_each_block(s, [&](int64_t block, int64_t) { needed = needed || long_rows_.has_states(block); });
+    if (!needed) return;
+    device_.clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m(), l(), o());
+    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.put_states(block, row, m(), l(), o()); });
+    if (device_.finishes_in_steps()) finish(s);
+  }
+
+  void finish(size_t s) {
+    device_.finish({shape_.heads, shape_.head_dim, rows_of(s), m(), l(), o(), results().type, results().o, results().lse});
+  }
+
+  // Calls f(block, its first row) for the own query blocks of a stripe.
+  template <typename F>
+  void for_each_block(size_t s, F f) const {
+    int64_t row = 0;
+    for (const Interval& run : stripe(s).query_blocks)
+      for (int64_t block = run.begin; block < run.end; ++block) f(block, row), row += engine_.blocks_.rows(block);
   }
 
   StripeLists make_lists(size_t s) {
     std::map<int64_t, int64_t> first_row;  // of own query blocks
-    int64_t rows = 0;
-    for (const Interval& run : stripe(s).query_blocks)
-      for (int64_t block = run.begin; block < run.end; ++block) first_row[block] = rows, rows += engine_.blocks_.rows(block);
+    for_each_block(s, [&](int64_t block, int64_t row) { first_row[block] = row; });
     const LongRows::Layout layout = stripe(s).is_long() ? long_rows_.layout(stripe(s)) : LongRows::Layout{};
     const auto place = [&](const plan::StripeRow& row) {
       if (row.piece < 0) return StripeLists::Place{first_row.at(row.block), first_row.at(row.block)};
@@ -335,7 +443,7 @@ class Engine::Run {
                                 layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
     };
     return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
-                             [this] { exchange_.progress(); });
+                             [this] { move_messages(); });
   }
 
   void attend(size_t s, int step) {
@@ -358,8 +466,8 @@ class Engine::Run {
     arguments.kv_heads = shape_.kv_heads;
     arguments.head_dim = shape_.head_dim;
     arguments.scale = options_.scale;
-    arguments.q = stripe(s).is_long() ? q_[1].data() : q_now_;
-    arguments.pool = pool_.base();
+    arguments.q = stripe(s).is_long() ? q_[1].get() : q_now_;
+    arguments.pool = pool_.memory().units;
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
     arguments.resident = resident;
@@ -367,32 +475,43 @@ class Engine::Run {
     arguments.tiles = lists.tiles;
     arguments.head_lists = heads_.heads;
     arguments.masks = lists_->masks;
-    arguments.m = m_.data();
-    arguments.l = l_.data();
-    arguments.o = o_.data();
-    kernels::cpu::start_forward(arguments, threads_);
-    // This thread has time: the next stripe's lists are made while the pool computes this one's last step.
+    arguments.m = m();
+    arguments.l = l();
+    arguments.o = o();
+    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), pool_.memory(), results());
+    // This thread has time: the next stripe's lists are made while the device computes this one's last step.
     if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size()) next_lists_ = make_lists(s + 1);
-    while (!threads_.wait_for(kPoll)) {
-      exchange_.progress();
+    while (!device_.wait_for(kPoll)) {
+      move_messages();
       long_rows_.progress();
       note_arrivals();
     }
   }
 
   void note_arrivals() {
-    if (!awaited_ || !exchange_.received(tag_of(awaited_->first))) return;
+    if (!awaited_ || !exchange_->received(tag_of(awaited_->first))) return;
     record_.in_flight += std::chrono::duration<double>(Clock::now() - awaited_->second).count();
     awaited_.reset();
   }
 
-  void release(size_t s, int step) {
+  void release(size_t s, int step, int64_t t) {
+    const auto held = [&](size_t c) { return held_blocks(engine_.schedule_.hold_at, t, c); };
+    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(held_blocks(engine_.schedule_.let_go_at, t, c), held(c)));
     if (static_cast<size_t>(step) < stripe(s).fetch.size())
       for (size_t c = 0; c < shared_.classes.size(); ++c)
-        release(c, subtract(stripe(s).fetch[static_cast<size_t>(step)][c], stripe(s).keep[c]));
+        release(c, subtract(subtract(stripe(s).fetch[static_cast<size_t>(step)][c], stripe(s).keep[c]), held(c)));
     if (step + 1 < engine_.schedule_.steps[s]) return;
-    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(kept_[c], stripe(s).keep[c]));
+    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(subtract(kept_[c], stripe(s).keep[c]), held(c)));
     kept_ = stripe(s).keep;
+  }
+
+  static Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step, int64_t t, size_t key_class) {
+    Intervals blocks;
+    const auto found = by_step.find(t);
+    if (found == by_step.end()) return blocks;
+    for (const HeldBlocks& held : found->second)
+      if (static_cast<size_t>(held.key_class) == key_class) blocks.push_back(held.blocks);
+    return normalised(std::move(blocks));
   }
 
   void release(size_t key_class, const Intervals& blocks) {
@@ -402,44 +521,51 @@ class Engine::Run {
   }
 
   void end_stripe(size_t s) {
+    {
+      const Timed timed(record_.exchange);
+      hand_over();
+    }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
-      long_rows_.bring_states_home(stripe(s), layout_, m_.data(), l_.data(), o_.data(), threads_);
+      long_rows_.bring_states_home(stripe(s), layout_, m(), l(), o());
     } else if (!stripe(s).query_blocks.empty()) {
+      if (!device_.finishes_in_steps()) {
+        const Timed timed(record_.finish);
+        finish(s);
+      }
       write_results(s);
     }
     if (options_.progress) options_.progress(static_cast<int64_t>(s) + 1, static_cast<int64_t>(plan_.stripes.size()));
   }
 
   void write_results(size_t s) {
-    const size_t buffer = written_++ % 2;
-    if (writes_[buffer].valid()) {
-      const Timed timed(record_.output);
-      writes_[buffer].get();
-    }
-    const int64_t rows = rows_of(s);
-    out_[buffer].resize(static_cast<size_t>(most_rows_ * o_row_bytes()));  // not before: states of long rows travel in this memory's stead
-    lse_[buffer].resize(static_cast<size_t>(most_rows_ * shape_.heads));
-    {
-      const Timed timed(record_.finish);
-      kernels::cpu::finish({shape_.heads, shape_.head_dim, rows, m_.data(), l_.data(), o_.data(), shared_.options.output_type,
-                            out_[buffer].data(), lse_[buffer].data()},
-                           threads_);
-    }
-    writes_[buffer] = io_.submit([this, s, buffer] {
-      int64_t row = 0;
+    writes_[results_now_] = io_.submit([this, s, from = results()]() mutable {
       for (const Interval& run : stripe(s).query_blocks) {
         const Interval tokens = tokens_of(run);
-        output_.write(tokens.begin, tokens.length(), out_[buffer].data() + row * o_row_bytes(), lse_[buffer].data() + row * shape_.heads);
-        row += tokens.length();
+        device_.store_rows(from, tokens.length(), shape_.heads, shape_.head_dim,
+                           [&](int64_t first, int64_t count, const std::byte* o, const float* lse) {
+                             output_.write(tokens.begin + first, count, o, lse);
+                           });
+        from.o += tokens.length() * o_row_bytes();
+        from.lse += tokens.length() * shape_.heads;
       }
       output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));
     });
   }
 
+  float* m() const { return reinterpret_cast<float*>(states_.m.get()); }
+  float* l() const { return reinterpret_cast<float*>(states_.l.get()); }
+  float* o() const { return reinterpret_cast<float*>(states_.o.get()); }
+  kernels::Results results() const {
+    const auto& [o, lse] = results_[results_now_];
+    return {shared_.options.output_type, o.get(), reinterpret_cast<float*>(lse.get())};
+  }
+
   void account() {
-    record_.bytes_received = exchange_.bytes_received();
-    record_.bytes_sent = exchange_.bytes_sent();
+    record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
+    record_.least_bytes_to_host = engine_.schedule_.least_units_to_host * plan_.unit_bytes;
+    record_.bytes_received = exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0);
+    record_.bytes_sent = exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0);
     record_.planned_bytes_received = plan_.units_moved * plan_.unit_bytes;
     record_.planned_bytes_sent = engine_.schedule_.units_to_send * plan_.unit_bytes;
     record_.row_bytes_received = long_rows_.bytes_received();
@@ -452,32 +578,52 @@ class Engine::Run {
   const plan::RankPlan& plan_;
   Input& input_;
   Output& output_;
+  kernels::Device& device_;
   const RunOptions& options_;
   Record record_;
 
   HeadSets heads_;
   KeyPool pool_;
-  comm::BlockExchange exchange_;
+  std::unique_ptr<comm::PoolExchange> exchange_;     // with the homes
+  std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
+  struct Inside {
+    size_t t;
+    std::vector<comm::PoolExchange::Message> receives, sends;
+  };
+  std::deque<Inside> inside_waiting_;  // until the step's units from elsewhere are here
   LongRows long_rows_;
   LongRows::Layout layout_;
-  kernels::cpu::ThreadPool threads_;
 
   std::vector<std::pair<size_t, int>> order_;  // (stripe, step) in the order they run
   std::optional<StripeLists> lists_, next_lists_;
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;
+  std::map<size_t, std::vector<int32_t>> arriving_;              // by step: slots that messages fill
   std::optional<std::pair<size_t, Clock::time_point>> awaited_;  // the step whose keys are on their way, and since when
 
-  std::vector<std::byte> q_[2], out_[2];
-  std::vector<float> m_, l_, o_, lse_[2];
+  kernels::Buffer q_[2];
+  struct {
+    kernels::Buffer m, l, o;
+  } states_;
+  struct {
+    kernels::Buffer o, lse;
+  } results_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, sent_ = 0;
-  int64_t most_rows_ = 0;
+  size_t read_ = 0, written_ = 0, sent_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::future<void> reading_, writes_[2];
   IoThread io_;  // last: its tasks use everything above, and it is joined first
 };
 
-Record Engine::forward(Input& input, Output& output, const RunOptions& options) { return Run(*this, input, output, options).execute(); }
+Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {
+  return Run(*this, input, output, device, transport, options).execute();
+}
+
+ExchangeTimes Engine::exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times) {
+  class NoOutput : public Output {
+    void write(int64_t, int64_t, const std::byte*, const float*) override {}
+  } none;
+  return Run(*this, input, none, device, transport, options).exchange(times);
+}
 
 }  // namespace longspan::engine

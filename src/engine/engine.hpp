@@ -1,9 +1,9 @@
-// Runs a plan on CPUs: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
+// Runs a plan on a device: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
 //   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it
 //   I/O thread    reads the next stripe's queries (and keys, when they are read again), writes the last one's results
-//   pool          computes
+//   device        computes: a pool of threads, or a GPU
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@
 #include <string>
 #include <vector>
 
-#include "comm/block_exchange.hpp"
 #include "comm/communicator.hpp"
+#include "comm/transport.hpp"
 #include "engine/data.hpp"
 #include "engine/key_pool.hpp"
 #include "engine/schedule.hpp"
-#include "kernels/cpu/attention.hpp"
+#include "kernels/device.hpp"
 #include "pattern/pattern.hpp"
 #include "plan/rank_plan.hpp"
 
@@ -37,6 +37,8 @@ struct Record {
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;
+  // Of bytes_received; what a flat exchange would make of it; and the least that must come to this host (on its lowest rank, else 0).
+  int64_t bytes_from_other_hosts = 0, bytes_from_other_hosts_if_flat = 0, least_bytes_to_host = 0;
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
   int64_t pool_bytes = 0, rows_bytes = 0;
@@ -44,25 +46,35 @@ struct Record {
 
 struct RunOptions {
   float scale = 1;
-  int threads = 1;
   double timeout = 300;                                           // seconds without any message before the run gives up; 0: never
   std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
 };
 
+// The exchange without compute, several times over.
+struct ExchangeTimes {
+  std::vector<double> seconds;                 // of this rank, each from a barrier to its last message
+  int64_t bytes_received = 0, bytes_sent = 0;  // of one time
+  int64_t messages_received = 0;               // of one time
+};
+
 class Engine {
  public:
-  // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. The references must outlive the
-  // engine.
+  // Collective. `done[s]` (may be empty): own stripe s, long ones not counted, needs no computing any more. `host_of_rank`: as
+  // agree_on_schedule's; empty is the communicator's own. The references must outlive the engine.
   Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks, const plan::Shared& shared,
-         plan::RankPlan plan, const std::vector<bool>& done = {});
+         plan::RankPlan plan, const std::vector<bool>& done = {}, std::vector<int> host_of_rank = {});
   ~Engine();
 
   const plan::RankPlan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
 
-  // Collective; any number of times. Throws Error on this rank only: the caller ends the job (comm::Communicator::abort), since others
-  // wait.
-  Record forward(Input& input, Output& output, const RunOptions& options);
+  // Collective; any number of times. `transport` is one for the memory of `device`. Throws Error on this rank only: the caller ends the job
+  // (comm::Communicator::abort), since others wait.
+  Record forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options);
+
+  // Collective: moves what forward() moves, in the same steps and through the same memory, `times` times, but no queries and states of long
+  // rows; nothing is attended. Internal error when keys are read again: then nothing moves. Throws as forward() does.
+  ExchangeTimes exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times);
 
  private:
   class Run;
@@ -72,6 +84,7 @@ class Engine {
   const plan::Blocks& blocks_;
   const plan::Shared& shared_;
   plan::RankPlan plan_;
+  std::vector<int> host_of_rank_;
   Schedule schedule_;
   comm::Communicator row_ranks_;  // messages of long rows, apart from those of keys
 };

@@ -1,20 +1,13 @@
 #include "engine/key_pool.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
+#include <limits>
 
 #include "longspan/error.hpp"
 
 namespace longspan::engine {
 
-namespace {
-constexpr size_t kAlignment = 4096;
-}
-
-void KeyPool::Free::operator()(std::byte* memory) const { std::free(memory); }
-
-KeyPool::KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes)
+KeyPool::KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device)
     : own_(std::move(own)), unit_bytes_(unit_bytes), kv_heads_(kv_heads) {
   for (const Interval& run : own_) {
     own_before_.push_back(own_blocks_);
@@ -22,9 +15,9 @@ KeyPool::KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_byte
   }
   const int64_t own_slots = own_blocks_ * kv_heads;
   slots_ = own_slots + fetched;
-  const size_t bytes = (static_cast<size_t>(std::max<int64_t>(1, slots_ * unit_bytes)) + kAlignment - 1) / kAlignment * kAlignment;
-  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, bytes)));
-  if (memory_ == nullptr) throw std::bad_alloc();
+  if (slots_ > std::numeric_limits<int32_t>::max()) internal_error("a pool has more slots than their numbers can say");
+  memory_ = device.allocate(slots_ * unit_bytes);
+  nonfinite_ = device.allocate(slots_);
   // Handed out in ascending order, so that blocks fetched together lie together and go as one piece.
   for (int64_t slot = slots_; slot-- > own_slots;) free_.push_back(slot);
 }

@@ -3,10 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/device.hpp"
 #include "pattern/intervals.hpp"
 
 namespace longspan::engine {
@@ -14,11 +14,9 @@ namespace longspan::engine {
 class KeyPool {
  public:
   // `own`: key blocks with a slot for good, for each of `kv_heads`; `fetched`: slots for others.
-  KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes);
+  KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device);
 
-  std::byte* at(int64_t slot) const { return memory_.get() + slot * unit_bytes_; }
-  const std::byte* base() const { return memory_.get(); }
-  int64_t unit_bytes() const { return unit_bytes_; }
+  kernels::Pool memory() const { return {memory_.get(), reinterpret_cast<uint8_t*>(nonfinite_.get()), slots_}; }
   int64_t bytes() const { return slots_ * unit_bytes_; }
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
@@ -30,16 +28,13 @@ class KeyPool {
   bool is_own(int64_t block) const { return contains(own_, block); }
 
  private:
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
   int64_t own_index(int64_t block) const;
 
   Intervals own_;
   std::vector<int64_t> own_before_;  // own blocks before each interval of own_
   int64_t own_blocks_ = 0, slots_ = 0, unit_bytes_;
   int kv_heads_;
-  std::unique_ptr<std::byte, Free> memory_;
+  kernels::Buffer memory_, nonfinite_;
   std::vector<int64_t> free_;  // the next one last
   struct Copies {
     int64_t slot = -1, newer = -1;

@@ -1,5 +1,6 @@
 #include "engine/long_rows.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <set>
@@ -15,8 +16,10 @@ constexpr size_t kStatesInFlight = 2;  // received ahead of the merge
 }  // namespace
 
 LongRows::LongRows(const comm::Communicator& ranks, const plan::Shared& shared, const pattern::BoundPattern& pattern,
-                   const plan::Blocks& blocks, int rank)
-    : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), exchange_(ranks, kWord) {}
+                   const plan::Blocks& blocks, int rank, kernels::Device& device)
+    : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), exchange_(ranks, kWord), device_(device) {
+  for (const pattern::HeadGroup& group : pattern.groups()) heads_.emplace_back(group.heads.begin(), group.heads.end());
+}
 
 int64_t LongRows::states_of(const plan::LongRow& row) const {
   return blocks_.rows(row.block) * static_cast<int64_t>(pattern_.groups()[static_cast<size_t>(row.group)].heads.size());
@@ -99,70 +102,71 @@ void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, I
   for (auto& [tag, both] : by_tag) exchange_.finish_sends(tag);
 }
 
-LongRows::State LongRows::packed(const plan::LongRow& row, int64_t state_row, const float* m, const float* l, const float* o) const {
-  const std::vector<int>& heads = pattern_.groups()[static_cast<size_t>(row.group)].heads;
-  const int64_t states = states_of(row), all_heads = shared_.shape.heads, head_dim = shared_.shape.head_dim;
-  State state{std::vector<float>(static_cast<size_t>(states * (head_dim + 2)))};
-  float* to_m = state.values.data();
-  float* to_l = to_m + states;
-  float* to_o = to_l + states;
-  for (int64_t r = 0; r < blocks_.rows(row.block); ++r) {
-    for (int head : heads) {
-      const int64_t from = (state_row + r) * all_heads + head;
-      *to_m++ = m[from];
-      *to_l++ = l[from];
-      std::memcpy(to_o, o + from * head_dim, static_cast<size_t>(head_dim) * sizeof(float));
-      to_o += head_dim;
-    }
-  }
-  return state;
+int64_t LongRows::packed_bytes(const plan::LongRow& row) const {
+  return states_of(row) * (shared_.shape.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
-void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layout, const float* m, const float* l, const float* o,
-                                 kernels::cpu::ThreadPool& threads) {
+kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const {
+  return {.heads = shared_.shape.heads,
+          .head_dim = shared_.shape.head_dim,
+          .first_row = state_row,
+          .rows = blocks_.rows(row.block),
+          .head_list = heads_[static_cast<size_t>(row.group)],
+          .m = m,
+          .l = l,
+          .o = o};
+}
+
+void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layout, float* m, float* l, float* o) {
   const auto tag_of = [](int64_t piece) { return kTags + static_cast<int>(piece % kTags); };
-  std::map<int64_t, State> mine;  // by piece
-  std::vector<int64_t> sent, coming;
+  const auto message = [](int peer, std::vector<std::byte>& bytes) {
+    return std::vector<comm::BlockExchange::Message>{{peer, {{bytes.data(), static_cast<int64_t>(bytes.size()) / kWord}}}};
+  };
+  std::map<int64_t, kernels::Buffer> mine;                    // by piece: those of own rows
+  std::map<int64_t, std::vector<std::byte>> leaving, coming;  // by piece, in host memory
+  std::vector<int64_t> others;                                // pieces that other ranks have computed for this one
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
     const int home = shared_.partition.rank_of(row.block);
     if (piece.rank == rank_) {
-      State& state = mine[p];
-      state = packed(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o);
-      if (home == rank_) continue;
-      exchange_.start(tag_of(p), {},
-                      {{home, {{reinterpret_cast<std::byte*>(state.values.data()), static_cast<int64_t>(state.values.size())}}}});
-      sent.push_back(p);
+      const int64_t bytes = packed_bytes(row);
+      kernels::Buffer packed = device_.allocate(bytes);
+      device_.pack_states(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o),
+                          reinterpret_cast<float*>(packed.get()));
+      if (home == rank_) {
+        mine[p] = std::move(packed);
+        continue;
+      }
+      leaving[p].resize(static_cast<size_t>(bytes));
+      device_.download(packed.get(), bytes, leaving[p].data());
+      exchange_.start(tag_of(p), {}, message(home, leaving[p]));
     } else if (home == rank_) {
-      coming.push_back(p);
+      others.push_back(p);
     }
   }
   // Pieces are in ascending order of keys for every row, so merging them as they stand is the order wanted.
-  std::map<int64_t, State> arriving;
   size_t posted = 0;
   const auto post = [&] {
-    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(coming[posted])];
-    const int64_t states = states_of(shared_.long_rows[static_cast<size_t>(piece.row)]);
-    State& state = arriving[coming[posted]];
-    state.values.resize(static_cast<size_t>(states * (shared_.shape.head_dim + 2)));
-    exchange_.start(tag_of(coming[posted]),
-                    {{piece.rank, {{reinterpret_cast<std::byte*>(state.values.data()), static_cast<int64_t>(state.values.size())}}}}, {});
-    ++posted;
+    const int64_t p = others[posted++];
+    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
+    coming[p].resize(static_cast<size_t>(packed_bytes(shared_.long_rows[static_cast<size_t>(piece.row)])));
+    exchange_.start(tag_of(p), message(piece.rank, coming[p]), {});
   };
-  while (posted < std::min(coming.size(), kStatesInFlight)) post();
+  while (posted < std::min(others.size(), kStatesInFlight)) post();
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
     if (shared_.partition.rank_of(row.block) != rank_) continue;
-    State part;
+    kernels::Buffer part;
     if (piece.rank == rank_) {
       part = std::move(mine.at(p));
     } else {
       exchange_.finish_receives(tag_of(p));
-      part = std::move(arriving.at(p));
-      arriving.erase(p);
-      if (posted < coming.size()) post();
+      part = device_.allocate(packed_bytes(row));
+      device_.upload(coming.at(p).data(), packed_bytes(row), part.get());
+      coming.erase(p);
+      if (posted < others.size()) post();
     }
     const auto found = merged_.find(piece.row);
     if (found == merged_.end()) {
@@ -170,31 +174,27 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
       continue;
     }
     const int64_t states = states_of(row);
-    float* into = found->second.values.data();
-    const float* from = part.values.data();
-    kernels::cpu::merge({shared_.shape.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states},
-                        threads);
+    auto* into = reinterpret_cast<float*>(found->second.get());
+    const auto* from = reinterpret_cast<const float*>(part.get());
+    device_.merge({shared_.shape.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states});
   }
-  for (int64_t p : sent) exchange_.finish_sends(tag_of(p));
+  for (const auto& [p, bytes] : leaving) exchange_.finish_sends(tag_of(p));
 }
 
-void LongRows::put_states(int64_t block, int64_t row, float* m, float* l, float* o) const {
-  const int64_t all_heads = shared_.shape.heads, head_dim = shared_.shape.head_dim;
-  for (const auto& [number, state] : merged_) {
+bool LongRows::has_states(int64_t block) const {
+  return std::any_of(merged_.begin(), merged_.end(),
+                     [&](const auto& merged) { return shared_.long_rows[static_cast<size_t>(merged.first)].block == block; });
+}
+
+bool LongRows::put_states(int64_t block, int64_t row, float* m, float* l, float* o) const {
+  bool any = false;
+  for (const auto& [number, states] : merged_) {
     const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
     if (long_row.block != block) continue;
-    const int64_t states = states_of(long_row);
-    int64_t from = 0;
-    for (int64_t r = 0; r < blocks_.rows(block); ++r) {
-      for (int head : pattern_.groups()[static_cast<size_t>(long_row.group)].heads) {
-        const int64_t to = (row + r) * all_heads + head;
-        m[to] = state.values[static_cast<size_t>(from)];
-        l[to] = state.values[static_cast<size_t>(states + from)];
-        std::memcpy(o + to * head_dim, state.values.data() + 2 * states + from * head_dim, static_cast<size_t>(head_dim) * sizeof(float));
-        ++from;
-      }
-    }
+    device_.unpack_states(block_of(long_row, row, m, l, o), reinterpret_cast<const float*>(states.get()));
+    any = true;
   }
+  return any;
 }
 
 }  // namespace longspan::engine

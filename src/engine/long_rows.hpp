@@ -13,7 +13,7 @@
 
 #include "comm/block_exchange.hpp"
 #include "engine/data.hpp"
-#include "kernels/cpu/attention.hpp"
+#include "kernels/device.hpp"
 #include "pattern/pattern.hpp"
 #include "plan/rank_plan.hpp"
 
@@ -22,7 +22,7 @@ namespace longspan::engine {
 class LongRows {
  public:
   LongRows(const comm::Communicator& ranks, const plan::Shared& shared, const pattern::BoundPattern& pattern, const plan::Blocks& blocks,
-           int rank);
+           int rank, kernels::Device& device);
   void set_timeout(double seconds) { exchange_.set_timeout(seconds); }
 
   // Where the rows of a stripe's pieces lie in its buffers: one set of queries for a block, one set of states for a block and a piece of
@@ -34,31 +34,31 @@ class LongRows {
   };
   Layout layout(const plan::Stripe& stripe) const;
 
-  // Brings the queries of the stripe's pieces on this rank into q [q_rows][heads][head_dim]; sends those of own long rows. `read_q` as
-  // Input's.
+  // Brings the queries of the stripe's pieces on this rank into q [q_rows][heads][head_dim], host memory; sends those of own long rows.
   void bring_queries(const plan::Stripe& stripe, const Layout& layout, Input& input, std::byte* q);
-  // Sends the states [state_rows][heads] home and merges what comes home.
-  void bring_states_home(const plan::Stripe& stripe, const Layout& layout, const float* m, const float* l, const float* o,
-                         kernels::cpu::ThreadPool& threads);
-  // Writes the finished states of own long rows of `block` into a stripe's states at `row`.
-  void put_states(int64_t block, int64_t row, float* m, float* l, float* o) const;
+  // Sends the states [state_rows][heads] home and merges what comes home. m, l, o: the device's memory, here and below.
+  void bring_states_home(const plan::Stripe& stripe, const Layout& layout, float* m, float* l, float* o);
+  // Writes the merged states of own long rows of `block` into a stripe's states at `row`; false if there are none.
+  bool put_states(int64_t block, int64_t row, float* m, float* l, float* o) const;
+  bool has_states(int64_t block) const;
 
   void progress() { exchange_.progress(); }
   int64_t bytes_received() const { return exchange_.bytes_received(); }
 
  private:
-  struct State {
-    std::vector<float> values;  // m [rows][group heads], l the same, o [rows][group heads][head_dim]
-  };
   int64_t states_of(const plan::LongRow& row) const;  // rows × heads of the group
-  State packed(const plan::LongRow& row, int64_t state_row, const float* m, const float* l, const float* o) const;
+  int64_t packed_bytes(
+      const plan::LongRow& row) const;  // of its states: m [rows][group heads], l the same, o [rows][group heads][head_dim]
+  kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const;
 
   const plan::Shared& shared_;
   const pattern::BoundPattern& pattern_;
   const plan::Blocks& blocks_;
   int rank_;
   comm::BlockExchange exchange_;  // in pieces of 4 bytes
-  std::map<int, State> merged_;   // by long row, own ones
+  kernels::Device& device_;
+  std::vector<std::vector<int32_t>> heads_;  // of each head group
+  std::map<int, kernels::Buffer> merged_;    // packed states by long row, own ones
 };
 
 }  // namespace longspan::engine

@@ -4,12 +4,17 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <set>
+#include <utility>
 
+#include "engine/host_routes.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::engine {
 
 namespace {
+
+using ByClass = std::vector<Intervals>;
 
 struct Request {
   int32_t stripe, step;
@@ -17,6 +22,10 @@ struct Request {
 };
 
 int heads_of(const plan::KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
+
+UnitRun run_of(const plan::KeyClass& key_class, Interval blocks) {
+  return {key_class.kv_heads.front(), heads_of(key_class), blocks.begin, blocks.length()};
+}
 
 // Calls f(home, run) for the parts of `blocks` with one home each, ascending.
 template <typename F>
@@ -33,11 +42,204 @@ void for_each_home(const plan::Partition& partition, const Intervals& blocks, F 
   }
 }
 
+// Calls inside(fetch, part) for the parts of `fetches` (ascending, disjoint) that lie in `set`, outside(fetch, part) for the rest.
+template <typename Inside, typename Outside>
+void for_each_part(const std::vector<Fetch>& fetches, const Intervals& set, Inside inside, Outside outside) {
+  size_t first = 0;
+  for (const Fetch& fetch : fetches) {
+    while (first < set.size() && set[first].end <= fetch.blocks.begin) ++first;
+    int64_t at = fetch.blocks.begin;
+    for (size_t i = first; i < set.size() && set[i].begin < fetch.blocks.end; ++i) {
+      const Interval part = overlap(set[i], fetch.blocks);
+      if (at < part.begin) outside(fetch, Interval{at, part.begin});
+      inside(fetch, part);
+      at = part.end;
+    }
+    if (at < fetch.blocks.end) outside(fetch, Interval{at, fetch.blocks.end});
+  }
+}
+
+// The fetches of a plan, with the steps through which their blocks stay. As Engine releases them: at the end of their step, or, when kept,
+// at the end of the first later stripe that does not keep them any more.
+std::vector<Fetch> fetches_of(const plan::RankPlan& plan, const std::vector<int>& steps, int32_t rank) {
+  std::vector<Fetch> fetches;
+  const size_t classes = plan.stripes.empty() ? 0 : plan.stripes.front().keep.size();
+  std::vector<std::vector<Fetch>> kept(classes);
+  int32_t first_step = 0;
+  for (size_t s = 0; s < plan.stripes.size(); ++s) {
+    const plan::Stripe& stripe = plan.stripes[s];
+    const int32_t last_step = first_step + steps[s] - 1;
+    for (size_t c = 0; c < classes; ++c) {
+      std::vector<Fetch> still;
+      const auto stays = [&](const Fetch& fetch, Interval part) {
+        still.push_back(fetch);
+        still.back().blocks = part;
+      };
+      for_each_part(kept[c], stripe.keep[c], stays, [&](Fetch fetch, Interval part) {
+        fetch.blocks = part, fetch.until = last_step;
+        fetches.push_back(fetch);
+      });
+      for (size_t step = 0; step < stripe.fetch.size(); ++step) {
+        const int32_t now = first_step + static_cast<int32_t>(step);
+        std::vector<Fetch> fetched;
+        for (const Interval& run : stripe.fetch[step][c]) fetched.push_back({rank, static_cast<int32_t>(c), run, now, now});
+        for_each_part(fetched, stripe.keep[c], stays, [&](Fetch fetch, Interval part) {
+          fetch.blocks = part;
+          fetches.push_back(fetch);
+        });
+      }
+      std::sort(still.begin(), still.end(), [](const Fetch& a, const Fetch& b) { return a.blocks.begin < b.blocks.begin; });
+      kept[c] = std::move(still);
+    }
+    first_step = last_step + 1;
+  }
+  for (std::vector<Fetch>& of_class : kept) {
+    for (Fetch& fetch : of_class) fetch.until = std::max(0, first_step - 1);
+    fetches.insert(fetches.end(), of_class.begin(), of_class.end());
+  }
+  return fetches;
+}
+
+template <typename T>
+std::vector<std::byte> bytes_of(const std::vector<T>& list) {
+  std::vector<std::byte> bytes(list.size() * sizeof(T));
+  if (!list.empty()) std::memcpy(bytes.data(), list.data(), bytes.size());
+  return bytes;
+}
+template <typename T>
+std::vector<T> list_of(const std::vector<std::byte>& bytes) {
+  std::vector<T> list(bytes.size() / sizeof(T));
+  if (!list.empty()) std::memcpy(list.data(), bytes.data(), list.size() * sizeof(T));
+  return list;
+}
+
+void add(std::vector<PeerUnits>& peers, int peer, const UnitRun& run) {
+  const auto place = std::lower_bound(peers.begin(), peers.end(), peer, [](const PeerUnits& p, int value) { return p.peer < value; });
+  const auto found = place != peers.end() && place->peer == peer ? place : peers.insert(place, {peer, {}});
+  found->runs.push_back(run);
+}
+
+// Which step of which stripe a step of the job is.
+struct StepName {
+  int32_t stripe, step;
+};
+
+// Agrees within the host on who brings what from other hosts. Takes what other ranks of the host bring out of `direct` [step of the job]
+// [class] and enters it in the schedule.
+class HostAgreement {
+ public:
+  HostAgreement(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<int>& host_of_rank)
+      : ranks_(ranks), shared_(shared), host_of_rank_(host_of_rank) {
+    for (int rank = 0; rank < ranks.size(); ++rank)
+      if (is_here(rank)) members_.push_back(rank);
+  }
+
+  // Whether there are two levels at all: the same on every rank.
+  bool has_two_levels() const {
+    const std::set<int> hosts(host_of_rank_.begin(), host_of_rank_.end());
+    return hosts.size() > 1 && hosts.size() < host_of_rank_.size();
+  }
+
+  // Collective over all ranks.
+  void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct,
+             Schedule& schedule) const {
+    std::vector<Fetch> mine;
+    for (const Fetch& fetch : fetches) {
+      for_each_home(shared_.partition, {fetch.blocks}, [&](int home, Interval blocks) {
+        if (is_here(home)) return;
+        mine.push_back(fetch);
+        mine.back().blocks = blocks;
+      });
+    }
+    schedule.units_from_other_hosts_if_flat = units(mine);
+    // Room for blocks held for others travels as a first entry without blocks.
+    const int64_t my_room =
+        shared_.memory.received / kernels::unit_bytes(shared_.shape.type, shared_.shape.head_dim) - schedule.most_fetched_units;
+    mine.insert(mine.begin(), Fetch{.rank = local_rank(), .blocks = {std::max<int64_t>(0, my_room), 0}});
+    std::vector<comm::Communicator::Letter> letters;
+    for (int rank : members_) letters.push_back({rank, bytes_of(mine)});
+    std::vector<Fetch> all;
+    std::vector<int64_t> room;
+    for (const comm::Communicator::Letter& letter : ranks_.sparse_all_to_all(letters)) {  // by ascending rank
+      const std::vector<Fetch> theirs = list_of<Fetch>(letter.bytes);
+      room.push_back(theirs.front().blocks.begin);
+      all.insert(all.end(), theirs.begin() + 1, theirs.end());
+    }
+    if (members_.front() == ranks_.rank()) schedule.least_units_to_host = distinct_units(all);
+
+    std::vector<int> class_heads;
+    for (const plan::KeyClass& key_class : shared_.classes) class_heads.push_back(heads_of(key_class));
+    const HostRoutes found = routes_inside_host(all, room, class_heads);
+    int64_t crossing = 0;
+    for (const Route& route : found.routes)
+      if (route.from == Route::kHome) crossing += units_of(route.key_class, route.blocks);
+    const plan::ExchangeKind kind = shared_.options.exchange;
+    const bool pays = kind == plan::ExchangeKind::node || (kind == plan::ExchangeKind::automatic && 5 * crossing <= 4 * units(all));
+    if (!pays) return;
+
+    const int32_t me = local_rank();
+    std::map<std::pair<int32_t, size_t>, Intervals> given;  // by step and class, ascending as the routes are
+    for (const Route& route : found.routes) {
+      if (route.from == Route::kHome || (route.to != me && route.from != me)) continue;
+      if (route.to == route.from) internal_error("a rank passes key blocks on to itself");
+      const auto [stripe, step] = names[static_cast<size_t>(route.step)];
+      StepExchange& exchange = schedule.exchanges[static_cast<size_t>(stripe)][static_cast<size_t>(step)];
+      const auto key_class = static_cast<size_t>(route.key_class);
+      const UnitRun run = run_of(shared_.classes[key_class], route.blocks);
+      if (route.to == me) {
+        add(exchange.given_receive, members_[static_cast<size_t>(route.from)], run);
+        append(given[{route.step, key_class}], route.blocks);
+      } else {
+        add(exchange.pass_on, members_[static_cast<size_t>(route.to)], run);
+        schedule.units_to_send += run.units();
+      }
+    }
+    for (const Hold& hold : found.holds) {
+      if (hold.rank != me) continue;
+      schedule.hold_at[hold.step].push_back({hold.key_class, hold.blocks});
+      schedule.let_go_at[hold.until].push_back({hold.key_class, hold.blocks});
+      schedule.most_fetched_units += units_of(hold.key_class, hold.blocks);
+    }
+    for (const auto& [place, blocks] : given) {
+      Intervals& of_step = direct[static_cast<size_t>(place.first)][place.second];
+      of_step = subtract(of_step, blocks);
+    }
+  }
+
+  bool is_here(int rank) const { return host_of_rank_[static_cast<size_t>(rank)] == host_of_rank_[static_cast<size_t>(ranks_.rank())]; }
+  int32_t local_rank() const {
+    return static_cast<int32_t>(std::lower_bound(members_.begin(), members_.end(), ranks_.rank()) - members_.begin());
+  }
+
+ private:
+  int64_t units_of(int32_t key_class, Interval blocks) const {
+    return heads_of(shared_.classes[static_cast<size_t>(key_class)]) * blocks.length();
+  }
+  int64_t units(const std::vector<Fetch>& fetches) const {
+    int64_t sum = 0;
+    for (const Fetch& fetch : fetches) sum += units_of(fetch.key_class, fetch.blocks);
+    return sum;
+  }
+  int64_t distinct_units(const std::vector<Fetch>& fetches) const {
+    std::vector<Intervals> by_class(shared_.classes.size());
+    for (const Fetch& fetch : fetches) by_class[static_cast<size_t>(fetch.key_class)].push_back(fetch.blocks);
+    int64_t sum = 0;
+    for (size_t c = 0; c < by_class.size(); ++c) sum += heads_of(shared_.classes[c]) * size_of(normalised(std::move(by_class[c])));
+    return sum;
+  }
+
+  const comm::Communicator& ranks_;
+  const plan::Shared& shared_;
+  const std::vector<int>& host_of_rank_;
+  std::vector<int> members_;  // of this rank's host, ascending
+};
+
 }  // namespace
 
 int64_t Schedule::total_steps() const { return std::accumulate(steps.begin(), steps.end(), int64_t{0}); }
 
-Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan) {
+Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
+                           const std::vector<int>& host_of_rank) {
   Schedule schedule;
   plan.stripes.resize(static_cast<size_t>(ranks.max(static_cast<int64_t>(plan.stripes.size()))));
   for (plan::Stripe& stripe : plan.stripes) {
@@ -54,36 +256,43 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.steps);
   if (!shared.keys_stay) return schedule;  // every rank reads what it needs from the file
 
-  std::map<int, std::vector<Request>> requests;
+  std::vector<StepName> names;  // [step of the job]
+  std::vector<ByClass> direct;  // [step of the job][class] what comes from the homes
   for (size_t s = 0; s < plan.stripes.size(); ++s) {
-    for (size_t step = 0; step < plan.stripes[s].fetch.size(); ++step) {
-      std::map<int, std::vector<UnitRun>> by_home;
-      for (size_t c = 0; c < shared.classes.size(); ++c) {
-        for_each_home(shared.partition, plan.stripes[s].fetch[step][c], [&](int home, Interval blocks) {
-          const UnitRun run{shared.classes[c].kv_heads.front(), heads_of(shared.classes[c]), blocks.begin, blocks.length()};
-          by_home[home].push_back(run);
-          requests[home].push_back({static_cast<int32_t>(s), static_cast<int32_t>(step), run});
-        });
-      }
-      for (auto& [home, runs] : by_home) schedule.exchanges[s][step].receive.push_back({home, std::move(runs)});
+    const auto& fetch = plan.stripes[s].fetch;
+    for (size_t step = 0; step < static_cast<size_t>(schedule.steps[s]); ++step) {
+      names.push_back({static_cast<int32_t>(s), static_cast<int32_t>(step)});
+      direct.push_back(step < fetch.size() ? fetch[step] : ByClass(shared.classes.size()));
+    }
+  }
+  const HostAgreement host(ranks, shared, host_of_rank);
+  if (host.has_two_levels()) host.agree(fetches_of(plan, schedule.steps, host.local_rank()), names, direct, schedule);
+
+  std::map<int, std::vector<Request>> requests;
+  for (size_t t = 0; t < names.size(); ++t) {
+    const auto [s, step] = names[t];
+    StepExchange& exchange = schedule.exchanges[static_cast<size_t>(s)][static_cast<size_t>(step)];
+    for (size_t c = 0; c < shared.classes.size(); ++c) {
+      for_each_home(shared.partition, direct[t][c], [&, stripe = s, step_of_stripe = step](int home, Interval blocks) {
+        const UnitRun run = run_of(shared.classes[c], blocks);
+        add(exchange.receive, home, run);
+        requests[home].push_back({stripe, step_of_stripe, run});
+        if (!host.is_here(home)) schedule.units_from_other_hosts += run.units();
+      });
     }
   }
   std::vector<comm::Communicator::Letter> letters;
-  for (const auto& [home, list] : requests) {
-    comm::Communicator::Letter letter{home, std::vector<std::byte>(list.size() * sizeof(Request))};
-    std::memcpy(letter.bytes.data(), list.data(), letter.bytes.size());
-    letters.push_back(std::move(letter));
-  }
+  for (const auto& [home, list] : requests) letters.push_back({home, bytes_of(list)});
   for (const comm::Communicator::Letter& letter : ranks.sparse_all_to_all(letters)) {
-    for (size_t at = 0; at + sizeof(Request) <= letter.bytes.size(); at += sizeof(Request)) {
-      Request request;
-      std::memcpy(&request, letter.bytes.data() + at, sizeof request);
-      auto& send = schedule.exchanges[static_cast<size_t>(request.stripe)][static_cast<size_t>(request.step)].send;
-      if (send.empty() || send.back().peer != letter.rank) send.push_back({letter.rank, {}});
-      send.back().runs.push_back(request.run);
+    for (const Request& request : list_of<Request>(letter.bytes)) {
+      add(schedule.exchanges[static_cast<size_t>(request.stripe)][static_cast<size_t>(request.step)].send, letter.rank, request.run);
       schedule.units_to_send += request.run.units();
     }
   }
+  bool passes_on = false;
+  for (const auto& stripe : schedule.exchanges)
+    for (const StepExchange& exchange : stripe) passes_on = passes_on || !exchange.pass_on.empty();
+  schedule.passes_on = host.has_two_levels() && ranks.max(passes_on ? 1 : 0) > 0;
   return schedule;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -23,19 +24,35 @@ struct PeerUnits {
 
 // One step of one stripe: what goes where.
 struct StepExchange {
-  std::vector<PeerUnits> receive, send;  // by ascending peer
+  std::vector<PeerUnits> receive, send;           // by ascending peer; from and to the units' homes
+  std::vector<PeerUnits> given_receive, pass_on;  // by ascending peer; inside the host, once `receive` is here (host_routes.hpp)
+};
+
+// Blocks that are not released at the end of a step although this rank needs them no more, or that are released there after such a hold.
+struct HeldBlocks {
+  int32_t key_class = 0;
+  Interval blocks;
 };
 
 struct Schedule {
-  std::vector<int> steps;                            // [stripe] the same on all ranks
-  std::vector<std::vector<StepExchange>> exchanges;  // [stripe][step]
-  int64_t units_to_send = 0;
-  int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and the next step's
+  std::vector<int> steps;                                         // [stripe] the same on all ranks
+  std::vector<std::vector<StepExchange>> exchanges;               // [stripe][step]
+  int64_t units_to_send = 0;                                      // of both kinds
+  std::map<int64_t, std::vector<HeldBlocks>> hold_at, let_go_at;  // by step of the job, counted through all stripes
+  bool passes_on = false;                                         // some rank of the job has units to pass on
+  int64_t units_from_other_hosts = 0;                             // that this rank receives
+  // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct units, counted on
+  // the host's lowest rank and 0 on the others.
+  int64_t units_from_other_hosts_if_flat = 0, least_units_to_host = 0;
+  int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and the next step's; and those held for others
 
   int64_t total_steps() const;
 };
 
-// Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all.
-Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan);
+// Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where
+// several ranks share a host and there are others, its ranks first tell each other what they fetch from there.
+// `host_of_rank`: two ranks share a host when theirs is the same (comm::Communicator::host_of_rank; tests lay hosts out differently).
+Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
+                           const std::vector<int>& host_of_rank);
 
 }  // namespace longspan::engine

@@ -101,13 +101,26 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
       }
     }
     const Place at = place(row);
+    const auto has_tiles = [&](size_t step) { return static_cast<int64_t>(lists.steps[step].tiles.size()) > first[step]; };
+    size_t begins = 0, ends = lists.steps.size();
+    while (begins < ends && !has_tiles(begins)) ++begins;
+    while (ends > begins && !has_tiles(ends - 1)) --ends;
+    lists.some_rows_see_nothing = lists.some_rows_see_nothing || begins == ends;
     for (size_t step = 0; step < lists.steps.size(); ++step) {
       StepLists& of_step = lists.steps[step];
       const int64_t entries = static_cast<int64_t>(of_step.tiles.size()) - first[step];
       if (entries == 0) continue;
       for (const HeadSet& set : heads.of_group[static_cast<size_t>(row.group)]) {
-        of_step.work.push_back(
-            {at.q_row, at.state_row, blocks.rows(row.block), set.kv_head, first[step], entries, set.first_head, set.head_count});
+        of_step.work.push_back({.q_row = at.q_row,
+                                .state_row = at.state_row,
+                                .rows = blocks.rows(row.block),
+                                .kv_head = set.kv_head,
+                                .first_tile = first[step],
+                                .tile_count = entries,
+                                .first_head = set.first_head,
+                                .head_count = set.head_count,
+                                .begins = step == begins,
+                                .ends = step + 1 == ends && row.piece < 0});
         cost[step].push_back(count[step] * set.head_count);
       }
     }

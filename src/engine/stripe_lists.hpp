@@ -43,6 +43,7 @@ struct StripeLists {
 
   std::vector<StepLists> steps;
   std::vector<kernels::MaskBits> masks;
+  bool some_rows_see_nothing = false;  // rows that have no tile under some head group, in no step
 };
 
 // Key blocks of `key_class` that the stripe uses in `step`.

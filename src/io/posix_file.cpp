@@ -169,6 +169,11 @@ void reserve(int descriptor, int64_t bytes, const std::string& file) {
   fail("disk space cannot be reserved (" + bytes_text(bytes) + ")", error, file);
 }
 
+void forget_cached(const std::string& file) {
+  const Descriptor descriptor(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+  if (descriptor.get() >= 0) ::posix_fadvise(descriptor.get(), 0, 0, POSIX_FADV_DONTNEED);
+}
+
 void sync_file(int descriptor, const std::string& file) {
   if (::fsync(descriptor) != 0) fail("writing to disk failed (fsync)", errno, file);
 }

@@ -56,6 +56,8 @@ void write_at(int descriptor, int64_t offset, const void* data, int64_t bytes, c
 // reserve, its free space is compared instead. Throws Error(io) "disk full: needs X, free Y".
 void reserve(int descriptor, int64_t bytes, const std::string& file);
 void sync_file(int descriptor, const std::string& file);
+// Asks the system to drop what it holds of the file in memory, so that the next read comes from the disk. It may not.
+void forget_cached(const std::string& file);
 
 // The problem "disk full" of `file`.
 Problem disk_full(const std::string& file, int64_t needed);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
+#include <csignal>
 #include <filesystem>
 #include <mutex>
 
@@ -32,10 +33,26 @@ class FileInput : public engine::Input {
   const io::CorpusReader& reader_;
 };
 
-void add_rows(Checksum& checksum, const std::byte* o, size_t o_bytes, const float* lse, size_t lse_count) {
-  checksum.add(o, o_bytes);
-  checksum.add(lse, lse_count * sizeof(float));
-}
+// Of a stripe's O and LSE, fed row after row in pieces of any size.
+class RowsChecksum {
+ public:
+  void add(const std::byte* o, size_t o_bytes, const float* lse, size_t lse_count) {
+    o_.add(o, o_bytes);
+    lse_.add(lse, lse_count * sizeof(float));
+  }
+  // Of all rows so far; then as if new.
+  uint64_t take() {
+    const uint64_t lse = lse_.value();
+    o_.add(&lse, sizeof lse);
+    const uint64_t both = o_.value();
+    o_.reset();
+    lse_.reset();
+    return both;
+  }
+
+ private:
+  Checksum o_, lse_;
+};
 
 // Writes rows, and makes a stripe safe at its end: data on disk first, then its record.
 class FileOutput : public engine::Output {
@@ -44,14 +61,13 @@ class FileOutput : public engine::Output {
       : file_(file), ledger_(ledger), row_o_bytes_(row_o_bytes), heads_(heads) {}
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
     noting_failure([&] { file_.write(begin, count, o, lse); });
-    add_rows(checksum_, o, static_cast<size_t>(count * row_o_bytes_), lse, static_cast<size_t>(count * heads_));
+    checksum_.add(o, static_cast<size_t>(count * row_o_bytes_), lse, static_cast<size_t>(count * heads_));
   }
   void stripe_written(int64_t stripe) override {
     noting_failure([&] {
       file_.sync();
-      ledger_.record(stripe, checksum_.value());
+      ledger_.record(stripe, checksum_.take());
     });
-    checksum_.reset();
     const std::lock_guard lock(mutex_);
     ++safe_stripes_;
     changed_.notify_all();
@@ -80,7 +96,7 @@ class FileOutput : public engine::Output {
   Ledger& ledger_;
   int64_t row_o_bytes_;
   int heads_;
-  Checksum checksum_;
+  RowsChecksum checksum_;
   std::mutex mutex_;
   std::condition_variable changed_;
   int64_t safe_stripes_ = 0;
@@ -171,6 +187,8 @@ struct AttendJob::State {
     options.memory = ranks.min(request.memory.value_or(request.default_memory));
     options.output_type = output_type;
     options.reproducible = request.reproducible;
+    options.exchange = request.exchange;
+    options.step_bytes = request.step_bytes;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     ranks.agreed([&] {
       shared.emplace(plan::make_shared(*pattern, *blocks, corpus.shape, ranks.size(), options));
@@ -206,7 +224,7 @@ struct AttendJob::State {
             {"reproducible", request.reproducible},
             {"stripes", stripes},
             {"steps", total_steps},
-            {"device", "cpu"},
+            {"device", request.device},
             {"build", request.build}};
   }
 
@@ -294,20 +312,19 @@ struct AttendJob::State {
     const std::vector<std::optional<uint64_t>> recorded = ledger->finished();
     const Shape& shape = corpus.shape;
     const int64_t o_bytes = int64_t{shape.heads} * shape.head_dim * static_cast<int64_t>(size_of(output_type));
-    Checksum checksum;
+    RowsChecksum checksum;
     std::vector<std::byte> o;
     std::vector<float> lse;
     for (size_t s = 0; s < recorded.size() && s + shared->batches.size() < plan->stripes.size(); ++s) {
       if (!recorded[s]) continue;
-      checksum.reset();
       for (const Interval& run : plan->stripes[s + shared->batches.size()].query_blocks) {
         const Interval tokens{blocks->tokens(run.begin).begin, blocks->tokens(run.end - 1).end};
         o.resize(static_cast<size_t>(tokens.length() * o_bytes));
         lse.resize(static_cast<size_t>(tokens.length() * shape.heads));
         file->read(tokens.begin, tokens.length(), o.data(), lse.data());
-        add_rows(checksum, o.data(), o.size(), lse.data(), lse.size());
+        checksum.add(o.data(), o.size(), lse.data(), lse.size());
       }
-      done[s] = checksum.value() == *recorded[s];
+      done[s] = checksum.take() == *recorded[s];
       if (!done[s]) ++mismatched;
     }
   }
@@ -326,7 +343,8 @@ struct AttendJob::State {
                    .seen = fmt::format("{} finished stripes of all ranks", safe),
                    .from = request.output,
                    .mend = "go on with --continue"});
-    ranks.barrier();  // until rank 0 ends it
+    std::signal(SIGTERM, SIG_DFL);  // by which rank 0's abort ends the others: remembered only, it would cost Slurm's KillWait (30 s)
+    ranks.barrier();
     ranks.abort({.code = ExitCode::stopped, .what = "stopped at a safe point"});
   }
 
@@ -366,7 +384,8 @@ bool AttendJob::already_complete() const { return state_->complete; }
 int64_t AttendJob::finished_stripes() const { return state_->finished; }
 const std::vector<std::string>& AttendJob::remarks() const { return state_->remarks; }
 
-engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop) {
+engine::Record AttendJob::run(kernels::Device& device, comm::Transport& transport,
+                              const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop) {
   State& state = *state_;
   const comm::Communicator& ranks = state.ranks;
   const Shape& shape = state.corpus.shape;
@@ -378,7 +397,6 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
                       shape.heads);
     engine::RunOptions options;
     options.scale = static_cast<float>(state.scale);
-    options.threads = state.request.threads;
     options.timeout = state.request.timeout;
     // Ranks are not equally far: what they ask for after one stripe is decided after the next one, without anybody waiting.
     std::optional<comm::PendingMax> vote;
@@ -390,7 +408,7 @@ engine::Record AttendJob::run(const std::function<void(int64_t stripe, int64_t s
       vote.reset();
       if (stripe < count) vote.emplace(ranks, stop() ? 1 : 0);
     };
-    record = engine.forward(input, output, options);
+    record = engine.forward(input, output, device, transport, options);
   } catch (const Error& error) {
     ranks.abort(error.problems().front());
   } catch (const std::bad_alloc&) {

@@ -27,7 +27,9 @@ struct AttendRequest {
   std::optional<plan::PartitionKind> partition;  // absent: automatic, or what the ledger says
   std::optional<ElementType> output_type;        // absent: the input's
   int64_t default_memory = 0;
-  int threads = 1;
+  int64_t step_bytes = 0;      // as plan::Options
+  std::string device = "cpu";  // its kind: pinned in the ledger
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   bool reproducible = false;
   bool go_on = false;  // --continue
   bool overwrite = false;
@@ -55,10 +57,12 @@ class AttendJob {
   int64_t finished_stripes() const;                 // of all ranks, found by --continue and checked against their checksums
   const std::vector<std::string>& remarks() const;  // what a user should know, rank 0: stripes that did not match their checksum, …
 
-  // Collective: computes, writes, marks the output complete and removes the ledger. A failure on one rank ends the job through
-  // Communicator::abort; an exchange that moved other bytes than planned is an internal error on all ranks.
-  // When `stop` says yes on any rank, all of them end with ExitCode::stopped after one and the same stripe, soon and for --continue.
-  engine::Record run(const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop = {});
+  // Collective: computes on `device`, of the request's kind, and moves keys through `transport`; writes, marks the output complete and
+  // removes the ledger. A failure on one rank ends the job through Communicator::abort; an exchange that moved other bytes than planned is
+  // an internal error on all ranks. When `stop` says yes on any rank, all of them end with ExitCode::stopped after one and the same stripe,
+  // soon and for --continue.
+  engine::Record run(kernels::Device& device, comm::Transport& transport,
+                     const std::function<void(int64_t stripe, int64_t stripes)>& progress, const std::function<bool()>& stop = {});
 
  private:
   struct State;

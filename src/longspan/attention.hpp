@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "longspan/device_kind.hpp"
 #include "longspan/shape.hpp"
 #include "pattern/intervals.hpp"
 #include "pattern/pattern.hpp"
@@ -25,12 +26,16 @@ namespace longspan {
 
 struct AttentionOptions {
   plan::PartitionKind partition = plan::PartitionKind::automatic;
-  int64_t memory = 0;  // bytes a rank may use for what it fetches and for working rows; 0: what the plan needs at its fastest
+  // Bytes a rank may use for what it fetches and for working rows, of the GPU's memory where it computes on one; 0: what the plan needs at
+  // its fastest (on a GPU at most 80 % of what is free).
+  int64_t memory = 0;
   ElementType output_type = ElementType::float32;
-  bool reproducible = false;  // bits independent of the number of ranks
-  double scale = 0;           // of the scores; 0: 1/√head_dim
-  int threads = 0;            // 0: all CPUs this process may run on
-  double timeout = 300;       // seconds without any message before forward() gives up; 0: never
+  bool reproducible = false;                  // bits independent of the number of ranks
+  double scale = 0;                           // of the scores; 0: 1/√head_dim
+  DeviceKind device = DeviceKind::automatic;  // GPUs where every rank has one, else CPUs
+  bool share_gpu = false;                     // several ranks of a host may compute on one GPU
+  int threads = 0;                            // of CPU compute; 0: all CPUs this process may run on
+  double timeout = 300;                       // seconds without any message before forward() gives up; 0: never
   // The lists of the pattern's block_mask terms, one for each distinct name in the order of Pattern::block_masks(); shared with the caller.
   // From lists in memory: pattern/block_mask.hpp.
   std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;
@@ -53,7 +58,7 @@ class Attention {
   // `threads`, `memory` (the least of all ranks counts) and `block_masks`, whose lists must be the same but are not compared.
   // Without `documents` all tokens are one document. Throws Error, the same on all ranks: code `usage` for a pattern that makes no sense, a
   // shape that is not supported, documents that do not end at shape.tokens, too little memory, arguments that differ between ranks;
-  // `input` for block masks that do not fit.
+  // `input` for block masks that do not fit; `device` when `device` is cuda and a rank has no GPU of its own.
   Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, AttentionOptions options = {});
   Attention(MPI_Comm communicator, const Shape& shape, const std::string& pattern, const Documents& documents,
             AttentionOptions options = {});

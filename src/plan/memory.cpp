@@ -10,8 +10,6 @@ namespace longspan::plan {
 
 namespace {
 
-std::string mebibytes(int64_t bytes) { return fmt::format("{}Mi", (bytes + (int64_t{1} << 20) - 1) >> 20); }
-
 // Least bytes for everything but keys that stay: a stripe of one block takes at most a half, lists an eighth, three blocks of keys the rest
 // (one in use, one arriving, one to cut groups by).
 int64_t least_room(const Shape& shape, ElementType output_type, int64_t block_of_keys) {
@@ -20,6 +18,8 @@ int64_t least_room(const Shape& shape, ElementType output_type, int64_t block_of
 }
 
 }  // namespace
+
+std::string mebibytes(int64_t bytes) { return fmt::format("{}Mi", (bytes + (int64_t{1} << 20) - 1) >> 20); }
 
 int64_t block_row_bytes(const Shape& shape, ElementType output_type) {
   const int64_t elements = kBlock * shape.heads * shape.head_dim;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "longspan/shape.hpp"
 #include "plan/rank_plan.hpp"
@@ -18,5 +19,8 @@ int64_t block_row_bytes(const Shape& shape, ElementType output_type);
 // Shares out `options.memory`; decides whether the ranks' keys stay in memory. Throws Error(usage) when no plan fits.
 // `resting`: finished states of long rows that wait for their stripe, on the rank with most of them.
 Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting, bool& keys_stay);
+
+// As --memory takes it, rounded up: 1,500,000 -> "2Mi".
+std::string mebibytes(int64_t bytes);
 
 }  // namespace longspan::plan

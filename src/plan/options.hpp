@@ -26,6 +26,14 @@ constexpr std::string_view name_of(PartitionKind kind) {
 }
 std::optional<PartitionKind> partition_kind_named(std::string_view name);
 
+// How key blocks come from other hosts. flat: every rank fetches its own; node: once for all ranks of a host, which pass them on;
+// automatic: node where that saves a fifth of what crosses between hosts.
+enum class ExchangeKind : uint8_t { automatic, flat, node };
+constexpr std::string_view name_of(ExchangeKind kind) {
+  return kind == ExchangeKind::flat ? "flat" : kind == ExchangeKind::node ? "node" : "auto";
+}
+std::optional<ExchangeKind> exchange_kind_named(std::string_view name);
+
 struct Options {
   PartitionKind partition = PartitionKind::automatic;
   int64_t memory = int64_t{8} << 30;  // bytes a rank may use for pool, queries, states and results; the same on all ranks
@@ -36,9 +44,11 @@ struct Options {
   int stripes =
       16;  // a rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory.
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
+  int64_t step_bytes = 0;              // of keys fetched for one step, about: what their messages may take elsewhere; 0: as there is room
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
   double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one segment of them
-  int64_t exact_tiles = 100'000'000;   // a rank with more list entries than this is counted from sampled rows, and says so
+  ExchangeKind exchange = ExchangeKind::automatic;  // changes no bit of the result
+  int64_t exact_tiles = 100'000'000;                // a rank with more list entries than this is counted from sampled rows, and says so
 };
 
 }  // namespace longspan::plan

@@ -10,6 +10,12 @@ std::optional<PartitionKind> partition_kind_named(std::string_view name) {
   return std::nullopt;
 }
 
+std::optional<ExchangeKind> exchange_kind_named(std::string_view name) {
+  for (ExchangeKind kind : {ExchangeKind::automatic, ExchangeKind::flat, ExchangeKind::node})
+    if (name_of(kind) == name) return kind;
+  return std::nullopt;
+}
+
 Partition Partition::contiguous(int64_t blocks, int ranks) {
   std::vector<int64_t> bounds;
   std::vector<int> owners;

@@ -1,9 +1,12 @@
 #include "plan/rank_plan.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -15,6 +18,10 @@ namespace longspan::plan {
 namespace {
 
 constexpr int64_t kMostStripeIntervals = 1 << 16;  // collected before they are united
+
+// Of one rank: each takes some 100 to 300 bytes in the plan, which comes on top of --memory, and a message to each peer. More are a
+// mistake: 4 ranks of 12 million tokens under a --memory of 1 MiB would need a thousand million of them.
+constexpr int64_t kMostSteps = 1 << 20;
 
 // Groups whose fetched bytes reach this are worth a step of their own: a message costs some 100 µs to start.
 constexpr int64_t kWorthwhileGroup = int64_t{16} << 20;
@@ -88,6 +95,37 @@ Intervals fetchable(const Shared& shared, const RankPlan& plan, const Intervals&
   return shared.keys_stay ? subtract(need, plan.own) : need;
 }
 
+// The last stripe that fetches a key block of a class, or finds it kept. Example: stripe 0 wants blocks 0…9, stripe 1 wants 4…5:
+// {[0,4) -> 0, [4,6) -> 1, [6,10) -> 0}. Of 0…9, block 4 and 5 are used later than in stripe 0.
+class LastUse {
+ public:
+  LastUse(const Shared& shared, const RankPlan& plan, size_t key_class) {
+    Intervals seen;
+    for (size_t s = plan.stripes.size(); s-- > 0;) {
+      const Intervals wanted = fetchable(shared, plan, plan.stripes[s].need[key_class]);
+      for (const Interval& run : subtract(wanted, seen)) runs_.push_back({run, s});
+      seen = unite(seen, wanted);
+    }
+    std::sort(runs_.begin(), runs_.end(), [](const Run& a, const Run& b) { return a.blocks.begin < b.blocks.begin; });
+  }
+  Intervals later_than(size_t stripe, const Intervals& blocks) const {
+    Intervals later;
+    for (const Interval& part : blocks) {
+      auto run = std::partition_point(runs_.begin(), runs_.end(), [&](const Run& r) { return r.blocks.end <= part.begin; });
+      for (; run != runs_.end() && run->blocks.begin < part.end; ++run)
+        if (run->stripe > stripe) append(later, overlap(run->blocks, part));
+    }
+    return later;
+  }
+
+ private:
+  struct Run {
+    Interval blocks;
+    size_t stripe;
+  };
+  std::vector<Run> runs_;  // ascending, disjoint
+};
+
 bool own_keys_first(const Shared& shared) { return shared.keys_stay && !shared.options.reproducible; }
 
 int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t room) {
@@ -95,7 +133,8 @@ int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetch
   for (size_t c = 0; c < fetched.size(); ++c) bytes += size_of(fetched[c]) * heads_of_class(shared.classes[c]) * unit_bytes;
   const int64_t one_block = shared.shape.kv_heads * unit_bytes;
   // A few groups, so that one can be computed while the next is on its way; three fit into the room, kept units aside.
-  return std::max(one_block, std::min(room / 3, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
+  const int64_t most = shared.options.step_bytes > 0 ? std::min(room / 3, shared.options.step_bytes) : room / 3;
+  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
 }
 
 }  // namespace
@@ -132,10 +171,8 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
 
 void plan_fetches(const Shared& shared, RankPlan& plan) {
   const size_t classes = shared.classes.size(), stripes = plan.stripes.size();
-  // future[s]: what stripes after s fetch or find kept.
-  std::vector<std::vector<Intervals>> future(stripes, std::vector<Intervals>(classes));
-  for (size_t s = stripes; s-- > 1;)
-    for (size_t c = 0; c < classes; ++c) future[s - 1][c] = unite(future[s][c], fetchable(shared, plan, plan.stripes[s].need[c]));
+  std::vector<LastUse> last_use;
+  for (size_t c = 0; c < classes; ++c) last_use.emplace_back(shared, plan, c);
 
   int64_t largest_group = shared.shape.kv_heads * plan.unit_bytes;
   for (const Stripe& stripe : plan.stripes) {
@@ -163,8 +200,8 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
         stripe.fetch[static_cast<size_t>(g + first)][c] =
             clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
       (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
-      stripe.keep[c] = intersect(kept[c], future[s][c]);
-      const Intervals more = subtract(intersect(wanted, future[s][c]), stripe.keep[c]);
+      stripe.keep[c] = last_use[c].later_than(s, kept[c]);
+      const Intervals more = subtract(last_use[c].later_than(s, wanted), stripe.keep[c]);
       const Intervals fits = first_of(more, std::max<int64_t>(0, room) / heads_of_class(shared.classes[c]));
       room -= size_of(fits) * heads_of_class(shared.classes[c]);
       stripe.keep[c] = unite(stripe.keep[c], fits);
@@ -202,7 +239,10 @@ int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std
   return most;
 }
 
-RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
+namespace {
+
+// Nothing when there would be more than kMostSteps.
+std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
   RankPlan plan;
   plan.rank = rank;
   plan.own = shared.partition.blocks_of(rank);
@@ -272,6 +312,7 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
   if (!stripe.query_blocks.empty()) close(stripe, need);
 
   std::vector<Intervals> needed(shared.classes.size());
+  int64_t steps = 0;
   for (Stripe& done : plan.stripes) {
     std::vector<Intervals> fetched(done.need.size());
     for (size_t c = 0; c < done.need.size(); ++c) {
@@ -279,6 +320,8 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
       needed[c] = unite(needed[c], done.need[c]);
     }
     done.bounds = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
+    steps += static_cast<int64_t>(done.bounds.size());
+    if (steps > kMostSteps) return std::nullopt;
   }
   for (size_t c = 0; c < needed.size(); ++c) {
     plan.units_needed += size_of(needed[c]) * heads_of_class(shared.classes[c]);
@@ -306,6 +349,22 @@ RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& patte
     }
   }
   return plan;
+}
+
+}  // namespace
+
+RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
+  if (std::optional<RankPlan> plan = rank_plan_of(shared, pattern, blocks, rank)) return std::move(*plan);
+  Options options = shared.options;
+  do {
+    options.memory *= 2;
+  } while (!rank_plan_of(make_shared(pattern, blocks, shared.shape, shared.partition.ranks(), options), pattern, blocks, rank));
+  throw Error({.code = ExitCode::usage,
+               .what = fmt::format("too little memory: a rank would need more than {} steps", kMostSteps),
+               .seen = mebibytes(shared.options.memory),
+               .expected = "at least " + mebibytes(options.memory),
+               .from = "option --memory",
+               .mend = fmt::format("--memory {} would do; more ranks need less each", mebibytes(options.memory))});
 }
 
 int64_t RankPlan::weighted_tiles() const {

@@ -98,7 +98,8 @@ struct RankPlan {
 // Everything the ranks have in common. Throws Error(usage) when `memory` is too small for any plan (says what would do).
 Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, int ranks, const Options& options);
 
-// One rank's plan. `lists` is scratch of the caller (its masks are cleared).
+// One rank's plan. Throws Error(usage) when the memory is so small that there would be more than a million steps (says what would do):
+// on this rank alone, so ranks have to agree on it.
 RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank);
 
 // Step of `stripe` in which key block `block` is used. Depends on neither what happens to be kept nor on which stripes run.

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "report/format.hpp"
+#include "report/svg_text.hpp"
 
 namespace longspan::report {
 
@@ -53,29 +54,6 @@ char letter(const Square& square) {
   if (square.full == square.tiles) return '#';
   if (square.full + square.partial == square.tiles) return square.mostly_full() ? '*' : '+';
   return 2 * (square.full + square.partial) >= square.tiles ? '-' : '.';
-}
-
-std::string escaped(const std::string& text) {
-  std::string safe;
-  for (const char c : text) {
-    switch (c) {
-      case '<':
-        safe += "&lt;";
-        break;
-      case '>':
-        safe += "&gt;";
-        break;
-      case '&':
-        safe += "&amp;";
-        break;
-      case '"':
-        safe += "&quot;";
-        break;
-      default:
-        safe += c;
-    }
-  }
-  return safe;
 }
 
 // Lines of at most `width` characters, broken at blanks where there are any.
@@ -137,7 +115,7 @@ std::string squares_svg(const BlockMap& map, int x, int y) {
 
 std::string panel_svg(const MapPanel& panel, int x, int y) {
   const BlockMap& map = panel.map;
-  std::string svg = fmt::format("<g><text x=\"{}\" y=\"{}\" class=\"b\">{}</text>\n", x, y - 26, escaped(panel.title));
+  std::string svg = fmt::format("<g><text x=\"{}\" y=\"{}\" class=\"b\">{}</text>\n", x, y - 26, escaped_for_svg(panel.title));
   svg += fmt::format("<text x=\"{}\" y=\"{}\">keys: block 0 … {}</text>\n", x, y - 8, count_text(std::max<int64_t>(0, map.blocks - 1)));
   svg += fmt::format("<text transform=\"translate({},{}) rotate(-90)\" text-anchor=\"end\">queries: block 0 … {}</text>\n", x - 8, y,
                      count_text(std::max<int64_t>(0, map.blocks - 1)));
@@ -189,17 +167,17 @@ std::string svg_picture(const std::string& title, const std::string& subtitle, c
       "role=\"img\">\n<title>{2}</title>\n<style>\n"
       "rect{{shape-rendering:crispEdges}}text{{font:13px sans-serif;fill:#222}}.b{{font-weight:bold}}.m{{font:bold 13px "
       "monospace}}.d{{fill:none;stroke:#888;stroke-width:.6;stroke-dasharray:3 3}}\n",
-      width, height, escaped(title));
+      width, height, escaped_for_svg(title));
   for (int level = 1; level <= 8; ++level)
     svg += fmt::format(".f{0}{{fill:{1};fill-opacity:{3:.2f}}}.p{0}{{fill:{2};fill-opacity:{3:.2f}}}\n", level, kFullColour, kPartialColour,
                        0.2 + 0.1 * level);
   svg += fmt::format("</style>\n<rect width=\"{}\" height=\"{}\" fill=\"#fff\"/>\n", width, height);
   int y = 26;
   for (const std::string& line : heading) {
-    svg += fmt::format("<text x=\"{}\" y=\"{}\" class=\"m\">{}</text>\n", kGap / 2, y, escaped(line));
+    svg += fmt::format("<text x=\"{}\" y=\"{}\" class=\"m\">{}</text>\n", kGap / 2, y, escaped_for_svg(line));
     y += 20;
   }
-  svg += fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kGap / 2, y, escaped(subtitle));
+  svg += fmt::format("<text x=\"{}\" y=\"{}\">{}</text>\n", kGap / 2, y, escaped_for_svg(subtitle));
   for (size_t i = 0; i < panels.size(); ++i)
     svg +=
         panel_svg(panels[i], kGap / 2 + 16 + static_cast<int>(i) % 2 * (kSide + kGap), top + 56 + static_cast<int>(i) / 2 * (kSide + 72));
@@ -210,12 +188,12 @@ std::string svg_picture(const std::string& title, const std::string& subtitle, c
     int x;
   };
   for (const Entry& entry :
-       {Entry{"f8", "full tiles", 0}, Entry{"p8", "partial tiles", 110}, Entry{"f1", "few of the square's tiles", 240}}) {
+       {Entry{"f8", "full tiles", 0}, Entry{"p8", "partial tiles", 96}, Entry{"f1", "few of the square's tiles", 222}}) {
     svg += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"14\" height=\"14\" class=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>\n",
                        kGap / 2 + entry.x, legend - 11, entry.style, kGap / 2 + entry.x + 20, legend + 1, entry.text);
   }
-  svg += fmt::format("<path class=\"d\" d=\"M{} {}h20\"/><text x=\"{}\" y=\"{}\">document border</text>\n", kGap / 2 + 430, legend - 4,
-                     kGap / 2 + 456, legend + 1);
+  svg += fmt::format("<path class=\"d\" d=\"M{} {}h20\"/><text x=\"{}\" y=\"{}\">document border</text>\n", kGap / 2 + 410, legend - 4,
+                     kGap / 2 + 434, legend + 1);
   return svg + "</svg>\n";
 }
 

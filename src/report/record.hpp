@@ -7,7 +7,7 @@
 namespace longspan::report {
 
 // Raised whenever a key is renamed, removed or changes its meaning; new keys do not raise it.
-constexpr int kSchemaVersion = 1;
+constexpr int kSchemaVersion = 2;
 
 // {"schema_version", "command", "longspan": {version, commit, compiler, build_type}, "time": UTC}; callers add their own keys.
 nlohmann::ordered_json new_record(const std::string& command);

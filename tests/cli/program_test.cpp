@@ -1,7 +1,9 @@
 // The program as a user runs it: texts, exit codes, files.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
@@ -88,7 +90,7 @@ TEST_F(Program, NoCommandIsAUsageError) {
   EXPECT_EQ(outcome.text, "longspan: error: unknown command atend; did you mean attend? see longspan --help\n");
   outcome = run_program("inspect patterns");
   EXPECT_EQ(outcome.code, 2);
-  EXPECT_THAT(outcome.text, HasSubstr("expected inspect pattern or inspect file"));
+  EXPECT_THAT(outcome.text, HasSubstr("expected one of inspect pattern, inspect file"));
   EXPECT_EQ(run_program("inspect").code, 2);
   EXPECT_THAT(run_program("--verson").text, HasSubstr("did you mean --version?"));
 }
@@ -135,6 +137,38 @@ TEST_F(Program, JsonToStandardOutputIsAllThereIs) {
   const Outcome outcome = run_program("inspect pattern causal --tokens 300 --json");
   EXPECT_EQ(outcome.code, 0);
   EXPECT_EQ(nlohmann::json::parse(outcome.text)["groups"][0]["allowed_pairs"], 300 * 301 / 2);
+}
+
+// Not tokens², not ranks², not all ranks' tiles: one rank's plan of a cluster's job is small. (How long it takes is told, not asserted.)
+TEST_F(Program, OneRankPlansAClustersJobInLittleMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's own memory would be measured";
+#endif
+  for (const char* pattern : {"causal & window(4095)", "causal & strided(4096)", "bigbird", "longformer(513, 64)", "causal"}) {
+    for (const char* ranks : {"64", "10240"}) {
+      for (const char* memory : {"64Gi", "700Mi"}) {
+        std::fflush(stdout);  // else the child has these lines to write, too
+        const pid_t child = fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+          if (!std::freopen("/dev/null", "w", stdout)) _exit(126);
+          execl(LONGSPAN_PROGRAM, "longspan", "plan", "--pattern", pattern, "--tokens", "12582912", "--heads", "32", "--kv-heads", "8",
+                "--head-dim", "128", "--ranks", ranks, "--rank", "17", "--memory", memory, nullptr);
+          _exit(127);
+        }
+        int status = 0;
+        rusage usage{};
+        ASSERT_EQ(wait4(child, &status, 0, &usage), child);
+        EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << pattern << " on " << ranks;
+        EXPECT_LE(usage.ru_maxrss, 100'000) << "kilobytes, " << pattern << " on " << ranks << " ranks, " << memory;
+        const auto seconds = [](const timeval& time) {
+          return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+        };
+        std::printf("%s on %s ranks of %s: %.2f s, %ld MB\n", pattern, ranks, memory, seconds(usage.ru_utime) + seconds(usage.ru_stime),
+                    usage.ru_maxrss / 1000);
+      }
+    }
+  }
 }
 
 TEST_F(Program, InspectFileOfTheSample) {
@@ -260,6 +294,162 @@ TEST_F(Program, ConfigurationFilesGiveThePattern) {
   const Outcome bad = run_program("inspect pattern causal --config " + file("bad.ini"));
   EXPECT_EQ(bad.code, 2);
   EXPECT_THAT(bad.text, HasSubstr("unknown key tokns (" + file("bad.ini") + ":2); did you mean tokens?"));
+}
+
+// A machine file as doctor writes it, in short.
+std::string machine_of(double full_quarter) {
+  const auto spread = [](double value) {
+    return nlohmann::json{{"min", 0.9 * value}, {"median", value}, {"max", 1.25 * value}, {"rank_of_worst", 3}};
+  };
+  const nlohmann::json row = {{"type", "bfloat16"},
+                              {"head_dim", 128},
+                              {"full", {{"seconds_per_quarter", spread(full_quarter)}}},
+                              {"partial", {{"seconds_per_quarter", spread(1.5 * full_quarter)}}}};
+  const nlohmann::json link = {{"latency_seconds", spread(1e-5)}, {"bytes_per_second", spread(1e9)}};
+  return nlohmann::json{{"machine",
+                         {{"ranks", 8},
+                          {"hosts", 2},
+                          {"ranks_per_host", 4},
+                          {"target", "AVX2"},
+                          {"threads", 2},
+                          {"compute", nlohmann::json::array({row})},
+                          {"row_seconds_per_state", nullptr},
+                          {"memory", {{"copy_bytes_per_second", spread(1e10)}}},
+                          {"links", {{"within_host", link}, {"across_hosts", link}}},
+                          {"disk", {{"read_bytes_per_second", 2e9}, {"write_bytes_per_second", 1e9}}}}}}
+      .dump();
+}
+
+TEST_F(Program, PlanPredictsTimesFromAMachine) {
+  std::ofstream(file("m.json")) << machine_of(40e-6);
+  std::ofstream(file("slow.json")) << machine_of(80e-6);
+  const std::string command = "plan --pattern 'causal & window(4095)' --tokens 1Mi --heads 8 --kv-heads 2 ";
+  const auto predict = [&](const std::string& options, const std::string& machine) {
+    const Outcome outcome = run_program(command + options + " --machine " + file(machine) + " --json=" + file("p.json"));
+    EXPECT_EQ(outcome.code, 0) << outcome.text;
+    EXPECT_THAT(outcome.text, HasSubstr("exposed exchange"));
+    EXPECT_THAT(outcome.text, HasSubstr("8 ranks on 2 hosts, AVX2, 2 threads each"));
+    return nlohmann::json::parse(std::ifstream(file("p.json")))["prediction"];
+  };
+  const nlohmann::json few = predict("--ranks 4", "m.json"), many = predict("--ranks 64", "m.json"),
+                       slow = predict("--ranks 64", "slow.json");
+  EXPECT_GT(few["seconds"], many["seconds"]);
+  EXPECT_GT(slow["seconds"], many["seconds"]);
+  EXPECT_GT(many["worst_rates_seconds"], many["seconds"]);
+  EXPECT_GE(many["exposed"], 0);
+  for (const char* key : {"step_seconds", "imbalance", "memory", "tokens_per_second", "flop_per_second_per_rank"})
+    EXPECT_GT(many[key], 0) << key;
+  for (const char* section : {"load", "plan", "exchange", "attend", "rows", "file"}) EXPECT_TRUE(many["sections"].contains(section));
+  // 10,240 ranks: blocks hardly suffice, and still there is an answer.
+  EXPECT_GT(predict("--ranks 10240 --ranks-per-host 8", "m.json")["seconds"], 0);
+  EXPECT_GT(predict("--ranks 64 --rank 5", "m.json")["seconds"], 0);
+  // Another head_dim is scaled, and that is told.
+  const Outcome scaled = run_program("plan --pattern causal --tokens 64Ki --head-dim 64 --ranks 2 --machine " + file("m.json"));
+  EXPECT_EQ(scaled.code, 0) << scaled.text;
+  EXPECT_THAT(scaled.text, HasSubstr("compute rates are those of head_dim 128, scaled to 64"));
+}
+
+TEST_F(Program, AMachineThatTellsNothingIsRefused) {
+  const std::string command = "plan --pattern causal --tokens 1Ki --ranks 2 --machine ";
+  EXPECT_EQ(run_program(command + file("none.json")).code, 7);
+  std::ofstream(file("text.json")) << "fast";
+  EXPECT_EQ(run_program(command + file("text.json")).code, 3);
+  std::ofstream(file("empty.json")) << "{}";
+  Outcome outcome = run_program(command + file("empty.json"));
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("longspan doctor --save"));
+  std::ofstream(file("m.json")) << machine_of(40e-6);
+  outcome = run_program(command + file("m.json") + " --type float32");
+  EXPECT_EQ(outcome.code, 3);
+  EXPECT_THAT(outcome.text, HasSubstr("the machine was not measured for float32"));
+  std::string wrong = machine_of(40e-6);
+  wrong.replace(wrong.find("1000000000.0"), 12, "\"very fast\"");
+  std::ofstream(file("wrong.json")) << wrong;
+  EXPECT_EQ(run_program(command + file("wrong.json")).code, 3);
+  EXPECT_EQ(run_program("plan --pattern causal --tokens 1Ki --ranks 2 --ranks-per-host 4").code, 2);
+}
+
+TEST_F(Program, BenchKernelComparesWithThePeak) {
+  const Outcome outcome =
+      run_program("bench kernel --tokens 512 --heads 4 --kv-heads 2 --iterations 2 --threads 2 --json=" + file("k.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"full", "causal", "window", "bigbird", "of peak", "float16"}) EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("k.json")));
+  ASSERT_EQ(record["measures"].size(), 3u * 2 * 4);
+  for (const nlohmann::json& measure : record["measures"]) {
+    EXPECT_EQ(measure["seconds"].size(), 2u);
+    EXPECT_GT(measure["peak_flop_per_second"][0], 0);
+    EXPECT_GT(measure["flop_per_second"], 0);
+    EXPECT_FALSE(measure["kernel"].get<std::string>().empty());
+  }
+  // 8 × 8 squares of 64 × 64; causal leaves 36 of them.
+  EXPECT_EQ(record["measures"][0]["flop"], 4.0 * 64 * 512 * 512 * 4);
+  EXPECT_EQ(record["measures"][1]["flop"], 4.0 * 64 * 64 * 64 * 36 * 4);
+  EXPECT_EQ(run_program("bench kernel --tokens 100").code, 2);
+}
+
+TEST_F(Program, BenchExchangeTellsWhatMoves) {
+  const Outcome outcome = mpirun(3, "bench exchange --tokens 3000 --heads 2 --head-dim 16 --iterations 2 --json=" + file("x.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"window", "strided", "random 1 %", "causal", "of link", "pack"}) EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("x.json")));
+  EXPECT_EQ(record["command"], "bench exchange");
+  ASSERT_EQ(record["results"].size(), 4u);
+  for (const nlohmann::json& result : record["results"]) {
+    EXPECT_EQ(result["bytes_moved"], result["bytes_planned"]);
+    EXPECT_EQ(result["bytes_moved"], result["bytes_lower_bound"]);
+    EXPECT_EQ(result["ranks"].size(), 3u);
+    EXPECT_EQ(result["seconds"].size(), 2u);
+    for (const char* key : {"pattern", "partition", "bytes_ring", "message_bytes", "median_seconds", "contiguous_seconds", "link_seconds",
+                            "bytes_per_second", "of_link", "pack_share", "link", "bytes_between_hosts_planned", "network_bytes"})
+      EXPECT_TRUE(result.contains(key)) << key;
+  }
+  // One pattern, rows of a file; alone, nothing moves.
+  const Outcome sample =
+      run_program(std::string("bench exchange --pattern 'causal & window(99)' --iterations 1 --input ") + LONGSPAN_SAMPLE);
+  EXPECT_EQ(sample.code, 0) << sample.text;
+  EXPECT_THAT(sample.text, HasSubstr("9 heads, 3 KV heads"));
+  EXPECT_EQ(run_program("bench exchange --documents 100,50 --iterations 1 --head-dim 16").code, 0);
+  const Outcome small = mpirun(2, "bench exchange --memory 1Mi --tokens 64Ki");
+  EXPECT_EQ(small.code, 2);
+  EXPECT_EQ(occurrences(small.text, "too little memory"), 1) << small.text;
+  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench kernel, bench exchange, bench scaleout"));
+}
+
+TEST_F(Program, BenchScaleoutTellsHowAJobScales) {
+  const std::string command =
+      "bench scaleout --pattern 'causal & window(255)' --heads 2 --head-dim 16 --iterations 2 --probe-time 2ms --json=" + file("s.json");
+  const Outcome outcome = mpirun(3, command + " --documents 2000,0,1500 --svg " + file("s.svg"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"strong", "weak", "both", "efficiency", "exposed", "over bound", "predicted"})
+    EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("s.json")));
+  EXPECT_EQ(record["command"], "bench scaleout");
+  ASSERT_EQ(record["results"].size(), 5u);  // strong 1, 2; both 3; weak 1, 2
+  for (const nlohmann::json& result : record["results"]) {
+    for (const char* key : {"mode", "ranks", "hosts", "tokens", "seconds", "tokens_per_second", "flop_per_second_per_rank", "efficiency",
+                            "ceiling", "efficiency_of_ceiling", "exposed", "imbalance", "moved_over_lower_bound", "sections", "predicted",
+                            "prediction_error", "machine"})
+      EXPECT_TRUE(result.contains(key)) << key;
+    EXPECT_EQ(result["kv_bytes_moved"], result["kv_bytes_planned"]);
+    EXPECT_EQ(result["kv_bytes_moved"], result["kv_bytes_lower_bound"]);
+    EXPECT_GT(result["predicted"]["seconds"], 0);
+    EXPECT_EQ(result["tokens"], result["mode"] == "weak" ? 3500 / 3 * result["ranks"].get<int>() : 3500);
+  }
+  std::ifstream svg(file("s.svg"));
+  EXPECT_THAT((std::string{std::istreambuf_iterator<char>(svg), {}}), testing::AllOf(HasSubstr("strong, predicted"), HasSubstr("</svg>")));
+  // Its rates are a machine for plan.
+  const Outcome plan = run_program("plan --pattern causal --tokens 64Ki --head-dim 16 --ranks 100 --machine " + file("s.json"));
+  EXPECT_EQ(plan.code, 0) << plan.text;
+  EXPECT_THAT(plan.text, HasSubstr("3 ranks on 1 host"));
+  // A given corpus, strong only.
+  const Outcome sample =
+      mpirun(2, std::string("bench scaleout --pattern 'causal & window(99)' --mode strong --iterations 1 --probe-time 2ms "
+                            "--input ") +
+                    LONGSPAN_SAMPLE);
+  EXPECT_EQ(sample.code, 0) << sample.text;
+  EXPECT_THAT(sample.text, Not(HasSubstr("weak  ")));
+  EXPECT_EQ(mpirun(2, "bench scaleout --pattern causal --tokens 1").code, 2);
 }
 
 }  // namespace

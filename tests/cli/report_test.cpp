@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <sstream>
 
 #include "longspan/error.hpp"
@@ -11,6 +12,7 @@
 #include "report/format.hpp"
 #include "report/log.hpp"
 #include "report/record.hpp"
+#include "report/scaling_chart.hpp"
 #include "report/table.hpp"
 
 namespace longspan::report {
@@ -124,6 +126,19 @@ TEST(BlockMap, TerminalPicture) {
   EXPECT_EQ(line.size(), 66u);
 }
 
+// A picture of one panel is the narrowest there is; letters of 13 px are at most 7.5 wide on average, whatever the font.
+TEST(BlockMap, LegendFitsIntoOnePanel) {
+  const std::string svg = svg_picture("causal", "1 token", {{"heads 0", BlockMap(1)}});
+  std::smatch found;
+  ASSERT_TRUE(std::regex_search(svg, found, std::regex("width=\"([0-9]+)\"")));
+  const double width = std::stod(found[1]);
+  const std::regex text("<text x=\"([0-9]+)\" y=\"[0-9]+\">([^<]*)</text>");
+  int texts = 0;
+  for (std::sregex_iterator it(svg.begin(), svg.end(), text); it != std::sregex_iterator(); ++it, ++texts)
+    EXPECT_LE(std::stod((*it)[1]) + 7.5 * static_cast<double>((*it)[2].length()), width) << (*it)[2];
+  EXPECT_GE(texts, 5);
+}
+
 TEST(BlockMap, SvgIsDeterministicAndEscaped) {
   BlockMap map(1000);
   for (int64_t row = 0; row < 1000; ++row) map.add_full(row, 0, row), map.add_partial(row, row, row + 1);
@@ -137,6 +152,21 @@ TEST(BlockMap, SvgIsDeterministicAndEscaped) {
   EXPECT_THAT(svg, testing::HasSubstr("class=\"d\""));
   EXPECT_THAT(svg, testing::EndsWith("</svg>\n"));
   EXPECT_LT(svg.size(), 600'000u);
+}
+
+TEST(ScalingChart, HasEveryCurveAndTheIdealLine) {
+  const std::vector<ScalingCurve> curves{{"strong", {{1, 1}, {2, 1.9}, {4, 3.5}, {6, 0.4}}}, {"<weak>", {{1, 1}}, true}};
+  const std::string svg = scaling_svg("causal & window(3)", "4 tokens", curves);
+  EXPECT_EQ(svg, scaling_svg("causal & window(3)", "4 tokens", curves));
+  EXPECT_THAT(svg, testing::HasSubstr("causal &amp; window(3)"));
+  EXPECT_THAT(svg, testing::HasSubstr("&lt;weak&gt;"));
+  EXPECT_THAT(svg, testing::HasSubstr(">ideal<"));
+  EXPECT_THAT(svg, testing::EndsWith("</svg>\n"));
+  size_t circles = 0;
+  for (size_t at = svg.find("<circle"); at != std::string::npos; at = svg.find("<circle", at + 1)) ++circles;
+  EXPECT_EQ(circles, 5u);
+  EXPECT_THAT(svg, testing::Not(testing::HasSubstr("nan")));
+  EXPECT_THAT(scaling_svg("", "", {}), testing::HasSubstr("ideal"));
 }
 
 }  // namespace

@@ -6,20 +6,29 @@
 #include "comm/communicator.hpp"
 #include "longspan/error.hpp"
 #include "problem.hpp"
+#include "tests/support/test_devices.hpp"
 
 namespace longspan::testing {
 namespace {
 
-class AttentionTest : public ::testing::Test {
+class AttentionTest : public ::testing::TestWithParam<DeviceKind> {
  protected:
+  void SetUp() override {
+    const OpenDevice gpu = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
+    if (!gpu.device) GTEST_SKIP() << gpu.why_not;
+  }
   comm::Communicator world_{MPI_COMM_WORLD};
 };
 
-TEST_F(AttentionTest, StridedShardsManyTimes) {
+INSTANTIATE_TEST_SUITE_P(Devices, AttentionTest, ::testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST_P(AttentionTest, StridedShardsManyTimes) {
   const std::string text = "causal & (window(255) | sink(4))";
   const Shape shape{.tokens = 1500, .heads = 4, .kv_heads = 2, .head_dim = 24, .type = ElementType::float16};
   const Documents documents = Documents::from_lengths({1000, 0, 90, 410});
-  Attention attention(MPI_COMM_WORLD, shape, text, documents, {.output_type = ElementType::float32, .threads = 1});
+  Attention attention(MPI_COMM_WORLD, shape, text, documents,
+                      {.output_type = ElementType::float32, .device = GetParam(), .share_gpu = true, .threads = 1});
   EXPECT_EQ(world_.sum(attention.local_rows()), shape.tokens);
   for (unsigned seed : {1u, 2u}) {
     Problem problem(shape, documents, text, seed);
@@ -53,11 +62,11 @@ TEST_F(AttentionTest, StridedShardsManyTimes) {
         }
       }
     }
-    expect_exact(world_, problem, attention.tokens(), ElementType::float32, whole, whole_lse, 11);
+    expect_exact(world_, problem, attention.tokens(), ElementType::float32, whole, whole_lse, 11, GetParam() != DeviceKind::cpu);
   }
 }
 
-TEST_F(AttentionTest, ErrorsAreTheSameOnAllRanks) {
+TEST_P(AttentionTest, ErrorsAreTheSameOnAllRanks) {
   const Shape shape{.tokens = 100, .heads = 4, .kv_heads = 2, .head_dim = 16};
   const auto code_of = [&](const auto& make) {
     try {

@@ -4,9 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include "../pattern/brute_force.hpp"
+#include "kernels/cpu/device.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 #include "problem.hpp"
+#include "tests/support/test_devices.hpp"
 
 namespace longspan::testing {
 namespace {
@@ -17,7 +20,9 @@ struct Setting {
   bool keys_read_again = false;
   int64_t blocks_of_room = 0;  // beside the rank's own keys: 0 is plenty
   int stripes = 1;
-  int threads = 2;
+  int threads = 0;         // CPU threads, instead of the device under test
+  int ranks_per_host = 0;  // as if the ranks were on several hosts; 0: they are where they are
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
 };
 
 struct Outcome {
@@ -25,10 +30,11 @@ struct Outcome {
   WholeOutput output;
   engine::Record record;
   plan::RankPlan plan;
-  int64_t steps;
+  engine::Schedule schedule;
 };
 
-Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting& setting, const std::vector<bool>& done = {}) {
+Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
+                  const Setting& setting, const std::vector<bool>& done = {}) {
   const Shape& shape = problem.shape();
   const plan::Blocks blocks(problem.documents());
   plan::Options options;
@@ -38,6 +44,7 @@ Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting&
   options.stripes = setting.stripes;
   options.segment_blocks = 2;
   options.long_row_factor = 2;
+  options.exchange = setting.exchange;
   options.memory = int64_t{1} << 30;
   const int64_t unit = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
   if (setting.blocks_of_room > 0) {
@@ -60,16 +67,17 @@ Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting&
   if (shared.long_rows.empty()) {
     EXPECT_EQ(shared.keys_stay, !setting.keys_read_again);
   }
+  std::vector<int> hosts;
+  for (int rank = 0; setting.ranks_per_host > 0 && rank < ranks.size(); ++rank) hosts.push_back(rank / setting.ranks_per_host);
   engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
-                        done);
-  Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule().total_steps()};
+                        done, hosts);
+  Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule()};
   for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
   WholeInput input(problem);
   engine::RunOptions run;
   run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
-  run.threads = setting.threads;
   run.timeout = 60;
-  outcome.record = engine.forward(input, outcome.output, run);
+  outcome.record = engine.forward(input, outcome.output, device, transport, run);
   EXPECT_EQ(outcome.record.bytes_received, outcome.record.planned_bytes_received);
   EXPECT_EQ(outcome.record.bytes_sent, outcome.record.planned_bytes_sent);
   if (done.empty()) {
@@ -93,23 +101,49 @@ Shape shape_of(ElementType type, int heads = 4, int kv_heads = 2, int head_dim =
   return {.tokens = 0, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .type = type};
 }
 
-class EngineTest : public ::testing::Test {
+class EngineTest : public ::testing::TestWithParam<TestDevice> {
  protected:
+  void SetUp() override {
+    device_ = OpenDevice::of(GetParam(), world_);
+    if (!device_.device) GTEST_SKIP() << device_.why_not;
+  }
+  Outcome attend(const comm::Communicator& ranks, Problem& problem, const Setting& setting, const std::vector<bool>& done = {}) {
+    if (setting.threads > 0) {
+      kernels::cpu::CpuDevice cpu(setting.threads);
+      comm::MpiTransport mpi;
+      return attend_on(cpu, mpi, ranks, problem, setting, done);
+    }
+    return attend_on(*device_.device, *device_.transport, ranks, problem, setting, done);
+  }
+  // On this rank's device, whatever the other ranks do.
+  Outcome attend_alone(const comm::Communicator& alone, Problem& problem, const Setting& setting) {
+    comm::MpiTransport nothing_to_move;
+    kernels::cpu::CpuDevice cpu(1);
+    return attend_on(setting.threads > 0 ? static_cast<kernels::Device&>(cpu) : *device_.device, nothing_to_move, alone, problem, setting);
+  }
+  void expect_exact(const Problem& problem, const Outcome& outcome, int64_t every) {
+    testing::expect_exact(world_, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, every,
+                          is_gpu(GetParam()));
+  }
+
   comm::Communicator world_{MPI_COMM_WORLD};
+  OpenDevice device_;
 };
 
-TEST_F(EngineTest, MatchesTheReference) {
+INSTANTIATE_TEST_SUITE_P(Devices, EngineTest, ::testing::ValuesIn(kTestDevices), [](const auto& info) { return name_of(info.param); });
+
+TEST_P(EngineTest, MatchesTheReference) {
   for (const std::string& text : patterns()) {
     for (const auto& lengths : {std::vector<int64_t>{1111}, {1}, {500, 30, 0, 60, 70, 333}}) {
       SCOPED_TRACE(text);
       Problem problem(shape_of(ElementType::float32), Documents::from_lengths(lengths), text);
       const Outcome outcome = attend(world_, problem, {});
-      expect_exact(world_, problem, outcome.tokens, ElementType::float32, outcome.output.o, outcome.output.lse, 7);
+      expect_exact(problem, outcome, 7);
     }
   }
 }
 
-TEST_F(EngineTest, TypesAndHeadLayouts) {
+TEST_P(EngineTest, TypesAndHeadLayouts) {
   for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
     for (auto [heads, kv_heads, head_dim] : {std::array{1, 1, 8}, {9, 3, 64}, {4, 4, 40}, {6, 1, 128}}) {
       SCOPED_TRACE(std::string(name_of(type)) + " " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " heads of " +
@@ -117,12 +151,39 @@ TEST_F(EngineTest, TypesAndHeadLayouts) {
       Problem problem(shape_of(type, heads, kv_heads, head_dim), Documents::from_lengths({600, 0, 77, 131}),
                       "causal & (window(150) | sink(3))");
       const Outcome outcome = attend(world_, problem, {});
-      expect_exact(world_, problem, outcome.tokens, type, outcome.output.o, outcome.output.lse, 13);
+      expect_exact(problem, outcome, 13);
     }
   }
 }
 
-TEST_F(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
+// Whatever can be written, with every head_dim, shared out in whatever way.
+TEST_P(EngineTest, RandomJobs) {
+  for (int head_dim = 8; head_dim <= 256; head_dim += 8) {
+    const auto seed = static_cast<unsigned>(head_dim);
+    std::mt19937 random(seed);
+    const auto one_of = [&](const auto& all) { return all[random() % all.size()]; };
+    const auto [heads, kv_heads] = one_of(std::vector<std::pair<int, int>>{{1, 1}, {4, 2}, {6, 2}, {3, 3}});
+    const ElementType type = one_of(std::vector{ElementType::float32, ElementType::float16, ElementType::bfloat16});
+    const int64_t size = 1 + static_cast<int64_t>(random() % 1200);
+    const Documents documents = Documents::from_lengths({size, 0, 1, static_cast<int64_t>(random() % 300)});
+    const auto masks = pattern::brute::random_masks(documents, heads, kv_heads, random);
+    const std::string text = pattern::brute::random_pattern(random, 2, size, masks).text;
+    const pattern::Pattern parsed = pattern::Pattern::parse(text);
+    Setting setting{.partition = one_of(std::vector{plan::PartitionKind::automatic, plan::PartitionKind::contiguous,
+                                                    plan::PartitionKind::zigzag, plan::PartitionKind::balanced}),
+                    .reproducible = random() % 3 == 0};
+    if (random() % 3 != 0) setting.blocks_of_room = 4, setting.keys_read_again = random() % 2 == 0;
+    SCOPED_TRACE(text + " on " + std::to_string(size) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) +
+                 " heads of " + std::to_string(head_dim) + ", " + std::string(name_of(type)));
+    Problem problem(shape_of(type, heads, kv_heads, head_dim), documents,
+                    pattern::BoundPattern(parsed, heads, kv_heads, documents, masks.sources_for(parsed, documents)), seed);
+    const Outcome outcome = attend(world_, problem, setting);
+    expect_exact(problem, outcome, 17);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
   for (const std::string& text : patterns()) {
     for (plan::PartitionKind kind : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag, plan::PartitionKind::balanced}) {
       if (kind != plan::PartitionKind::contiguous && text != "causal" && text != "longformer(129, 2)") continue;
@@ -130,7 +191,7 @@ TEST_F(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
         SCOPED_TRACE(text + (again ? ", keys read again, " : ", ") + std::string(plan::name_of(kind)));
         Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
         const Outcome outcome = attend(world_, problem, {.partition = kind, .keys_read_again = again, .blocks_of_room = 4});
-        expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 97);
+        expect_exact(problem, outcome, 97);
         if (text == "causal" && (again || world_.size() > 1)) {
           EXPECT_GE(world_.max(static_cast<int64_t>(outcome.plan.stripes.size())), 3);
           EXPECT_GE(world_.max(outcome.plan.most_steps()), 3);
@@ -140,12 +201,12 @@ TEST_F(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
   }
 }
 
-TEST_F(EngineTest, ReproducibleBitsDependOnNothing) {
+TEST_P(EngineTest, ReproducibleBitsDependOnNothing) {
   const comm::Communicator alone(MPI_COMM_SELF);
   for (const std::string& text : patterns()) {
     SCOPED_TRACE(text);
     Problem problem(shape_of(ElementType::float32, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
-    const Outcome one = attend(alone, problem, {.reproducible = true, .threads = 1});
+    const Outcome one = attend_alone(alone, problem, {.reproducible = true, .threads = GetParam() == TestDevice::cpu ? 1 : 0});
     for (const Setting& setting :
          {Setting{.partition = plan::PartitionKind::contiguous, .reproducible = true},
           Setting{.partition = plan::PartitionKind::zigzag, .reproducible = true, .blocks_of_room = 6},
@@ -159,21 +220,21 @@ TEST_F(EngineTest, ReproducibleBitsDependOnNothing) {
   }
 }
 
-TEST_F(EngineTest, SameJobSameBits) {
+TEST_P(EngineTest, SameJobSameBits) {
   Problem problem(shape_of(ElementType::float32), Documents::from_lengths({2500}), "longformer(129, 2) & !strided(5)");
   const Outcome first = attend(world_, problem, {.blocks_of_room = 5});
-  const Outcome second = attend(world_, problem, {.blocks_of_room = 5, .threads = 1});
+  const Outcome second = attend(world_, problem, {.blocks_of_room = 5, .threads = GetParam() == TestDevice::cpu ? 1 : 0});
   EXPECT_EQ(first.output.o, second.output.o);
 }
 
-TEST_F(EngineTest, UnreferencedKeysMayHoldAnything) {
+TEST_P(EngineTest, UnreferencedKeysMayHoldAnything) {
   Problem problem(shape_of(ElementType::bfloat16, 4, 2, 32), Documents::from_lengths({700, 50, 61}), "causal & dilated_segment(64, 3, 1)");
   ASSERT_GT(problem.poison_unreferenced(), 0);
   const Outcome outcome = attend(world_, problem, {});
-  expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 5);
+  expect_exact(problem, outcome, 5);
 }
 
-TEST_F(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
+TEST_P(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
   for (const std::string text : {"causal", "bigbird(32, 3, 2, 1, 7)", "longformer(129, 2)"}) {
     SCOPED_TRACE(text);
     Problem problem(shape_of(ElementType::float32), Documents::from_lengths({9000}), text);
@@ -200,11 +261,47 @@ TEST_F(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
   }
 }
 
-TEST_F(EngineTest, LongRowsTravelRatherThanTheirKeys) {
+// Two levels: the same bits as flat, no more from other hosts than the plan says, and the least there can be where memory keeps the keys.
+TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
+  if (world_.size() < 3) GTEST_SKIP() << "fewer than three ranks cannot be two hosts of which one has two";
+  for (const std::string& text : patterns()) {
+    for (int ranks_per_host : {2, 3}) {
+      if (ranks_per_host >= world_.size()) continue;
+      for (int64_t blocks_of_room : {0, 6}) {
+        SCOPED_TRACE(text + ", " + std::to_string(ranks_per_host) + " ranks a host, room " + std::to_string(blocks_of_room));
+        Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
+        Setting setting{
+            .blocks_of_room = blocks_of_room, .stripes = 3, .ranks_per_host = ranks_per_host, .exchange = plan::ExchangeKind::flat};
+        const Outcome flat = attend(world_, problem, setting);
+        setting.exchange = plan::ExchangeKind::node;
+        const Outcome node = attend(world_, problem, setting);
+        expect_exact(problem, node, 97);
+        for (const Interval& run : node.tokens) EXPECT_EQ(node.output.rows(run), flat.output.rows(run));
+
+        EXPECT_EQ(flat.record.bytes_from_other_hosts, flat.schedule.units_from_other_hosts_if_flat * flat.plan.unit_bytes);
+        EXPECT_EQ(node.record.bytes_from_other_hosts, node.schedule.units_from_other_hosts * node.plan.unit_bytes);
+        const int64_t if_flat = world_.sum(flat.schedule.units_from_other_hosts),
+                      crossing = world_.sum(node.schedule.units_from_other_hosts);
+        const int64_t least = world_.sum(node.schedule.least_units_to_host);
+        EXPECT_LE(least, crossing);
+        EXPECT_LE(crossing, if_flat);
+        if (blocks_of_room == 0) {
+          EXPECT_EQ(crossing, least);
+        }
+        if (text == "causal" && ranks_per_host == 2 && world_.size() >= 4) {
+          EXPECT_TRUE(node.schedule.passes_on);
+          EXPECT_LT(crossing, if_flat);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EngineTest, LongRowsTravelRatherThanTheirKeys) {
   if (world_.size() == 1) GTEST_SKIP() << "one rank holds all keys";
   Problem problem(shape_of(ElementType::bfloat16, 4, 4, 16), Documents::from_lengths({8000}), "longformer(65, 1)");
   const Outcome outcome = attend(world_, problem, {});
-  expect_exact(world_, problem, outcome.tokens, ElementType::bfloat16, outcome.output.o, outcome.output.lse, 211);
+  expect_exact(problem, outcome, 211);
   EXPECT_GT(world_.max(outcome.record.row_bytes_received), 0);
   // Nobody fetches more than its window's halo and the global block.
   EXPECT_LE(outcome.plan.units_moved, 4 * 3);

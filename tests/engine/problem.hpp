@@ -20,8 +20,10 @@ namespace longspan::testing {
 class Problem {
  public:
   Problem(Shape shape, Documents documents, const std::string& text, unsigned seed = 1)
-      : shape_(shape), documents_(documents), pattern_(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents) {
-    shape_.tokens = documents.tokens();
+      : Problem(shape, documents, pattern::BoundPattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents), seed) {}
+  Problem(Shape shape, Documents documents, pattern::BoundPattern pattern, unsigned seed)
+      : shape_(shape), documents_(std::move(documents)), pattern_(std::move(pattern)) {
+    shape_.tokens = documents_.tokens();
     std::mt19937 random(seed);
     for (auto [tensor, heads] : {std::pair(&q_, shape.heads), std::pair(&k_, shape.kv_heads), std::pair(&v_, shape.kv_heads)}) {
       tensor->resize(static_cast<size_t>(shape_.tokens * heads * shape.head_dim) * size_of(shape.type));
@@ -61,8 +63,10 @@ class Problem {
     return poisoned;
   }
 
-  // The row as doubles, and as a straightforward float32 evaluation rounded to the output type. Returns the LSE.
-  double reference(int64_t token, int head, ElementType output_type, std::vector<double>& o, std::vector<float>& plain) const {
+  // The row as doubles, and as a straightforward float32 evaluation rounded to the output type (its weights too, to the input's type, where
+  // `rounded_weights`). Returns the LSE.
+  double reference(int64_t token, int head, ElementType output_type, bool rounded_weights, std::vector<double>& o,
+                   std::vector<float>& plain) const {
     const int64_t document = documents_.holding(token), begin = documents_.begin(document);
     const int group = pattern_.group_of(head), kv_head = shape_.kv_head_of(head);
     const auto dim = static_cast<size_t>(shape_.head_dim);
@@ -80,7 +84,10 @@ class Problem {
     const double scale = 1 / std::sqrt(static_cast<double>(dim));
     o.assign(dim, 0);
     plain.assign(dim, 0);
-    kernels::reference::attend_row<float>(q, keys, values, static_cast<float>(scale), plain);
+    if (rounded_weights)
+      kernels::reference::attend_row_rounded(q, keys, values, static_cast<float>(scale), shape_.type, plain);
+    else
+      kernels::reference::attend_row<float>(q, keys, values, static_cast<float>(scale), plain);
     for (float& value : plain) {
       store_element(&value, output_type, 0, value);
       value = load_element(&value, output_type, 0);
@@ -106,7 +113,7 @@ inline double unit_in_last_place(ElementType type, double value) {
 // place; of LSE 1e-5·(1 + |LSE|). Looks at every `every`-th of the given rows; collective: the straightforward error is over all ranks'
 // rows.
 inline void expect_exact(const comm::Communicator& ranks, const Problem& problem, const Intervals& tokens, ElementType output_type,
-                         const std::vector<std::byte>& o, const std::vector<float>& lse, int64_t every = 1) {
+                         const std::vector<std::byte>& o, const std::vector<float>& lse, int64_t every = 1, bool rounded_weights = false) {
   struct Row {
     int64_t token;
     int head;
@@ -121,7 +128,7 @@ inline void expect_exact(const comm::Communicator& ranks, const Problem& problem
       if (token % every != 0 && token != run.begin && token + 1 != run.end) continue;
       for (int head = 0; head < shape.heads; ++head) {
         Row row{token, head, {}};
-        const double exact_lse = problem.reference(token, head, output_type, row.exact, plain);
+        const double exact_lse = problem.reference(token, head, output_type, rounded_weights, row.exact, plain);
         const float seen = lse[static_cast<size_t>(token * shape.heads + head)];
         if (std::isinf(exact_lse)) {
           EXPECT_EQ(seen, -std::numeric_limits<float>::infinity()) << "token " << token << " head " << head;

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 
 #include "io/result.hpp"
 #include "job/ledger.hpp"
+#include "kernels/gpus.hpp"
 #include "started_job.hpp"
 
 namespace longspan::job::testing {
@@ -22,6 +24,13 @@ class JobFolder : public ::testing::Test {
     std::string name = (std::filesystem::temp_directory_path() / "longspan-job-XXXXXX").string();
     if (!mkdtemp(name.data())) throw std::runtime_error("mkdtemp " + name);
     folder_ = name;
+  }
+  // The same tests run on GPUs when the options' variables say so (LONGSPAN_DEVICE=cuda).
+  void SetUp() override {
+    const char* device = std::getenv("LONGSPAN_DEVICE");
+    if (device == nullptr || std::string(device) != "cuda") return;
+    const kernels::Gpus gpus = kernels::find_gpus();
+    if (gpus.usable.empty()) GTEST_SKIP() << gpus.why_none;
   }
   ~JobFolder() override {
     std::error_code ignored;

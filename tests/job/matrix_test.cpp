@@ -45,6 +45,32 @@ TEST_F(Matrix, PatternsOnAnyNumberOfRanks) {
   }
 }
 
+// 16,000 tokens on two ranks: 31 MiB of keys and values each, and as much of queries and results. Rows that look at all keys make no
+// exception, nor does what is read again.
+TEST_F(Matrix, ProcessesKeepToTheirMemory) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's own memory would be measured";
+#endif
+  if (std::getenv("LONGSPAN_DEVICE") != nullptr) GTEST_SKIP() << "--memory is a GPU's then";
+  const auto peak_of = [&](const std::string& input, const std::string& options) {
+    const Outcome outcome = attend(2, "--input " + file(input) + " --output " + file("o.h5") + " --threads 1 --overwrite " + options);
+    EXPECT_EQ(outcome.code, 0) << outcome.text;
+    const nlohmann::json record = record_of(file("o.run.json"));
+    return std::pair(record["result"]["peak_memory"]["max"].get<double>() / (1 << 20), record["plan"]["keys_stay"].get<bool>());
+  };
+  generate("small.h5", "--tokens 10 --heads 8 --head-dim 128");
+  generate("large.h5", "--tokens 16000 --heads 8 --head-dim 128");
+  for (const std::string pattern : {"'rows(0, 3) | (causal & window(100))'", "'bigbird(64, 3, 1, 1, 0)'"}) {
+    const auto [alone, ignored] = peak_of("small.h5", "--pattern " + pattern);
+    for (const auto& [mebibytes, stay] : {std::pair{8, false}, {16, false}, {96, true}}) {
+      const auto [peak, keys_stay] = peak_of("large.h5", "--memory " + std::to_string(mebibytes) + "Mi --pattern " + pattern);
+      EXPECT_EQ(keys_stay, stay);
+      EXPECT_LE(peak, alone + mebibytes + 8) << pattern << " with " << mebibytes << " MiB";
+      std::printf("%s with %d MiB: %.1f MiB, %.1f of which are the program's own\n", pattern.c_str(), mebibytes, peak, alone);
+    }
+  }
+}
+
 TEST_F(Matrix, ReproducibleBits) {
   for (const std::string pattern : {"causal", "'longformer(65, 32)'"}) {
     std::optional<Bits> first;

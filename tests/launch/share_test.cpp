@@ -1,6 +1,10 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 
-#include "launch/topology.hpp"
+#include <algorithm>
+
+#include "launch/binding.hpp"
 
 namespace longspan::launch {
 namespace {
@@ -25,6 +29,68 @@ TEST(Share, RanksOfAHostSplitItsCpus) {
 TEST(Share, NoRankIsLonelyUnderItsOwnLauncher) {
   const comm::Communicator world(MPI_COMM_WORLD);
   EXPECT_FALSE(lonely_rank(world.size()));
+}
+
+TEST(Share, SlurmsAllotmentIsALimitEvenWhenNothingEnforcesIt) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const Share share = share_of_host(world, {.cpus = 1, .memory = int64_t{100} << 20});
+  EXPECT_EQ(share.threads, 1);
+  EXPECT_EQ(share.memory, memory_share(int64_t{100} << 20, world.local_size()));
+  EXPECT_EQ(share_of_host(world, {.cpus_per_rank = 1}).threads, 1);
+}
+
+// Puts this thread's CPUs back.
+class KeptAffinity {
+ public:
+  KeptAffinity() { sched_getaffinity(0, sizeof set_, &set_); }
+  ~KeptAffinity() { sched_setaffinity(0, sizeof set_, &set_); }
+
+ private:
+  cpu_set_t set_;
+};
+
+TEST(Bind, RanksGetPartsOfTheirOwnWhileThereAreEnoughCpus) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const KeptAffinity kept;
+  const Machine machine;
+  const std::vector<int> before = available_cpus();
+  const Bound bound = bind_ranks(world, machine, {});
+  if (world.local_size() == 1) {
+    EXPECT_EQ(available_cpus(), before);
+  } else if (static_cast<int>(before.size()) < world.local_size()) {
+    EXPECT_EQ(bound, Bound::no);
+    EXPECT_EQ(available_cpus(), before);
+  } else {
+    ASSERT_EQ(bound, Bound::by_longspan);
+    std::vector<int> all;
+    for (const std::vector<int>& cpus : cpus_of_host(world)) {
+      EXPECT_FALSE(cpus.empty());
+      all.insert(all.end(), cpus.begin(), cpus.end());
+    }
+    std::sort(all.begin(), all.end());
+    EXPECT_EQ(all, before) << "each CPU once";
+    EXPECT_EQ(bind_ranks(world, machine, {}), Bound::by_launcher) << "what is bound is left alone";
+  }
+}
+
+TEST(Bind, OneThatTheLauncherHasBoundIsLeftAlone) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const std::vector<int> open = available_cpus();
+  if (open.size() < 2 || world.local_size() < 2) GTEST_SKIP() << "needs two CPUs and two ranks";
+  const KeptAffinity kept;
+  const Machine machine;
+  ASSERT_TRUE(machine.bind({open[static_cast<size_t>(world.local_rank()) % 2]}));
+  const std::vector<int> before = available_cpus();
+  EXPECT_EQ(bind_ranks(world, machine, {}), Bound::by_launcher);
+  EXPECT_EQ(available_cpus(), before);
+}
+
+TEST(Bind, NobodyTakesCpusOfAHostThatIsSharedWithOtherJobs) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  if (available_cpus().size() < 2 || world.local_size() < 2) GTEST_SKIP() << "needs two CPUs and two ranks";
+  const std::vector<int> before = available_cpus();
+  EXPECT_EQ(bind_ranks(world, Machine(), {.cpus = 1}), Bound::no);
+  EXPECT_EQ(available_cpus(), before);
 }
 
 }  // namespace

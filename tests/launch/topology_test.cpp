@@ -117,6 +117,8 @@ TEST(Memory, EightyPercentSharedAmongTheRanks) {
   EXPECT_EQ(memory_share(int64_t{6} << 60, 1), (int64_t{6} << 60) / 5 * 4) << "without overflow";
   EXPECT_GT(free_memory(), 0);
   EXPECT_LE(free_memory(), total_memory());
+  EXPECT_GT(peak_memory(), 1 << 20);
+  EXPECT_LT(peak_memory(), total_memory());
 }
 
 TEST(Threads, CpusAreSharedByThoseWhoMayUseThem) {

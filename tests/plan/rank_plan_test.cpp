@@ -181,6 +181,27 @@ TEST(RankPlan, TooLittleMemorySaysWhatWouldDo) {
   }
 }
 
+// 12 million tokens in blocks of keys that arrive one by one: what is refused is the rank's plan, which is larger than its memory.
+TEST(RankPlan, ThousandMillionStepsAreRefused) {
+  const Documents documents = Documents::single(12'582'912);
+  const Shape shape{.tokens = documents.tokens(), .heads = 1, .kv_heads = 1, .head_dim = 128, .type = ElementType::bfloat16};
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("causal"), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  Options options;
+  options.memory = 1 << 20;
+  options.output_type = shape.type;
+  try {
+    make_rank_plan(make_shared(pattern, blocks, shape, 4, options), pattern, blocks, 3);
+    FAIL() << "1 MiB is enough?";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::usage);
+    EXPECT_EQ(error.problems().front().what, "too little memory: a rank would need more than 1048576 steps");
+    const std::string mend = error.problems().front().mend;
+    options.memory = std::stoll(mend.substr(mend.find("--memory ") + 9)) << 20;
+    EXPECT_NO_THROW(make_rank_plan(make_shared(pattern, blocks, shape, 4, options), pattern, blocks, 3)) << mend;
+  }
+}
+
 TEST(RankPlan, BalancedCutsCausalCostEvenly) {
   const Documents documents = Documents::single(128 * 400);
   Shape shape = kShape;

@@ -1,0 +1,310 @@
+// Blocks between GPU pools by NCCL. All ranks go through the same steps in the same order; a step is one group with one message per peer:
+//
+//   its stream:   gather what is sent | send and receive everything | scatter what came
+//
+// A message that is one run of slots goes straight out of the pool, or into it: many small messages cost far more than one large one
+// (NCCL serves those of one peer one after another).
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "comm/cuda/nccl_library.hpp"
+#include "comm/transport.hpp"
+#include "kernels/cuda/runtime.hpp"
+#include "kernels/cuda/units.hpp"
+
+namespace longspan::comm {
+
+namespace {
+
+namespace cuda = kernels::cuda;
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kReadyTag = 77;  // on the ranks' communicator: this rank is up in NCCL
+constexpr auto kBusyTime = std::chrono::milliseconds(2);
+constexpr auto kNap = std::chrono::microseconds(50);
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// NCCL's communicator of all ranks, made and watched without blocking.
+class NcclRanks {
+ public:
+  NcclRanks(const Communicator& ranks, int gpu, double timeout) {
+    const cuda::CurrentDevice current(gpu);
+    ncclUniqueId id;
+    if (ranks.rank() == 0) check_nccl(nccl().get_unique_id(&id), "ncclGetUniqueId");
+    ranks.broadcast(&id, sizeof id);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    check_nccl(nccl().comm_init(&comm_, ranks.size(), id, ranks.rank(), &config), "ncclCommInitRankConfig");
+    wait_until_up(ranks, timeout);
+  }
+
+  ~NcclRanks() {
+    if (comm_ == nullptr) return;
+    if (std::uncaught_exceptions() > 0) {
+      nccl().comm_abort(comm_);
+      return;
+    }
+    nccl().comm_finalize(comm_);
+    ncclResult_t state = ncclInProgress;
+    const auto start = Clock::now();
+    while (nccl().comm_get_async_error(comm_, &state) == ncclSuccess && state == ncclInProgress && seconds_since(start) < 10)
+      std::this_thread::sleep_for(kNap);
+    nccl().comm_destroy(comm_);
+  }
+  NcclRanks(const NcclRanks&) = delete;
+  NcclRanks& operator=(const NcclRanks&) = delete;
+
+  ncclComm_t get() const { return comm_; }
+
+  // Throws when something went wrong in the background; whether a call still goes on there.
+  bool is_busy() const {
+    ncclResult_t state = ncclSuccess;
+    check_nccl(nccl().comm_get_async_error(comm_, &state), "ncclCommGetAsyncError");
+    check_nccl(state, "an operation of NCCL");
+    return state == ncclInProgress;
+  }
+
+ private:
+  // Rank 0 hears of every rank that is up, so that it can name those that are not; it gives up first.
+  void wait_until_up(const Communicator& ranks, double timeout) {
+    const auto start = Clock::now();
+    const double limit = ranks.rank() == 0 ? timeout : timeout * 1.2 + 5;
+    std::vector<MPI_Request> ready;
+    std::vector<char> mails(static_cast<size_t>(ranks.size()));
+    if (ranks.rank() == 0) {
+      ready.resize(static_cast<size_t>(ranks.size() - 1));
+      for (int peer = 1; peer < ranks.size(); ++peer)
+        check(MPI_Irecv(&mails[static_cast<size_t>(peer)], 1, MPI_CHAR, peer, kReadyTag, ranks.handle(),
+                        &ready[static_cast<size_t>(peer - 1)]),
+              "MPI_Irecv");
+    }
+    bool up = false, told = false;
+    int all_up = 0;
+    while (!up || !all_up) {
+      up = up || !is_busy();
+      if (up && !told && ranks.rank() != 0) {
+        ready.resize(1);
+        check(MPI_Isend(mails.data(), 1, MPI_CHAR, 0, kReadyTag, ranks.handle(), &ready[0]), "MPI_Isend");
+        told = true;
+      }
+      if (ranks.rank() == 0 || told)
+        check(MPI_Testall(static_cast<int>(ready.size()), ready.data(), &all_up, MPI_STATUSES_IGNORE), "MPI_Testall");
+      if (timeout > 0 && seconds_since(start) > limit) throw_missing(ranks, ready, seconds_since(start));
+      std::this_thread::sleep_for(kNap);
+    }
+  }
+
+  [[noreturn]] void throw_missing(const Communicator& ranks, std::vector<MPI_Request>& ready, double waited) const {
+    std::vector<int> missing;
+    for (size_t i = 0; ranks.rank() == 0 && i < ready.size(); ++i)
+      if (ready[i] != MPI_REQUEST_NULL) missing.push_back(static_cast<int>(i) + 1);
+    for (MPI_Request& request : ready) {
+      if (request == MPI_REQUEST_NULL) continue;
+      MPI_Cancel(&request);
+      MPI_Request_free(&request);
+    }
+    throw Error(
+        {.code = ExitCode::communication,
+         .what = fmt::format("time-out: NCCL did not come up in {:.3g} s", waited),
+         .seen = missing.empty() ? "this rank waits for others" : "nothing from " + describe_ranks(missing),
+         .from = fmt::format("rank {}", ranks.rank()),
+         .mend = "see whether those ranks run and their hosts reach each other (NCCL_SOCKET_IFNAME, NCCL_DEBUG=INFO); --transport mpi does "
+                 "without NCCL"});
+  }
+
+  ncclComm_t comm_ = nullptr;
+};
+
+bool is_run(const std::vector<int32_t>& slots) {
+  for (size_t i = 1; i < slots.size(); ++i)
+    if (slots[i] != slots[0] + static_cast<int32_t>(i)) return false;
+  return true;
+}
+
+class NcclExchange : public PoolExchange {
+ public:
+  NcclExchange(const Communicator& ranks, const NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
+      : ranks_(ranks),
+        comm_(comm),
+        gpu_(gpu),
+        current_(gpu),
+        pool_(pool),
+        block_bytes_(block_bytes),
+        stream_(cuda::Stream::Priority::high) {}
+  ~NcclExchange() override {
+    if (std::uncaught_exceptions() == 0) cudaStreamSynchronize(stream_.get());
+  }
+
+  void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+    Step step;
+    for (const Message& message : receives) step.add(message, block_bytes_, step.received);
+    for (const Message& message : sends) step.add(message, block_bytes_, step.sent);
+    if (step.peers.empty()) return;
+    const cuda::CurrentDevice current(gpu_);
+    // One buffer each way will do: the stream orders this step's use of it after the last one's.
+    Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
+    out.place(out_, out_slots_, stream_);
+    in.place(in_, in_slots_, stream_);
+    for (const Packed::Part& part : out.parts)
+      if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
+    check_nccl(nccl().group_start(), "ncclGroupStart");
+    for (const Packed::Part& part : out.parts)
+      check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
+                 "ncclSend");
+    for (const Packed::Part& part : in.parts)
+      check_nccl(
+          nccl().receive(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
+          "ncclRecv");
+    check_nccl(nccl().group_end(), "ncclGroupEnd");
+    wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
+    for (const Packed::Part& part : in.parts)
+      if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
+    step.done.record(stream_.get());
+    steps_.emplace(tag, std::move(step));
+  }
+
+  bool takes_sends_ahead() const override { return false; }  // a step is one group
+
+  void progress() override { comm_.is_busy(); }
+
+  bool received(int tag) override {
+    const auto step = steps_.find(tag);
+    return step == steps_.end() || (!comm_.is_busy() && step->second.done.done());
+  }
+
+  void finish_receives(int tag) override {
+    const auto step = steps_.find(tag);
+    if (step == steps_.end()) return;
+    wait(tag, step->second.peers, "finish", [&] { return received(tag); });
+    bytes_received_ += std::exchange(step->second.received, 0);
+  }
+
+  void finish_sends(int tag) override {
+    finish_receives(tag);
+    const auto step = steps_.find(tag);
+    if (step == steps_.end()) return;
+    bytes_sent_ += step->second.sent;
+    steps_.erase(step);
+  }
+
+  void set_timeout(double seconds) override { timeout_ = seconds; }
+  int64_t bytes_received() const override { return bytes_received_; }
+  int64_t bytes_sent() const override { return bytes_sent_; }
+
+ private:
+  struct Step {
+    std::vector<int> peers;
+    int64_t received = 0, sent = 0;  // bytes
+    cuda::Event done;
+    void add(const Message& message, int64_t block_bytes, int64_t& bytes) {
+      if (message.slots.empty()) return;
+      peers.push_back(message.peer);
+      bytes += static_cast<int64_t>(message.slots.size()) * block_bytes;
+    }
+  };
+
+  // Where each message of one direction lies: in the pool, or packed in a buffer with its list of slots.
+  struct Packed {
+    struct Part {
+      int peer;
+      int64_t count;
+      std::byte* data;
+      const int32_t* slots;  // device memory; null: in the pool
+    };
+    std::vector<Part> parts;
+    std::vector<int32_t> all_slots;
+    int64_t block_bytes, blocks = 0;
+
+    Packed(const std::vector<Message>& messages, int64_t block_bytes_, std::byte* pool) : block_bytes(block_bytes_) {
+      static constexpr int32_t kLater = 0;
+      for (const Message& message : messages) {
+        if (message.slots.empty()) continue;
+        const bool in_place = is_run(message.slots);
+        parts.push_back({message.peer, static_cast<int64_t>(message.slots.size()),
+                         in_place ? pool + message.slots[0] * block_bytes : nullptr, in_place ? nullptr : &kLater});
+        if (in_place) continue;
+        all_slots.insert(all_slots.end(), message.slots.begin(), message.slots.end());
+        blocks += parts.back().count;
+      }
+    }
+    void place(cuda::DeviceMemory& memory, cuda::DeviceMemory& slots, const cuda::Stream& stream) {
+      if (blocks == 0) return;
+      std::byte* data = memory.reserve(blocks * block_bytes);
+      slots.reserve(blocks * 4);
+      cuda::check(cudaMemcpyAsync(slots.get(), all_slots.data(), static_cast<size_t>(blocks * 4), cudaMemcpyHostToDevice, stream.get()),
+                  "cudaMemcpyAsync");
+      const auto* list = slots.as<int32_t>();
+      for (Part& part : parts) {
+        if (part.slots == nullptr) continue;
+        part.data = data, part.slots = list;
+        data += part.count * block_bytes, list += part.count;
+      }
+    }
+  };
+
+  // Until `done` says so; meanwhile errors in the background are seen, MPI moves on, and after the time-out the peers are named.
+  template <typename Done>
+  void wait(int tag, const std::vector<int>& peers, const char* what, Done done) {
+    const auto start = Clock::now();
+    for (int64_t polls = 1; !done(); ++polls) {
+      if (timeout_ > 0 && seconds_since(start) > timeout_) {
+        std::vector<int> ascending = peers;
+        std::sort(ascending.begin(), ascending.end());
+        ascending.erase(std::unique(ascending.begin(), ascending.end()), ascending.end());
+        throw Error({.code = ExitCode::communication,
+                     .what = fmt::format("time-out: step {} of the exchange did not {} in {:.3g} s", tag, what, timeout_),
+                     .seen = "its messages go to and come from " + describe_ranks(ascending),
+                     .from = fmt::format("rank {}, NCCL {}", ranks_.rank(), nccl().version),
+                     .mend = "see whether those ranks still run and their hosts can be reached"});
+      }
+      if (polls % 16 == 0) {
+        int flag = 0;
+        check(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, ranks_.handle(), &flag, MPI_STATUS_IGNORE), "MPI_Iprobe");
+        if (Clock::now() - start > kBusyTime) std::this_thread::sleep_for(kNap);
+      }
+      sched_yield();
+    }
+  }
+
+  const Communicator& ranks_;
+  const NcclRanks& comm_;
+  int gpu_;
+  cuda::CurrentDevice current_;
+  std::byte* pool_;
+  int64_t block_bytes_;
+  cuda::Stream stream_;
+  cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
+  std::map<int, Step> steps_;
+  double timeout_ = 300;
+  int64_t bytes_received_ = 0, bytes_sent_ = 0;
+};
+
+class NcclTransport : public Transport {
+ public:
+  NcclTransport(const Communicator& ranks, int gpu, double timeout) : gpu_(gpu), comm_(ranks, gpu, timeout) {}
+  std::string name() const override { return "NCCL " + nccl().version; }
+  std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
+    return std::make_unique<NcclExchange>(ranks, comm_, pool, block_bytes, gpu_);
+  }
+
+ private:
+  int gpu_;
+  NcclRanks comm_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> nccl_transport(const Communicator& ranks, int gpu_ordinal, double timeout) {
+  return std::make_unique<NcclTransport>(ranks, gpu_ordinal, timeout);
+}
+
+}  // namespace longspan::comm

@@ -1,0 +1,41 @@
+// Moves blocks between pools, one message per peer and step, without blocking. A block lies in its rank's pool by slot: the pool may be
+// host memory (MPI straight out of it) or a GPU's (NCCL, or MPI through pinned host memory); who asks does not see which. Knows nothing of
+// what the blocks mean.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "comm/block_exchange.hpp"
+#include "comm/communicator.hpp"
+
+namespace longspan::comm {
+
+class PoolExchange {
+ public:
+  virtual ~PoolExchange() = default;
+
+  // Blocks in the order in which both sides count them.
+  struct Message {
+    int peer = 0;
+    std::vector<int32_t> slots;
+  };
+  // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
+  // `takes_sends_ahead()` they may come in an earlier one than its receives.
+  virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;
+  // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
+  virtual bool takes_sends_ahead() const = 0;
+  virtual void progress() = 0;
+  // On return everything that was started goes on by itself. To be called before this rank waits for others outside of this exchange: they
+  // may be waiting for its blocks.
+  virtual void hand_over() {}
+  virtual bool received(int tag) = 0;
+  virtual void finish_receives(int tag) = 0;
+  virtual void finish_sends(int tag) = 0;
+  virtual void set_timeout(double seconds) = 0;
+  virtual int64_t bytes_received() const = 0;
+  virtual int64_t bytes_sent() const = 0;
+};
+
+}  // namespace longspan::comm

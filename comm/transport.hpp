@@ -1,0 +1,56 @@
+// How blocks go between the ranks' pools: chosen once for a job, before its first exchange.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "comm/pool_exchange.hpp"
+
+namespace longspan::comm {
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual std::string name() const = 0;                      // "MPI", "NCCL 2.28.9"
+  virtual bool passes_host_memory() const { return false; }  // messages between GPUs take pinned host memory
+  // Between the pools of all ranks, this rank's at `pool`. Collective to create and destroy.
+  virtual std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) = 0;
+};
+
+// For pools in host memory. Collective only where a pool exchange is made.
+class MpiTransport : public Transport {
+ public:
+  std::string name() const override { return "MPI"; }
+  std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override;
+};
+
+// For pools in the memory of a GPU: MPI never sees such an address; messages pass through pinned host memory, as much of it as two steps'
+// messages need. Always works, and is what NCCL is tested against.
+std::unique_ptr<Transport> staged_transport(int gpu_ordinal);
+
+// NCCL, found when the program runs (libnccl.so.2): its version, or why there is none.
+struct NcclFound {
+  std::string version;  // "2.28.3"
+  std::string why_not;
+};
+const NcclFound& find_nccl();
+
+// For pools in the memory of GPUs, every rank's its own. Collective; brings NCCL up on all ranks. After `timeout` seconds (0: never) throws
+// Error(communication) on this rank, on rank 0 with the ranks that did not come.
+std::unique_ptr<Transport> nccl_transport(const Communicator& ranks, int gpu_ordinal, double timeout);
+
+enum class TransportKind : uint8_t { automatic, mpi, nccl };
+constexpr std::string_view name_of(TransportKind kind) {
+  return kind == TransportKind::mpi ? "mpi" : kind == TransportKind::nccl ? "nccl" : "auto";
+}
+std::optional<TransportKind> transport_kind_named(std::string_view name);
+
+// Collective. `gpu_ordinal` absent: pools in host memory. `automatic`: NCCL between GPUs where all ranks have it and none shares its GPU
+// (NCCL refuses that), else MPI. `nccl` where it cannot be had is Error(device), the same on all ranks.
+std::unique_ptr<Transport> make_transport(const Communicator& ranks, TransportKind kind, std::optional<int> gpu_ordinal, bool gpu_is_shared,
+                                          double timeout);
+
+}  // namespace longspan::comm

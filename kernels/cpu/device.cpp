@@ -1,0 +1,106 @@
+#include "kernels/cpu/device.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "kernels/cpu/attention.hpp"
+
+namespace longspan::kernels::cpu {
+
+namespace {
+
+constexpr size_t kAlignment = 4096;
+constexpr int64_t kStagingBytes = int64_t{8} << 20;  // of key rows on their way into units
+
+// Calls move(state's place, packed place) for m, l and o of each state, with the number of floats.
+template <typename Move>
+void for_each_packed(const StateBlock& block, float* packed, Move move) {
+  float *m = packed, *l = m + block.states(), *o = l + block.states();
+  for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
+    for (int32_t head : block.head_list) {
+      const int64_t state = row * block.heads + head;
+      move(block.m + state, m++, 1);
+      move(block.l + state, l++, 1);
+      move(block.o + state * block.head_dim, o, block.head_dim);
+      o += block.head_dim;
+    }
+  }
+}
+
+void copy_floats(float* to, const float* from, int count) { std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float)); }
+
+}  // namespace
+
+std::string CpuDevice::name() const { return target_names(); }
+
+Buffer CpuDevice::allocate(int64_t bytes) {
+  const size_t whole = (static_cast<size_t>(std::max<int64_t>(1, bytes)) + kAlignment - 1) / kAlignment * kAlignment;
+  Buffer buffer(static_cast<std::byte*>(std::aligned_alloc(kAlignment, whole)), {std::free});
+  if (!buffer) throw std::bad_alloc();
+  return buffer;
+}
+
+void CpuDevice::upload(const void* from, int64_t bytes, void* to) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+void CpuDevice::download(const void* from, int64_t bytes, void* to) { upload(from, bytes, to); }
+
+void CpuDevice::load_rows(int64_t rows, int64_t, const ReadRows& read, std::byte* to) {
+  if (rows > 0) read(0, rows, to);
+}
+
+void CpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) {
+  const int64_t row = static_cast<int64_t>(size_of(blocks.type)) * blocks.head_dim;
+  const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kStagingBytes / (2 * kTile * blocks.kv_heads * row)));
+  std::vector<std::byte> k, v;
+  int64_t first_row = 0;
+  for (size_t first = 0; first < blocks.rows.size(); first += at_once) {
+    const auto part = blocks.rows.subspan(first, std::min(at_once, blocks.rows.size() - first));
+    int64_t rows = 0;
+    for (int32_t count : part) rows += count;
+    k.resize(static_cast<size_t>(rows * blocks.kv_heads * row));
+    v.resize(k.size());
+    read(first_row, rows, k.data(), v.data());
+    first_row += rows;
+    int64_t from = 0;
+    for (size_t b = 0; b < part.size(); from += part[b++] * blocks.kv_heads * row) {
+      for (int h = 0; h < blocks.kv_heads; ++h) {
+        const int64_t slot = blocks.slots[(first + b) * static_cast<size_t>(blocks.kv_heads) + static_cast<size_t>(h)];
+        std::byte* to_k = pool.units + slot * unit_bytes(blocks.type, blocks.head_dim);
+        std::byte* to_v = to_k + kTile * row;
+        for (int64_t r = 0; r < part[b]; ++r) {
+          std::memcpy(to_k + r * row, k.data() + from + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
+          std::memcpy(to_v + r * row, v.data() + from + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
+        }
+        const auto rest = static_cast<size_t>((kTile - part[b]) * row);
+        std::memset(to_k + part[b] * row, 0, rest);
+        std::memset(to_v + part[b] * row, 0, rest);
+      }
+    }
+  }
+}
+
+void CpuDevice::store_rows(const Results& results, int64_t rows, int, int, const WriteRows& write) {
+  if (rows > 0) write(0, rows, results.o, results.lse);
+}
+
+void CpuDevice::start(const Step& step, int64_t, const Pool&, const Results&) { start_forward(step, threads_); }
+
+void CpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, float* o) {
+  cpu::clear_states(count, head_dim, m, l, o, threads_);
+}
+void CpuDevice::finish(const Finish& finish) { cpu::finish(finish, threads_); }
+void CpuDevice::merge(const Merge& merge) { cpu::merge(merge, threads_); }
+
+void CpuDevice::pack_states(const StateBlock& block, float* packed) {
+  for_each_packed(block, packed, [](const float* in_states, float* in_packed, int count) { copy_floats(in_packed, in_states, count); });
+}
+void CpuDevice::unpack_states(const StateBlock& block, const float* packed) {
+  for_each_packed(block, const_cast<float*>(packed),
+                  [](float* in_states, const float* in_packed, int count) { copy_floats(in_states, in_packed, count); });
+}
+
+}  // namespace longspan::kernels::cpu

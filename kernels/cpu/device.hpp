@@ -1,0 +1,34 @@
+// The CPUs of this process as a device: its memory is plain memory, its compute a pool of threads.
+#pragma once
+
+#include "kernels/cpu/thread_pool.hpp"
+#include "kernels/device.hpp"
+
+namespace longspan::kernels::cpu {
+
+class CpuDevice : public Device {
+ public:
+  explicit CpuDevice(int threads) : threads_(threads) {}
+
+  std::string name() const override;
+  bool finishes_in_steps() const override { return false; }
+  Buffer allocate(int64_t bytes) override;
+  void upload(const void* from, int64_t bytes, void* to) override;
+  void download(const void* from, int64_t bytes, void* to) override;
+  void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
+  void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
+  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) override;
+  void units_arrived(const Pool&, std::span<const int32_t>, ElementType, int) override {}
+  void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
+  bool wait_for(double seconds) override { return threads_.wait_for(seconds); }
+  void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
+  void finish(const Finish& finish) override;
+  void merge(const Merge& merge) override;
+  void pack_states(const StateBlock& block, float* packed) override;
+  void unpack_states(const StateBlock& block, const float* packed) override;
+
+ private:
+  ThreadPool threads_;
+};
+
+}  // namespace longspan::kernels::cpu

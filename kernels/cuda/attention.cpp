@@ -1,0 +1,49 @@
+// Which forward kernel runs.
+#include "kernels/cuda/attention.hpp"
+
+#include <atomic>
+
+#include "kernels/cuda/runtime.hpp"
+#if LONGSPAN_HOPPER
+#include "kernels/cuda/hopper_forward.hpp"
+#endif
+
+namespace longspan::kernels::cuda {
+
+namespace {
+
+std::atomic<bool> portable_only = false;
+
+bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_dim, [[maybe_unused]] float scale,
+                  [[maybe_unused]] int device_major) {
+#if LONGSPAN_HOPPER
+  return !portable_only && hopper_supports(type, head_dim, scale, device_major);
+#else
+  return false;
+#endif
+}
+
+[[maybe_unused]] int current_major() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  return major;
+}
+
+}  // namespace
+
+void force_portable(bool portable) { portable_only = portable; }
+
+const char* forward_kernel(ElementType type, int head_dim, float scale, int device_major) {
+  if (takes_hopper(type, head_dim, scale, device_major)) return "Hopper (WGMMA)";
+  return type == ElementType::float32 ? "portable (FMA)" : "portable (mma.sync)";
+}
+
+void forward(const DeviceStep& step, cudaStream_t stream) {
+#if LONGSPAN_HOPPER
+  if (takes_hopper(step.step.type, step.step.head_dim, step.step.scale, current_major())) return forward_hopper(step, stream);
+#endif
+  forward_portable(step, stream);
+}
+
+}  // namespace longspan::kernels::cuda

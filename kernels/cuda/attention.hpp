@@ -1,0 +1,35 @@
+// Attention on NVIDIA GPUs: every function puts its work into a stream and returns. Pointers are device memory of the current device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/step.hpp"
+#include "kernels/kernel.hpp"
+
+namespace longspan::kernels::cuda {
+
+// Takes every item of the step one tile after another, in list order. Bits depend neither on how a list is split over steps nor on the
+// order in which the device runs the items; they do depend on the kernel (portable or Hopper's) and its tile shape.
+void forward(const DeviceStep& step, cudaStream_t stream);
+
+// mma.sync and cp.async, sm_80 and later: float16 and bfloat16, every head_dim (FlashAttention-2's shape); float32 by FMA.
+void forward_portable(const DeviceStep& step, cudaStream_t stream);
+
+// Which kernel forward() takes: "Hopper (WGMMA)", "portable (mma.sync)", "portable (FMA)".
+const char* forward_kernel(ElementType type, int head_dim, float scale, int device_major);
+
+// Only forward_portable, whatever the device: tests and comparisons.
+void force_portable(bool portable);
+
+void finish(const Finish& finish, cudaStream_t stream);
+void merge(const Merge& merge, cudaStream_t stream);
+// States of rows that have seen nothing: m = −∞, l = 0, o = 0.
+void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cudaStream_t stream);
+
+// `block.head_list` too lies in device memory.
+void pack_states(const StateBlock& block, float* packed, cudaStream_t stream);
+void unpack_states(const StateBlock& block, const float* packed, cudaStream_t stream);
+
+}  // namespace longspan::kernels::cuda

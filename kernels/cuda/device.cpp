@@ -1,0 +1,266 @@
+#include "kernels/cuda/device.hpp"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "kernels/cuda/attention.hpp"
+#include "kernels/cuda/units.hpp"
+
+namespace longspan::kernels::cuda {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kAlignment = 256;  // of arrays that lie in one piece of device memory
+constexpr auto kBusyTime = std::chrono::microseconds(200);
+constexpr auto kNap = std::chrono::microseconds(50);
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, const Stream& stream) {
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream.get()), "cudaMemcpyAsync");
+}
+
+// Arrays of the host side by side in one piece of device memory: add() all, then send() once, then ask where each lies.
+class Parcel {
+ public:
+  template <typename T>
+  size_t add(std::span<const T> array) {
+    parts_.push_back({array.data(), static_cast<int64_t>(array.size_bytes()), bytes_});
+    bytes_ += aligned(parts_.back().bytes);
+    return parts_.size() - 1;
+  }
+  void send(DeviceMemory& memory, const Stream& stream) {
+    base_ = memory.reserve(bytes_);
+    for (const Part& part : parts_) copy(base_ + part.at, part.from, part.bytes, cudaMemcpyHostToDevice, stream);
+  }
+  template <typename T>
+  const T* at(size_t part) const {
+    return reinterpret_cast<const T*>(base_ + parts_[part].at);
+  }
+  template <typename T>
+  std::span<const T> span(size_t part) const {
+    return {at<T>(part), static_cast<size_t>(parts_[part].bytes) / sizeof(T)};
+  }
+
+ private:
+  struct Part {
+    const void* from;
+    int64_t bytes, at;
+  };
+  std::vector<Part> parts_;
+  int64_t bytes_ = 0;
+  std::byte* base_ = nullptr;
+};
+
+}  // namespace
+
+GpuDevice::GpuDevice(Gpu gpu, const GpuOptions& options)
+    : gpu_(std::move(gpu)), staging_bytes_(std::max<int64_t>(1 << 16, options.host_bytes / 4)), current_(gpu_.ordinal) {}
+
+Buffer GpuDevice::allocate(int64_t bytes) {
+  const CurrentDevice current(gpu_.ordinal);
+  return Buffer(allocate_device(bytes), {[](void* memory) { cudaFree(memory); }});
+}
+
+void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
+  copy(to, from, bytes, cudaMemcpyHostToDevice, compute_);
+  compute_.synchronize();
+}
+
+void GpuDevice::download(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
+  copy(to, from, bytes, cudaMemcpyDeviceToHost, compute_);
+  compute_.synchronize();
+}
+
+void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) {
+  const CurrentDevice current(gpu_.ordinal);
+  const int64_t at_once = std::max<int64_t>(1, staging_bytes_ / row_bytes);
+  size_t turn = 0;
+  for (int64_t first = 0; first < rows; first += at_once) {
+    Staging& staging = loads_[turn++ % 2];
+    const int64_t count = std::min(at_once, rows - first);
+    staging.free.wait();
+    std::byte* host = staging.host.reserve(std::max(staging_bytes_, row_bytes));
+    read(first, count, host);
+    copy(to + first * row_bytes, host, count * row_bytes, cudaMemcpyHostToDevice, in_);
+    staging.free.record(in_.get());
+  }
+  in_.synchronize();
+}
+
+// A pinned buffer holds k, v, then each block's place among the rows, then the slots.
+void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) {
+  const CurrentDevice current(gpu_.ordinal);
+  const int64_t row_bytes = static_cast<int64_t>(size_of(blocks.type)) * blocks.head_dim * blocks.kv_heads;
+  const int64_t block_bytes = 2 * kTile * row_bytes + static_cast<int64_t>(sizeof(UnitRows)) + 4 * blocks.kv_heads;
+  const auto at_once = static_cast<size_t>(std::max<int64_t>(1, (staging_bytes_ - 4 * kAlignment) / block_bytes));
+  const int64_t most = std::max(staging_bytes_, block_bytes + 4 * kAlignment);
+  int64_t first_row = 0;
+  size_t turn = 0;
+  for (size_t first = 0; first < blocks.rows.size(); first += at_once) {
+    Staging& staging = loads_[turn++ % 2];
+    staging.free.wait();
+    std::byte* host = staging.host.reserve(most);
+    std::byte* twin = staging.twin.reserve(most);
+    const auto part = blocks.rows.subspan(first, std::min(at_once, blocks.rows.size() - first));
+    int64_t rows = 0;
+    for (int32_t count : part) rows += count;
+    const int64_t v = aligned(rows * row_bytes), places = 2 * v;
+    const int64_t slots = aligned(places + static_cast<int64_t>(part.size() * sizeof(UnitRows)));
+    const auto slot_bytes = static_cast<int64_t>(part.size() * sizeof(int32_t)) * blocks.kv_heads;
+    read(first_row, rows, host, host + v);
+    int64_t at = 0;
+    for (size_t b = 0; b < part.size(); at += part[b++]) reinterpret_cast<UnitRows*>(host + places)[b] = {at, part[b]};
+    std::memcpy(host + slots, blocks.slots.data() + first * static_cast<size_t>(blocks.kv_heads), static_cast<size_t>(slot_bytes));
+    copy(twin, host, slots + slot_bytes, cudaMemcpyHostToDevice, in_);
+    pack_units({.type = blocks.type,
+                .head_dim = blocks.head_dim,
+                .kv_heads = blocks.kv_heads,
+                .blocks = static_cast<int64_t>(part.size()),
+                .rows = reinterpret_cast<const UnitRows*>(twin + places),
+                .slots = reinterpret_cast<const int32_t*>(twin + slots),
+                .k = twin,
+                .v = twin + v,
+                .pool = pool.units,
+                .nonfinite = pool.nonfinite},
+               in_.get());
+    staging.free.record(in_.get());
+    first_row += rows;
+  }
+  in_.synchronize();
+}
+
+void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) {
+  const CurrentDevice current(gpu_.ordinal);
+  const int64_t o_bytes = int64_t{heads} * head_dim * static_cast<int64_t>(size_of(results.type)), lse_bytes = int64_t{heads} * 4;
+  const int64_t at_once = std::max<int64_t>(1, (staging_bytes_ - kAlignment) / (o_bytes + lse_bytes));
+  const int64_t pieces = (rows + at_once - 1) / at_once, lse_at = aligned(at_once * o_bytes);
+  const auto count_of = [&](int64_t piece) { return std::min(at_once, rows - piece * at_once); };
+  const auto fetch = [&](int64_t piece) {
+    Staging& staging = stores_[static_cast<size_t>(piece % 2)];
+    std::byte* host = staging.host.reserve(std::max(staging_bytes_, lse_at + at_once * lse_bytes));
+    copy(host, results.o + piece * at_once * o_bytes, count_of(piece) * o_bytes, cudaMemcpyDeviceToHost, out_);
+    copy(host + lse_at, results.lse + piece * at_once * heads, count_of(piece) * lse_bytes, cudaMemcpyDeviceToHost, out_);
+    staging.free.record(out_.get());
+  };
+  if (pieces > 0) fetch(0);
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    if (piece + 1 < pieces) fetch(piece + 1);
+    Staging& staging = stores_[static_cast<size_t>(piece % 2)];
+    staging.free.wait();
+    const std::byte* host = staging.host.get();
+    write(piece * at_once, count_of(piece), host, reinterpret_cast<const float*>(host + lse_at));
+  }
+}
+
+void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) {
+  if (slots.empty()) return;
+  const CurrentDevice current(gpu_.ordinal);
+  std::byte* list = arrived_.reserve(static_cast<int64_t>(slots.size_bytes()));
+  copy(list, slots.data(), static_cast<int64_t>(slots.size_bytes()), cudaMemcpyHostToDevice, compute_);
+  flag_nonfinite(pool.units, reinterpret_cast<const int32_t*>(list), static_cast<int64_t>(slots.size()), type, head_dim, pool.nonfinite,
+                 compute_.get());
+}
+
+void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+  const CurrentDevice current(gpu_.ordinal);
+  std::vector<WorkHead> items;
+  for (size_t w = 0; w < step.work.size(); ++w) {
+    const Work& work = step.work[w];
+    for (int h = 0; h < work.head_count; ++h)
+      items.push_back({static_cast<int32_t>(w), step.head_lists[static_cast<size_t>(work.first_head) + static_cast<size_t>(h)]});
+  }
+  const int32_t zero = 0;
+  Parcel parcel;
+  const size_t work = parcel.add(step.work), tiles = parcel.add(step.tiles), head_lists = parcel.add(step.head_lists),
+               masks = parcel.add(step.masks),
+               slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
+               key_rows = parcel.add(std::span(step.key_rows, static_cast<size_t>(step.resident))),
+               pairs = parcel.add(std::span<const WorkHead>(items)), counter = parcel.add(std::span(&zero, 1));
+  parcel.send(lists_, compute_);
+
+  DeviceStep device;
+  device.step = step;
+  device.step.work = parcel.span<Work>(work);
+  device.step.tiles = parcel.span<Tile>(tiles);
+  device.step.head_lists = parcel.span<int32_t>(head_lists);
+  device.step.masks = parcel.span<MaskBits>(masks);
+  device.step.slots = parcel.at<int32_t>(slots);
+  device.step.key_rows = parcel.at<int32_t>(key_rows);
+  device.output_type = results.type;
+  device.out = results.o;
+  device.lse = results.lse;
+  device.q_rows = q_rows;
+  device.pool_slots = pool.slots;
+  device.nonfinite_v = pool.nonfinite;
+  device.items = parcel.at<WorkHead>(pairs);
+  device.item_count = static_cast<int64_t>(items.size());
+  device.counter = const_cast<int32_t*>(parcel.at<int32_t>(counter));
+  forward(device, compute_.get());
+  step_done_.record(compute_.get());
+}
+
+bool GpuDevice::wait_for(double seconds) {
+  const CurrentDevice current(gpu_.ordinal);
+  const auto start = Clock::now();
+  while (!step_done_.done()) {
+    const auto waited = Clock::now() - start;
+    if (std::chrono::duration<double>(waited).count() >= seconds) return false;
+    if (waited < kBusyTime)
+      sched_yield();
+    else
+      std::this_thread::sleep_for(kNap);
+  }
+  return true;
+}
+
+void GpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, float* o) {
+  const CurrentDevice current(gpu_.ordinal);
+  cuda::clear_states(count, head_dim, m, l, o, compute_.get());
+}
+
+void GpuDevice::finish(const Finish& finish) {
+  const CurrentDevice current(gpu_.ordinal);
+  cuda::finish(finish, compute_.get());
+  compute_.synchronize();  // the I/O thread takes the results next
+}
+
+void GpuDevice::merge(const Merge& merge) {
+  const CurrentDevice current(gpu_.ordinal);
+  cuda::merge(merge, compute_.get());
+  compute_.synchronize();
+}
+
+namespace {
+
+StateBlock on_device(StateBlock block, DeviceMemory& memory, const Stream& stream) {
+  const auto bytes = static_cast<int64_t>(block.head_list.size_bytes());
+  copy(memory.reserve(bytes), block.head_list.data(), bytes, cudaMemcpyHostToDevice, stream);
+  block.head_list = {memory.as<int32_t>(), block.head_list.size()};
+  return block;
+}
+
+}  // namespace
+
+void GpuDevice::pack_states(const StateBlock& block, float* packed) {
+  const CurrentDevice current(gpu_.ordinal);
+  cuda::pack_states(on_device(block, heads_, compute_), packed, compute_.get());
+  compute_.synchronize();
+}
+
+void GpuDevice::unpack_states(const StateBlock& block, const float* packed) {
+  const CurrentDevice current(gpu_.ordinal);
+  cuda::unpack_states(on_device(block, heads_, compute_), packed, compute_.get());
+  compute_.synchronize();
+}
+
+}  // namespace longspan::kernels::cuda

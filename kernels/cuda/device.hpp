@@ -1,0 +1,52 @@
+// A GPU as a device. Steps run in a stream of their own, copies in and out in two more, each through two pinned buffers: while one is
+// filled from a file (or written to one), the other is on the link.
+#pragma once
+
+#include <array>
+
+#include "kernels/cuda/runtime.hpp"
+#include "kernels/device.hpp"
+#include "kernels/gpus.hpp"
+
+namespace longspan::kernels::cuda {
+
+class GpuDevice : public Device {
+ public:
+  GpuDevice(Gpu gpu, const GpuOptions& options);
+
+  std::string name() const override { return gpu_.name; }
+  int ordinal() const { return gpu_.ordinal; }
+  bool finishes_in_steps() const override { return true; }
+  Buffer allocate(int64_t bytes) override;
+  void upload(const void* from, int64_t bytes, void* to) override;
+  void download(const void* from, int64_t bytes, void* to) override;
+  void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
+  void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
+  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) override;
+  void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
+  void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
+  bool wait_for(double seconds) override;
+  void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
+  void finish(const Finish& finish) override;
+  void merge(const Merge& merge) override;
+  void pack_states(const StateBlock& block, float* packed) override;
+  void unpack_states(const StateBlock& block, const float* packed) override;
+
+ private:
+  // A pinned buffer, its twin on the device for what cannot be copied straight to its place, and when its last use is over.
+  struct Staging {
+    PinnedMemory host;
+    DeviceMemory twin;
+    Event free;
+  };
+
+  Gpu gpu_;
+  int64_t staging_bytes_;
+  CurrentDevice current_;  // for the constructor: the streams below belong to it
+  Stream compute_, in_, out_;
+  std::array<Staging, 2> loads_, stores_;
+  DeviceMemory lists_, arrived_, heads_;
+  Event step_done_;
+};
+
+}  // namespace longspan::kernels::cuda

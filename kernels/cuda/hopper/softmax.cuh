@@ -1,0 +1,137 @@
+// Masks and the online softmax on the registers of a warp-group product (see wgmma.cuh): a thread holds two rows, and of every 8 keys
+// the two from 2·(lane%4) on.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "kernels/kernel.hpp"
+
+namespace longspan::kernels::cuda::hopper {
+
+// Bits [begin, end) of a word; bounds may lie outside.
+__device__ inline uint32_t bits_between(int begin, int end) {
+  begin = max(begin, 0);
+  uint32_t bits;
+  asm("bmsk.clamp.b32 %0, %1, %2;" : "=r"(bits) : "r"(begin), "r"(max(end - begin, 0)));
+  return bits;
+}
+
+// Which keys of a tile a row looks at.
+struct Mask {
+  int form;  // Tile::Form
+  int keys;
+  uint32_t payload[2];
+
+  // For the 128 keys from first_key (0 or 64) on, 32 a word, shifted so that the thread's keys of every 8 are bits 0 and 1. Words past the
+  // tile are not used.
+  __device__ void words(const MaskBits* masks, int row, int first_key, int lane, uint32_t (&allowed)[4]) const {
+    uint4 stored{};
+    if (form == static_cast<int>(Tile::Form::bits)) {
+      const int64_t index = static_cast<int64_t>(uint64_t{payload[1]} << 32 | payload[0]);
+      stored = __ldg(reinterpret_cast<const uint4*>(&masks[index].words[2 * row]));
+      if (first_key) stored.x = stored.z, stored.y = stored.w;
+    }
+    const uint32_t all[4] = {stored.x, stored.y, stored.z, stored.w};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int start = first_key + 32 * w;
+      uint32_t word = all[w];
+      if (form == static_cast<int>(Tile::Form::full)) word = 0xffffffff;
+      if (form == static_cast<int>(Tile::Form::band)) {  // lo <= row − key <= hi; sides without a bound may be the extreme int32
+        const int lo = max(static_cast<int>(payload[0]), -kTile), hi = min(static_cast<int>(payload[1]), kTile);
+        word = bits_between(row - hi - start, row - lo + 1 - start);
+      }
+      if (form == static_cast<int>(Tile::Form::subtiles)) {  // bit 8·(row/16) + key/16
+        const uint32_t line = (row < 64 ? payload[0] : payload[1]) >> 8 * (row / 16 % 4) >> start / 16;
+        word = (line & 1 ? 0xffff : 0) | (line & 2 ? 0xffff0000 : 0);
+      }
+      allowed[w] = (word & bits_between(0, keys - start)) >> 2 * (lane % 4);
+    }
+  }
+};
+
+template <int Count>
+__device__ inline void forbid(float (&s)[Count], const uint32_t (&allowed)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    const int r = i / 2 % 2, octet = i / 4;
+    if (!(allowed[r][octet / 4] >> (octet % 4 * 8 + i % 2) & 1)) s[i] = -std::numeric_limits<float>::infinity();
+  }
+}
+
+__device__ inline float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Over a row's four threads. Each thread gets the same bits: x + y = y + x.
+__device__ inline float row_maximum(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+}
+__device__ inline float row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffff, x, 1);
+  return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
+// The scores become probabilities against the new maximum m (base 2, scaled); alpha is what everything older is multiplied by, sum the
+// thread's share of the sum of the probabilities. `scale` is positive.
+template <int Count>
+__device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&alpha)[2], float (&sum)[2], float scale) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  float shift[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float high[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // four chains: a maximum takes several cycles
+#pragma unroll
+    for (int i = 8 + 2 * r; i < Count; i += 8)
+      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]),
+      high[3] = fmaxf(high[3], s[i + 5]);
+    const float before = m[r];
+    m[r] = fmaxf(before, row_maximum(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * scale);
+    shift[r] = m[r] == -kInfinity ? 0 : m[r];  // nothing seen: exp2(−∞ − 0) is 0 where exp2(−∞ + ∞) is not
+    alpha[r] = exp2_approximate(before - shift[r]);
+    sum[r] = 0;
+  }
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    s[i] = exp2_approximate(fmaf(s[i], scale, -shift[i / 2 % 2]));
+    sum[i / 2 % 2] += s[i];
+  }
+}
+
+// Two values rounded to 16 bits, the first in the low half.
+template <typename Element>
+__device__ inline uint32_t pack(float first, float second) {
+  uint32_t pair;
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+}
+
+// In every four registers: register i of a row's thread t becomes register t of its thread i (a 4 × 4 transposition).
+template <int Count>
+__device__ inline void exchange(uint32_t (&x)[Count], int lane) {
+#pragma unroll
+  for (int base = 0; base < Count; base += 4)
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+      for (int i = base; i < base + 4; ++i) {
+        if (i & bit) continue;
+        const bool upper = lane & bit;
+        const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? x[i] : x[i + bit], bit);
+        (upper ? x[i] : x[i + bit]) = got;
+      }
+}
+
+}  // namespace longspan::kernels::cuda::hopper

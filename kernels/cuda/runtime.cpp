@@ -1,0 +1,99 @@
+#include "kernels/cuda/runtime.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "longspan/error.hpp"
+
+namespace longspan::kernels::cuda {
+
+void check(cudaError_t result, const char* call) {
+  if (result == cudaSuccess) return;
+  cudaGetLastError();  // else the next check of a launch would find it again
+  throw Error({.code = ExitCode::device,
+               .what = fmt::format("{} failed", call),
+               .seen = fmt::format("{} ({})", cudaGetErrorString(result), cudaGetErrorName(result)),
+               .from = "CUDA",
+               .mend = "see whether nvidia-smi finds the device in order; an illegal address is a bug: please report it"});
+}
+
+CurrentDevice::CurrentDevice(int ordinal) {
+  check(cudaGetDevice(&before_), "cudaGetDevice");
+  if (before_ != ordinal) check(cudaSetDevice(ordinal), "cudaSetDevice");
+}
+
+CurrentDevice::~CurrentDevice() { cudaSetDevice(before_); }
+
+std::byte* allocate_device(int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)));
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    throw Error({.code = ExitCode::device,
+                 .what = "too little device memory",
+                 .seen = fmt::format("{} of {} MiB free", free >> 20, total >> 20),
+                 .expected = fmt::format("{} MiB in one piece", (bytes >> 20) + 1),
+                 .from = "cudaMalloc",
+                 .mend = "use a smaller --memory, more GPUs, or end what else runs on this one"});
+  }
+  check(result, "cudaMalloc");
+  return static_cast<std::byte*>(data);
+}
+
+std::byte* allocate_pinned(int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t result = cudaMallocHost(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)));
+  if (result == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw Error({.code = ExitCode::environment,
+                 .what = "too little host memory that can be pinned",
+                 .expected = fmt::format("{} MiB", (bytes >> 20) + 1),
+                 .from = "cudaMallocHost",
+                 .mend = "use a smaller --host-memory, or raise the limit on locked memory (ulimit -l)"});
+  }
+  check(result, "cudaMallocHost");
+  return static_cast<std::byte*>(data);
+}
+
+std::byte* DeviceMemory::reserve(int64_t bytes) {
+  if (data_ != nullptr && bytes <= bytes_) return data_;
+  cudaFree(std::exchange(data_, nullptr));
+  data_ = allocate_device(bytes);
+  bytes_ = bytes;
+  return data_;
+}
+
+std::byte* PinnedMemory::reserve(int64_t bytes) {
+  if (data_ != nullptr && bytes <= bytes_) return data_;
+  cudaFreeHost(std::exchange(data_, nullptr));
+  data_ = allocate_pinned(bytes);
+  bytes_ = bytes;
+  return data_;
+}
+
+Stream::Stream(Priority priority) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority == Priority::high ? greatest : least),
+        "cudaStreamCreateWithPriority");
+}
+
+Stream::~Stream() { cudaStreamDestroy(stream_); }
+
+Event::Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+
+Event::~Event() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+bool Event::done() const {
+  const cudaError_t result = cudaEventQuery(event_);
+  if (result == cudaErrorNotReady) return false;
+  check(result, "cudaEventQuery");
+  return true;
+}
+
+}  // namespace longspan::kernels::cuda

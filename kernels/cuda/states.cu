@@ -1,0 +1,114 @@
+// What happens to the rows' states between steps and after them. A warp takes one state at a time; head_dim is a multiple of 8.
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/cuda/attention.hpp"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/runtime.hpp"
+
+namespace longspan::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int64_t kMostBlocks = 1 << 16;
+
+// Calls f(state, lane) for every state, each by a whole warp.
+template <typename F>
+__device__ void for_each_state(int64_t states, F f) {
+  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  for (int64_t state = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; state < states; state += stride)
+    f(state, static_cast<int>(threadIdx.x % 32));
+}
+
+unsigned blocks_for(int64_t states) { return static_cast<unsigned>(std::min(kMostBlocks, (states + kWarps - 1) / kWarps)); }
+
+__global__ void finish_states(Finish finish) {
+  for_each_state(finish.rows * finish.heads, [&](int64_t state, int lane) {
+    const float l = finish.l[state];
+    const bool empty = l == 0;
+    for (int d = 2 * lane; d < finish.head_dim; d += 64) {
+      const int64_t at = state * finish.head_dim + d;
+      store_pair(finish.out, finish.output_type, at, empty ? 0.0f : finish.o[at] / l, empty ? 0.0f : finish.o[at + 1] / l);
+    }
+    if (lane == 0) finish.lse[state] = natural_lse(finish.m[state], l);
+  });
+}
+
+__global__ void merge_states(Merge merge) {
+  for_each_state(merge.count, [&](int64_t state, int lane) {
+    const float m = merge.m[state], l = merge.l[state], from_m = merge.from_m[state], from_l = merge.from_l[state];
+    // l = 0 says "has seen nothing" better than m = −∞ does: a row of NaN scores has l = NaN, and must stay NaN.
+    if (from_l == 0) return;
+    const bool takes_over = l == 0;
+    const float maximum = fmaxf(m, from_m), shift = finite_shift(maximum);
+    const float ours = exp2f(m - shift), theirs = exp2f(from_m - shift);
+    for (int d = lane; d < merge.head_dim; d += 32) {
+      const int64_t at = state * merge.head_dim + d;
+      merge.o[at] = takes_over ? merge.from_o[at] : fmaf(merge.o[at], ours, merge.from_o[at] * theirs);
+    }
+    __syncwarp();  // every lane has read m and l
+    if (lane == 0) {
+      merge.m[state] = takes_over ? from_m : maximum;
+      merge.l[state] = takes_over ? from_l : fmaf(l, ours, from_l * theirs);
+    }
+  });
+}
+
+__global__ void clear(int64_t count, int head_dim, float* m, float* l, float* o) {
+  for_each_state(count, [&](int64_t state, int lane) {
+    for (int d = lane; d < head_dim; d += 32) o[state * head_dim + d] = 0;
+    if (lane == 0) m[state] = kMinusInfinity, l[state] = 0;
+  });
+}
+
+template <bool kPack>
+__global__ void move_states(StateBlock block, float* packed) {
+  const int64_t states = block.rows * static_cast<int64_t>(block.head_list.size()), listed = block.head_list.size();
+  for_each_state(states, [&](int64_t state, int lane) {
+    const int64_t there = (block.first_row + state / listed) * block.heads + block.head_list.data()[state % listed];
+    const auto move = [](float& in_states, float& in_packed) {
+      if (kPack)
+        in_packed = in_states;
+      else
+        in_states = in_packed;
+    };
+    for (int d = lane; d < block.head_dim; d += 32)
+      move(block.o[there * block.head_dim + d], packed[2 * states + state * block.head_dim + d]);
+    if (lane == 0) move(block.m[there], packed[state]), move(block.l[there], packed[states + state]);
+  });
+}
+
+}  // namespace
+
+void finish(const Finish& finish, cudaStream_t stream) {
+  const int64_t states = finish.rows * finish.heads;
+  if (states == 0) return;
+  finish_states<<<blocks_for(states), kThreads, 0, stream>>>(finish);
+  check(cudaGetLastError(), "launch of finish_states");
+}
+
+void merge(const Merge& merge, cudaStream_t stream) {
+  if (merge.count == 0) return;
+  merge_states<<<blocks_for(merge.count), kThreads, 0, stream>>>(merge);
+  check(cudaGetLastError(), "launch of merge_states");
+}
+
+void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cudaStream_t stream) {
+  if (count == 0) return;
+  clear<<<blocks_for(count), kThreads, 0, stream>>>(count, head_dim, m, l, o);
+  check(cudaGetLastError(), "launch of clear");
+}
+
+void pack_states(const StateBlock& block, float* packed, cudaStream_t stream) {
+  if (block.states() == 0) return;
+  move_states<true><<<blocks_for(block.states()), kThreads, 0, stream>>>(block, packed);
+  check(cudaGetLastError(), "launch of move_states");
+}
+
+void unpack_states(const StateBlock& block, const float* packed, cudaStream_t stream) {
+  if (block.states() == 0) return;
+  move_states<false><<<blocks_for(block.states()), kThreads, 0, stream>>>(block, const_cast<float*>(packed));
+  check(cudaGetLastError(), "launch of move_states");
+}
+
+}  // namespace longspan::kernels::cuda

@@ -1,0 +1,90 @@
+// What a rank computes on: its memory, what happens there, and the way in and out. The engine drives a plan through this and does not know
+// whether it is the CPUs of the process (kernels/cpu) or a GPU (kernels/cuda).
+//
+//   one thread:      allocate, clear, start a step, wait for it, finish, merge
+//   the I/O thread:  load_rows, load_units, store_rows, beside the compute
+//
+// "Device memory" is what allocate() returns; for CPUs it is plain memory and nothing is copied that need not be. Failures are thrown:
+// Error(device), or std::bad_alloc where memory is the host's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/kernel.hpp"
+
+namespace longspan::kernels {
+
+// Memory that a device gave.
+struct Release {
+  void (*release)(void*) = nullptr;
+  void operator()(std::byte* memory) const { release(memory); }
+};
+using Buffer = std::unique_ptr<std::byte, Release>;
+
+// Units by slot, and what the device knows of each.
+struct Pool {
+  std::byte* units = nullptr;    // [slots], as Step::pool
+  uint8_t* nonfinite = nullptr;  // [slots] the unit's V holds NaN or ∞; kept by the device, unused by CPUs
+  int64_t slots = 0;
+};
+
+// Rows of keys and values as files and callers have them, block after block, and the units they go to.
+struct KeyBlocks {
+  ElementType type = ElementType::bfloat16;
+  int head_dim = 0, kv_heads = 0;
+  std::span<const int32_t> rows;   // of each block, 1…128
+  std::span<const int32_t> slots;  // [blocks][kv_heads]
+};
+
+// Where the results of rows go: o [rows][heads][head_dim] of `type`, lse [rows][heads].
+struct Results {
+  ElementType type = ElementType::bfloat16;
+  std::byte* o = nullptr;
+  float* lse = nullptr;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string name() const = 0;  // "AVX3_ZEN4", "NVIDIA H200"
+  // A step's kernel writes O and LSE of items that end, and reads no state of items that begin: finish() is for rows without any item.
+  virtual bool finishes_in_steps() const = 0;
+
+  virtual Buffer allocate(int64_t bytes) = 0;
+  // Copies between host memory and this device's; done on return.
+  virtual void upload(const void* from, int64_t bytes, void* to) = 0;
+  virtual void download(const void* from, int64_t bytes, void* to) = 0;
+
+  // `read` is asked for rows [0, rows) in ascending pieces, each into host memory of the device's choice; on return all are at `to`.
+  using ReadRows = std::function<void(int64_t first, int64_t count, std::byte* to)>;
+  virtual void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) = 0;
+  // The same for keys and values [count][kv_heads][head_dim], which become units.
+  using ReadKeys = std::function<void(int64_t first, int64_t count, std::byte* k, std::byte* v)>;
+  virtual void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) = 0;
+  // `write` is given the results of rows [0, rows) in ascending pieces.
+  using WriteRows = std::function<void(int64_t first, int64_t count, const std::byte* o, const float* lse)>;
+  virtual void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) = 0;
+  // Units that were filled from elsewhere (messages) are about to be used.
+  virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
+
+  // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
+  // yes. `q_rows`: rows of step.q.
+  virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;
+  // Waits at most so long for the step that runs; true when it has ended (also when there was none).
+  virtual bool wait_for(double seconds) = 0;
+
+  virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
+  virtual void finish(const Finish& finish) = 0;
+  virtual void merge(const Merge& merge) = 0;
+  // `block.head_list` in host memory, `packed` in the device's.
+  virtual void pack_states(const StateBlock& block, float* packed) = 0;
+  virtual void unpack_states(const StateBlock& block, const float* packed) = 0;
+};
+
+}  // namespace longspan::kernels

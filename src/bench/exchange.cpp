@@ -1,0 +1,176 @@
+#include "bench/exchange.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <numeric>
+
+#include "launch/network_counters.hpp"
+
+namespace longspan::bench {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int64_t units_of(const engine::PeerUnits& peer) {
+  int64_t units = 0;
+  for (const engine::UnitRun& run : peer.runs) units += run.units();
+  return units;
+}
+
+// Units by peer, of both levels.
+std::map<int, int64_t> by_peer(const std::vector<engine::PeerUnits>& first, const std::vector<engine::PeerUnits>& second) {
+  std::map<int, int64_t> units;
+  for (const auto* list : {&first, &second})
+    for (const engine::PeerUnits& peer : *list) units[peer.peer] += units_of(peer);
+  return units;
+}
+
+struct Step {
+  std::map<int, int64_t> receive, send;
+};
+
+std::vector<Step> steps_of(const engine::Schedule& schedule) {
+  std::vector<Step> steps;
+  for (const auto& stripe : schedule.exchanges)
+    for (const engine::StepExchange& step : stripe)
+      steps.push_back({by_peer(step.receive, step.given_receive), by_peer(step.send, step.pass_on)});
+  return steps;
+}
+
+int64_t sum_of(const std::map<int, int64_t>& units) {
+  return std::accumulate(units.begin(), units.end(), int64_t{0}, [](int64_t sum, const auto& entry) { return sum + entry.second; });
+}
+
+// The same messages in the same steps, each in one run: what is left of the exchange when nothing need be gathered or scattered.
+std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, int64_t unit_bytes,
+                                       kernels::Device& device, comm::Transport& transport, double timeout, int times) {
+  int64_t most_received = 0, most_sent = 0;
+  for (const Step& step : steps) {
+    most_received = std::max(most_received, sum_of(step.receive));
+    most_sent = std::max(most_sent, sum_of(step.send));
+  }
+  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, 2 * most_received + 2 * most_sent) * unit_bytes);
+  const std::vector<std::byte> content(static_cast<size_t>(unit_bytes), std::byte{1});
+  for (int64_t slot = 0; slot < 2 * most_received + 2 * most_sent; ++slot)
+    device.upload(content.data(), unit_bytes, pool.get() + slot * unit_bytes);
+  const auto exchange = transport.between_pools(ranks, pool.get(), unit_bytes);
+  exchange->set_timeout(timeout);
+  const auto messages = [](const std::map<int, int64_t>& units, int64_t slot) {
+    std::vector<comm::PoolExchange::Message> result;
+    for (const auto& [peer, count] : units) {
+      result.push_back({peer, std::vector<int32_t>(static_cast<size_t>(count))});
+      std::iota(result.back().slots.begin(), result.back().slots.end(), static_cast<int32_t>(slot));
+      slot += count;
+    }
+    return result;
+  };
+  // Two steps are on their way at a time, as in the engine.
+  const auto start = [&](size_t t) {
+    if (t >= steps.size()) return;
+    const auto half = static_cast<int64_t>(t % 2);
+    exchange->start(static_cast<int>(t), messages(steps[t].receive, half * most_received),
+                    messages(steps[t].send, 2 * most_received + half * most_sent));
+  };
+  std::vector<double> seconds;
+  for (int time = -1; time < times; ++time) {
+    ranks.barrier();
+    const Clock::time_point begin = Clock::now();
+    start(0);
+    for (size_t t = 0; t < steps.size(); ++t) {
+      if (t > 0) exchange->finish_sends(static_cast<int>(t - 1));
+      start(t + 1);
+      exchange->finish_receives(static_cast<int>(t));
+    }
+    if (!steps.empty()) exchange->finish_sends(static_cast<int>(steps.size() - 1));
+    if (time >= 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return seconds;
+}
+
+std::vector<double> slowest(const comm::Communicator& ranks, const std::vector<double>& seconds) {
+  std::vector<double> most;
+  for (double time : seconds) {
+    const std::vector<double> all = ranks.all_gather(time);
+    most.push_back(*std::max_element(all.begin(), all.end()));
+  }
+  return most;
+}
+
+// Bytes that all hosts have sent, on every rank; nothing where a host cannot tell.
+std::optional<int64_t> sent_by_all_hosts(const comm::Communicator& ranks) {
+  const std::optional<int64_t> here = ranks.local_rank() == 0 ? launch::network_bytes_sent() : 0;
+  if (ranks.min(here ? 1 : 0) == 0) return std::nullopt;
+  return ranks.sum(here.value_or(0));
+}
+
+}  // namespace
+
+int64_t ExchangeMeasure::bytes_between_hosts() const {
+  return std::accumulate(ranks.begin(), ranks.end(), int64_t{0},
+                         [](int64_t sum, const ExchangeOfRank& rank) { return sum + rank.bytes_from_other_hosts; });
+}
+
+ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& job, engine::Input& input, kernels::Device& device,
+                                 comm::Transport& transport, int times) {
+  ExchangeMeasure measure;
+  const plan::RankPlan& plan = job.plan();
+  const std::vector<Step> steps = steps_of(job.schedule());
+  ExchangeOfRank mine;
+  {
+    // Between its loads and its end an exchange sends nothing but what is planned; barriers are some hundred bytes.
+    const std::optional<int64_t> before = ranks.hosts() > 1 ? sent_by_all_hosts(ranks) : std::nullopt;
+    engine::ExchangeTimes exchanged = job.exchange(input, device, transport, times + 1);
+    const std::optional<int64_t> after = before ? sent_by_all_hosts(ranks) : std::nullopt;
+    if (before && after) measure.network_bytes = (*after - *before) / (times + 1);
+    exchanged.seconds.erase(exchanged.seconds.begin());
+    mine.seconds = median(exchanged.seconds);
+    mine.bytes_received = exchanged.bytes_received;
+    mine.bytes_sent = exchanged.bytes_sent;
+    mine.messages_received = exchanged.messages_received;
+    measure.seconds = slowest(ranks, exchanged.seconds);
+  }
+  mine.planned_bytes_received = plan.units_moved * plan.unit_bytes;
+  mine.bytes_from_other_hosts = job.schedule().units_from_other_hosts * plan.unit_bytes;
+  mine.bytes_lower_bound = plan.units_lower_bound() * plan.unit_bytes;
+  mine.bytes_ring = plan.ring_units(job.shared()) * plan.unit_bytes;
+  mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty(); });
+  measure.contiguous_seconds =
+      slowest(ranks, contiguous_seconds(ranks, steps, plan.unit_bytes, device, transport, job.job().timeout, times));
+
+  measure.message_bytes = std::min(ranks.max(mine.steps > 0 ? mine.bytes_received / mine.steps : 0), comm::kPieceBytes);
+  if (measure.message_bytes > 0) {
+    const std::vector<int>& hosts = ranks.host_of_rank();
+    measure.within_host = measure_link(ranks, neighbours_within_host(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
+    measure.across_hosts =
+        measure_link(ranks, neighbours_across_hosts(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
+    const auto at_link_speed = [&](const auto side) {
+      double near = 0, far = 0;
+      for (const Step& step : steps)
+        for (const auto& [peer, units] : side(step))
+          (hosts[static_cast<size_t>(peer)] == hosts[static_cast<size_t>(ranks.rank())] ? near : far) +=
+              static_cast<double>(units * plan.unit_bytes);
+      return (near > 0 ? near / measure.within_host.bytes_per_second : 0) + (far > 0 ? far / (measure.across_hosts.bytes_per_second) : 0);
+    };
+    mine.link_seconds =
+        std::max(at_link_speed([](const Step& step) { return step.receive; }), at_link_speed([](const Step& step) { return step.send; }));
+  }
+
+  measure.ranks.resize(static_cast<size_t>(ranks.size()));
+  for (int64_t ExchangeOfRank::*figure :
+       {&ExchangeOfRank::bytes_received, &ExchangeOfRank::bytes_sent, &ExchangeOfRank::planned_bytes_received,
+        &ExchangeOfRank::bytes_from_other_hosts, &ExchangeOfRank::messages_received, &ExchangeOfRank::steps,
+        &ExchangeOfRank::bytes_lower_bound, &ExchangeOfRank::bytes_ring}) {
+    const std::vector<int64_t> all = ranks.all_gather(mine.*figure);
+    for (size_t r = 0; r < all.size(); ++r) measure.ranks[r].*figure = all[r];
+  }
+  for (double ExchangeOfRank::*figure : {&ExchangeOfRank::seconds, &ExchangeOfRank::link_seconds}) {
+    const std::vector<double> all = ranks.all_gather(mine.*figure);
+    for (size_t r = 0; r < all.size(); ++r) measure.ranks[r].*figure = all[r];
+  }
+  for (const ExchangeOfRank& rank : measure.ranks) measure.link_seconds = std::max(measure.link_seconds, rank.link_seconds);
+  return measure;
+}
+
+}  // namespace longspan::bench

@@ -1,0 +1,59 @@
+// A job with its data in memory, planned and ready to run on some ranks: what longspan::Attention is to a library user, with the engine's
+// own records for measurements.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "comm/transport.hpp"
+#include "engine/engine.hpp"
+#include "kernels/device.hpp"
+#include "pattern/pattern.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::bench {
+
+struct Job {
+  pattern::Pattern pattern;
+  Shape shape;  // its tokens are those of `documents`
+  Documents documents = Documents::single(0);
+  std::vector<std::shared_ptr<const pattern::BlockMaskSource>> sources;
+  ElementType output_type = ElementType::bfloat16;
+  plan::PartitionKind partition = plan::PartitionKind::automatic;
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
+  std::optional<int64_t> memory;  // bytes per rank, the same on all; absent: what the plan needs at its fastest
+  double timeout = 0;             // seconds; 0: never
+};
+
+class PreparedJob {
+ public:
+  // Collective over `ranks`, which outlives the job. Throws the same error on all ranks.
+  PreparedJob(const comm::Communicator& ranks, Job job);
+
+  // Collective, any number of times. Throws on this rank alone.
+  engine::Record run(engine::Input& input, kernels::Device& device, comm::Transport& transport);
+  engine::ExchangeTimes exchange(engine::Input& input, kernels::Device& device, comm::Transport& transport, int times);
+
+  const Job& job() const { return job_; }
+  const pattern::BoundPattern& pattern() const { return *pattern_; }
+  const plan::Blocks& blocks() const { return *blocks_; }
+  const plan::Shared& shared() const { return *shared_; }
+  const plan::RankPlan& plan() const { return engine_->plan(); }
+  const engine::Schedule& schedule() const { return engine_->schedule(); }
+  const Intervals& tokens() const { return tokens_; }  // whose rows this rank owns
+
+ private:
+  engine::RunOptions run_options() const;
+
+  Job job_;
+  std::optional<pattern::BoundPattern> pattern_;
+  std::optional<plan::Blocks> blocks_;
+  std::optional<plan::Shared> shared_;
+  std::optional<engine::Engine> engine_;
+  Intervals tokens_;
+};
+
+}  // namespace longspan::bench

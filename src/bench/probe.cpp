@@ -1,0 +1,98 @@
+#include "bench/probe.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "bench/link.hpp"
+#include "bench/prepared_job.hpp"
+#include "bench/rows.hpp"
+
+namespace longspan::bench {
+
+namespace {
+
+// Only partial tiles: around the diagonal, and one to each side.
+constexpr const char* kPartialTiles = "window(100, 100)";
+constexpr const char* kFullTiles = "full";
+
+}  // namespace
+
+// A job of this rank alone.
+class Probe::SelfJob {
+ public:
+  SelfJob(const comm::Communicator& ranks, const Shape& shape, int64_t blocks, const char* text, ElementType output_type)
+      : ranks_(ranks.alone()), prepared_(*ranks_, job(shape, blocks * plan::kBlock, text, output_type)) {}
+
+  engine::Record run(engine::Input& input, kernels::Device& device) {
+    comm::MpiTransport transport;  // nothing goes through it
+    return prepared_.run(input, device, transport);
+  }
+  double quarters() const { return static_cast<double>(plan().weighted_quarters()); }
+  double entries() const { return static_cast<double>(plan().stripes.front().list_entries); }
+  double states() const { return static_cast<double>(shape().tokens * shape().heads); }
+  double key_bytes() const { return static_cast<double>(size_of(plan().own) * shape().kv_heads * plan().unit_bytes); }
+
+ private:
+  static Job job(Shape shape, int64_t tokens, const char* text, ElementType output_type) {
+    shape.tokens = tokens;
+    return {.pattern = pattern::Pattern::parse(text), .shape = shape, .documents = Documents::single(tokens), .output_type = output_type};
+  }
+  const plan::RankPlan& plan() const { return prepared_.plan(); }
+  const Shape& shape() const { return prepared_.job().shape; }
+
+  std::unique_ptr<comm::Communicator> ranks_;
+  PreparedJob prepared_;
+};
+
+namespace {
+
+// Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
+int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power) {
+  constexpr int64_t kMost = 1024;
+  const double factor = std::pow(seconds / std::max(taken, 1e-6), 1 / power);
+  return ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(first) * factor), first, kMost));
+}
+
+}  // namespace
+
+Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
+    : ranks_(ranks), device_(device), input_(std::make_unique<SyntheticRows>(shape)) {
+  constexpr int64_t kFirst = 4;
+  for (auto [job, text, power] : {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0)}) {
+    SelfJob small(ranks, shape, kFirst, text, output_type);
+    double taken = std::numeric_limits<double>::infinity();
+    for (int time = 0; time < 2; ++time) {
+      ranks.barrier();
+      taken = std::min(taken, small.run(*input_, device).attend);
+    }
+    *job = std::make_unique<SelfJob>(ranks, shape, blocks_for(ranks, kFirst, taken, seconds, power), text, output_type);
+  }
+}
+
+Probe::~Probe() = default;
+
+void Probe::sample() {
+  for (auto [job, quarter] : {std::pair(full_.get(), &full_quarter_), std::pair(partial_.get(), &partial_quarter_)}) {
+    ranks_.barrier();
+    const engine::Record record = job->run(*input_, device_);
+    quarter->push_back(record.attend / job->quarters());
+    state_.push_back((record.input + record.finish + record.output) / job->states());
+    load_.push_back(job->key_bytes() / std::max(record.load, 1e-9));
+    if (job == partial_.get()) entry_.push_back(record.plan / job->entries());
+  }
+}
+
+plan::Rates Probe::rates() const {
+  const auto over_ranks = [&](const std::vector<double>& values) { return median(ranks_.all_gather(median(values))); };
+  plan::Rates rates;
+  rates.full_quarter = over_ranks(full_quarter_);
+  rates.partial_quarter = over_ranks(partial_quarter_);
+  rates.state = over_ranks(state_);
+  rates.list_entry = over_ranks(entry_);
+  rates.key_bytes_per_second = over_ranks(load_);
+  return rates;
+}
+
+}  // namespace longspan::bench

@@ -1,0 +1,40 @@
+// The rates of a rank's device that the cost model asks for, measured by small jobs of one rank each, all ranks at work at once: they
+// share cores and memory as in a real job.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "engine/data.hpp"
+#include "kernels/device.hpp"
+#include "longspan/shape.hpp"
+#include "plan/cost_model.hpp"
+
+namespace longspan::bench {
+
+// Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by two jobs, one of full
+// tiles only and one of partial tiles only.
+class Probe {
+ public:
+  // Collective, as are the others. Makes each job as large as takes about `seconds`. The references must outlive the probe.
+  Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds);
+  ~Probe();
+
+  // Runs both jobs once. Between the runs of what is to be predicted, so that both see the same moods of the machine.
+  void sample();
+  // Medians over samples and ranks, the same on all ranks.
+  plan::Rates rates() const;
+
+ private:
+  class SelfJob;
+
+  const comm::Communicator& ranks_;
+  kernels::Device& device_;
+  std::unique_ptr<engine::Input> input_;
+  std::unique_ptr<SelfJob> full_, partial_;
+  std::vector<double> full_quarter_, partial_quarter_, state_, entry_, load_;
+};
+
+}  // namespace longspan::bench

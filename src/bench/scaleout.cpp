@@ -1,0 +1,150 @@
+#include "bench/scaleout.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <numeric>
+
+#include "bench/link.hpp"
+#include "bench/probe.hpp"
+#include "longspan/error.hpp"
+
+namespace longspan::bench {
+
+namespace {
+
+constexpr int kLinkTimes = 9;
+
+double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(std::max<size_t>(1, values.size()));
+}
+
+double most_of(const std::vector<double>& values) { return *std::max_element(values.begin(), values.end()); }
+
+SectionTimes sections_of(const engine::Record& record) {
+  return {.load = record.load,
+          .plan = record.plan,
+          .exchange = record.exchange,
+          .attend = record.attend,
+          .rows = record.input + record.finish + record.output,
+          .total = record.total};
+}
+
+// Rank 0 alone plans for all of them, as `plan` does without any rank.
+plan::JobTime predict(const PreparedJob& job, int ranks, const plan::Rates& rates) {
+  std::vector<plan::RankWork> works;
+  for (int rank : plan::sampled_ranks(ranks)) {
+    const plan::RankPlan plan = plan::make_rank_plan(job.shared(), job.pattern(), job.blocks(), rank);
+    works.push_back(plan::work_of(job.shared(), job.pattern(), job.blocks(), plan, rates.ranks_per_host));
+  }
+  return plan::play(works, ranks, rates);
+}
+
+ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine::Input& input, kernels::Device& device,
+                      comm::Transport& transport, const ScaleoutOptions& options) {
+  const Job& what = job.job();
+  const std::vector<int>& hosts = ranks.host_of_rank();
+  const auto link = [&](const Neighbours& neighbours, plan::LinkRates& to) {
+    const LinkSpeed speed = measure_link(ranks, neighbours, device, transport, options.link_bytes, kLinkTimes);
+    if (speed.bytes_per_second > 0) to = {.latency = speed.latency, .bytes_per_second = speed.bytes_per_second};
+  };
+  plan::LinkRates within, across;
+  link(neighbours_within_host(hosts, ranks.rank()), within);
+  link(neighbours_across_hosts(hosts, ranks.rank()), across);
+
+  Probe probe(ranks, what.shape, what.output_type, device, options.probe_seconds);
+  ScaleoutPoint point{.ranks = ranks.size(), .hosts = ranks.hosts(), .tokens = what.shape.tokens, .documents = what.documents.count()};
+  std::vector<engine::Record> records;
+  for (int time = -1; time < options.times; ++time) {
+    probe.sample();
+    ranks.barrier();
+    const engine::Record record = job.run(input, device, transport);
+    if (time < 0) continue;
+    records.push_back(record);
+    point.seconds.push_back(most_of(ranks.all_gather(record.total)));
+  }
+  probe.sample();
+  plan::Rates rates = probe.rates();
+  rates.within_host = within;
+  rates.across_hosts = across;
+  rates.ranks_per_host = static_cast<int>(ranks.max(ranks.local_size()));
+
+  point.typical = median(point.seconds);
+  size_t nearest = 0;
+  for (size_t t = 0; t < point.seconds.size(); ++t)
+    if (std::abs(point.seconds[t] - point.typical) < std::abs(point.seconds[nearest] - point.typical)) nearest = t;
+  const engine::Record& typical = records[nearest];
+  const SectionTimes mine = sections_of(typical);
+  const std::vector<double> totals = ranks.all_gather(mine.total);
+  const auto slowest = static_cast<size_t>(std::max_element(totals.begin(), totals.end()) - totals.begin());
+  for (double SectionTimes::*section : {&SectionTimes::load, &SectionTimes::plan, &SectionTimes::exchange, &SectionTimes::attend,
+                                        &SectionTimes::rows, &SectionTimes::total}) {
+    const std::vector<double> all = ranks.all_gather(mine.*section);
+    point.mean.*section = mean_of(all);
+    point.slowest.*section = all[slowest];
+  }
+  point.exposed = point.mean.total > 0 ? point.mean.exchange / point.mean.total : 0;
+  point.imbalance = point.mean.attend > 0 ? most_of(ranks.all_gather(mine.attend)) / point.mean.attend : 1;
+  const std::vector<double> flop = ranks.all_gather(job.plan().flop(what.shape));
+  point.flop = std::accumulate(flop.begin(), flop.end(), 0.0);
+  point.kv_bytes_planned = ranks.sum(typical.planned_bytes_received);
+  point.kv_bytes_moved = ranks.sum(typical.bytes_received);
+  point.kv_bytes_lower_bound = ranks.sum(job.plan().units_lower_bound() * job.plan().unit_bytes);
+  point.row_bytes_moved = ranks.sum(typical.row_bytes_received);
+  point.rates = rates;
+  point.probe_flop_per_second = 4.0 * 64 * 64 * what.shape.head_dim / rates.full_quarter;
+  if (ranks.rank() == 0) point.predicted = predict(job, ranks.size(), rates);
+  ranks.barrier_at_rest();
+  return point;
+}
+
+}  // namespace
+
+std::vector<int> rank_counts(int ranks) {
+  std::vector<int> counts;
+  for (int count = 1; count < ranks; count *= 2) counts.push_back(count);
+  counts.push_back(ranks);
+  return counts;
+}
+
+Documents first_documents(const Documents& documents, int64_t tokens) {
+  std::vector<int64_t> offsets;
+  for (int64_t offset : documents.offsets()) {
+    if (offset >= tokens) break;
+    offsets.push_back(offset);
+  }
+  offsets.push_back(tokens);
+  return Documents(std::move(offsets));
+}
+
+std::optional<ScaleoutPoint> measure_scaleout(const comm::Communicator& world, int ranks, const Job& job, int64_t tokens,
+                                              kernels::Device& device, int threads, const ScaleoutOptions& options) {
+  const std::unique_ptr<comm::Communicator> few = world.first(ranks);
+  std::optional<ScaleoutPoint> point;
+  std::vector<Problem> problems;
+  if (few) {
+    try {
+      Job part = job;
+      part.shape.tokens = tokens;
+      part.documents = first_documents(job.documents, tokens);
+      PreparedJob prepared(*few, std::move(part));
+      std::unique_ptr<engine::Input> input;
+      few->agreed([&] { input = options.input(prepared); });
+      const std::unique_ptr<comm::Transport> transport = options.transport(*few);
+      point = measure(*few, prepared, *input, device, *transport, options);
+      point->whole = tokens == job.shape.tokens;
+      point->threads = threads;
+    } catch (const comm::AgreedError& error) {
+      problems = error.problems();
+    } catch (const Error& error) {
+      world.abort(error.problems().front());
+    } catch (const std::bad_alloc&) {
+      world.abort({.code = ExitCode::environment, .what = "out of memory", .mend = "use fewer tokens, or more hosts"});
+    }
+  }
+  world.barrier_at_rest();
+  world.agree(problems);
+  return point;
+}
+
+}  // namespace longspan::bench

@@ -1,0 +1,44 @@
+// What bench exchange and bench scaleout have in common: the job of their options, and what it runs on.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "bench/prepared_job.hpp"
+#include "cli/options.hpp"
+#include "comm/transport.hpp"
+#include "io/corpus.hpp"
+#include "kernels/device.hpp"
+
+namespace longspan::cli {
+
+// The job of --pattern, --tokens … or --input, --memory, --partition, --exchange, --timeout. Throws Error(usage or input) with all
+// problems.
+bench::Job bench_job(const Settings& settings, const pattern::Pattern& pattern);
+
+// Opens --input (or nothing is given and rows are synthetic); the reader is this rank's.
+std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus);
+// Collective: the layout of --input, looked at by one rank.
+std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, const Settings& settings);
+
+struct BenchPlace {
+  std::unique_ptr<kernels::Device> device;
+  std::optional<int> gpu;  // its ordinal
+  bool gpu_is_shared = false;
+  int threads = 1;   // of this rank
+  std::string kind;  // "cpu", "cuda"
+  std::string text;  // "AVX3_ZEN4, 2 threads each"
+};
+// Collective: of --device, --share-gpu, --threads. Throws AgreedError.
+BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings);
+// Collective over `ranks`, which may be some of the job's.
+std::unique_ptr<comm::Transport> bench_transport(const comm::Communicator& ranks, const Settings& settings, const BenchPlace& place);
+
+// Refuses a launch in which every process believes to be alone, and a JSON or SVG file that cannot be written. Collective.
+void check_bench(const comm::Communicator& ranks, const Settings& settings);
+
+// "131,072 tokens in 1 document, 8 heads, 8 KV heads, head_dim 128, bfloat16"
+std::string shape_text(const Shape& shape, int64_t documents);
+
+}  // namespace longspan::cli

@@ -1,0 +1,263 @@
+#include "plan/cost_model.hpp"
+
+#include <algorithm>
+#include <map>
+
+#include "plan/memory.hpp"
+
+namespace longspan::plan {
+
+namespace {
+
+// A home that this many of the looked-at ranks ask is taken to be asked by as large a part of all ranks (sinks, global columns); fewer are
+// neighbours, and others have neighbours of their own.
+constexpr int kAskedByMany = 4;
+
+int heads_of(const KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
+
+// Calls f(home, blocks) for the parts of `blocks` with one home each.
+template <typename F>
+void for_each_home(const Partition& partition, const Intervals& blocks, F f) {
+  const auto& bounds = partition.bounds();
+  for (const Interval& run : blocks) {
+    auto chunk = static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), run.begin) - bounds.begin()) - 1;
+    for (int64_t at = run.begin; at < run.end; ++chunk) {
+      const Interval part{at, std::min(run.end, bounds[chunk + 1])};
+      if (part.empty()) continue;
+      f(partition.owners()[chunk], part.length());
+      at = part.end;
+    }
+  }
+}
+
+// Places at which a run of key blocks may pass from one step to another: own chunks' ends and the bounds of fetched groups.
+std::vector<int64_t> step_changes(const RankPlan& plan, const Stripe& stripe) {
+  std::vector<int64_t> changes = stripe.bounds;
+  for (const Interval& run : plan.own) changes.insert(changes.end(), {run.begin, run.end});
+  std::sort(changes.begin(), changes.end());
+  return changes;
+}
+
+// Spreads the stripe's quarters over its steps as those of sampled rows are.
+void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern, TileLists& lists, const RankPlan& plan,
+                     const Stripe& stripe, int sampled_rows, StripeWork& work) {
+  if (stripe.weighted_quarters == 0) return;
+  const std::vector<StripeRow> rows = rows_of(shared, pattern, stripe, plan.rank);
+  const std::vector<int64_t> changes = step_changes(plan, stripe);
+  const auto wanted = std::max<int64_t>(1, std::min<int64_t>(sampled_rows, static_cast<int64_t>(200'000 / (shared.mean_entries + 1))));
+  const auto count = std::min<int64_t>(wanted, static_cast<int64_t>(rows.size()));
+  std::vector<kernels::Tile> tiles;
+  double seen = 0;
+  const auto look_at = [&](const StripeRow& row) {
+    tiles.clear();
+    lists.append(row.group, row.block, row.key_blocks, tiles);
+    const auto heads = static_cast<double>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+    const auto put = [&](int64_t block) -> StepWork& {
+      const auto step = static_cast<size_t>(step_of(shared, plan, stripe, block));
+      return work.steps[std::min(step, work.steps.size() - 1)];
+    };
+    for (const kernels::Tile& tile : tiles) {
+      if (tile.form != kernels::Tile::Form::full) {
+        const double quarters = __builtin_popcount(tile.quarters) * heads;
+        put(tile.key).partial_quarters += quarters;
+        seen += quarters;
+        continue;
+      }
+      const int64_t end = tile.key + tile.count;
+      for (int64_t block = tile.key; block < end;) {
+        const auto change = std::upper_bound(changes.begin(), changes.end(), block);
+        const int64_t next = change == changes.end() ? end : std::min(end, *change);
+        const double quarters = 4 * static_cast<double>(next - block) * heads;
+        put(block).full_quarters += quarters;
+        seen += quarters;
+        block = next;
+      }
+    }
+  };
+  for (int64_t k = 0; k < count; ++k) look_at(rows[static_cast<size_t>((2 * k + 1) * static_cast<int64_t>(rows.size()) / (2 * count))]);
+  if (seen == 0)
+    for (size_t r = 0; r < rows.size() && seen == 0; ++r) look_at(rows[r]);
+  lists.clear();
+  const double scale = seen > 0 ? static_cast<double>(stripe.weighted_quarters) / seen : 0;
+  for (StepWork& step : work.steps) step.full_quarters *= scale, step.partial_quarters *= scale;
+}
+
+}  // namespace
+
+RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
+                 int sampled_rows) {
+  const Shape& shape = shared.shape;
+  RankWork rank{.rank = plan.rank, .memory = plan.memory.total()};
+  rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
+  const auto element = static_cast<int64_t>(size_of(shape.type));
+  const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
+  TileLists lists(pattern, blocks);
+  std::map<int, int64_t> bytes_from;
+  for (const Stripe& stripe : plan.stripes) {
+    StripeWork work;
+    work.steps.resize(std::max<size_t>(1, stripe.fetch.size()));
+    work.entries = static_cast<double>(stripe.list_entries);
+    for (const Interval& run : stripe.query_blocks)
+      work.states += static_cast<double>((blocks.tokens(run.end - 1).end - blocks.tokens(run.begin).begin) * shape.heads);
+    work.bytes_in = static_cast<int64_t>(work.states) * shape.head_dim * element;
+    work.bytes_out = static_cast<int64_t>(work.states) * result;
+    for (size_t step = 0; step < stripe.fetch.size(); ++step) {
+      StepWork& of_step = work.steps[step];
+      std::map<int, int64_t> from;
+      for (size_t c = 0; c < shared.classes.size(); ++c) {
+        const int64_t block_bytes = heads_of(shared.classes[c]) * plan.unit_bytes;
+        if (!shared.keys_stay) {
+          of_step.bytes_read += size_of(stripe.fetch[step][c]) * block_bytes;
+          continue;
+        }
+        for_each_home(shared.partition, stripe.fetch[step][c], [&](int home, int64_t count) { from[home] += count * block_bytes; });
+      }
+      for (const auto& [home, bytes] : from) {
+        const bool near = home / ranks_per_host == plan.rank / ranks_per_host;
+        (near ? of_step.bytes_within : of_step.bytes_across) += bytes;
+        ++(near ? of_step.messages_within : of_step.messages_across);
+        bytes_from[home] += bytes;
+      }
+    }
+    spread_quarters(shared, pattern, lists, plan, stripe, sampled_rows, work);
+    rank.stripes.push_back(std::move(work));
+  }
+  for (size_t batch = 0; batch < shared.batches.size(); ++batch)
+    rank.stripes[batch].row_bytes = plan.row_bytes_moved / static_cast<int64_t>(shared.batches.size());
+  rank.bytes_from.assign(bytes_from.begin(), bytes_from.end());
+  return rank;
+}
+
+RankTime play(const RankWork& work, const Rates& rates) {
+  RankTime time;
+  double now = 0, link_free = 0, file_free = 0;
+  const auto wait_for = [&](double event, double& section) {
+    section += std::max(0.0, event - now);
+    now = std::max(now, event);
+  };
+  const auto spend = [&](double seconds, double& section) {
+    section += seconds;
+    now += seconds;
+  };
+  // One I/O thread: reads and writes one after another in the order asked for.
+  const auto ask_file = [&](int64_t bytes, double rate) {
+    file_free = std::max(file_free, now) + static_cast<double>(bytes) / rate;
+    return file_free;
+  };
+
+  spend(static_cast<double>(work.key_bytes) / rates.key_bytes_per_second, time.load);
+  wait_for(ask_file(work.key_bytes, rates.read_bytes_per_second), time.load);
+
+  std::vector<const StepWork*> order;
+  for (const StripeWork& stripe : work.stripes)
+    for (const StepWork& step : stripe.steps) order.push_back(&step);
+  std::vector<double> arrival(order.size(), 0);
+  const auto start_fetch = [&](size_t t) {
+    if (t >= order.size()) return;
+    const StepWork& step = *order[t];
+    if (step.bytes_read > 0) {
+      arrival[t] = ask_file(step.bytes_read, rates.read_bytes_per_second);
+      return;
+    }
+    if (step.messages_within + step.messages_across == 0) return;
+    const double begin = std::max(now, link_free);
+    link_free = begin + step.messages_within * rates.within_host.latency + step.messages_across * rates.across_hosts.latency +
+                static_cast<double>(step.bytes_within) / rates.within_host.bytes_per_second +
+                static_cast<double>(step.bytes_across) / rates.across_hosts.bytes_per_second;
+    arrival[t] = link_free;
+    time.in_flight += link_free - now;
+  };
+  const LinkRates& far = rates.across_hosts.bytes_per_second < kUnlimited ? rates.across_hosts : rates.within_host;
+
+  std::vector<double> queries_there(work.stripes.size(), 0), written;
+  const auto read_queries = [&](size_t s) {
+    while (s < work.stripes.size() && work.stripes[s].bytes_in == 0) ++s;
+    if (s < work.stripes.size() && queries_there[s] == 0)
+      queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second);
+  };
+  read_queries(0);
+  start_fetch(0);
+  size_t t = 0;
+  for (size_t s = 0; s < work.stripes.size(); ++s) {
+    const StripeWork& stripe = work.stripes[s];
+    if (s == 0) spend(stripe.entries * rates.list_entry, time.plan);  // later ones are made beside compute
+    if (stripe.row_bytes > 0) spend(2 * far.latency + static_cast<double>(stripe.row_bytes) / far.bytes_per_second, time.exchange);
+    if (stripe.bytes_in > 0) {
+      wait_for(queries_there[s], time.io);
+      read_queries(s + 1);
+    }
+    spend(stripe.states * rates.state, time.rows);
+    for (size_t step = 0; step < stripe.steps.size(); ++step, ++t) {
+      start_fetch(t + 1);
+      wait_for(arrival[t], time.exchange);
+      double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
+      if (t + 1 < order.size() && compute > 0)
+        compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;
+      if (step + 1 == stripe.steps.size() && s + 1 < work.stripes.size())
+        compute = std::max(compute, work.stripes[s + 1].entries * rates.list_entry);
+      spend(compute, time.attend);
+    }
+    if (stripe.bytes_out > 0) {
+      if (written.size() >= 2) wait_for(written[written.size() - 2], time.io);  // two buffers
+      written.push_back(ask_file(stripe.bytes_out, rates.write_bytes_per_second));
+    }
+  }
+  if (!written.empty()) wait_for(written.back(), time.io);
+  return time;
+}
+
+JobTime play(const std::vector<RankWork>& works, int ranks, const Rates& rates) {
+  JobTime job;
+  double most_attend = 0, exposed = 0, total = 0;
+  std::map<int, std::pair<int, int64_t>> sent;  // by home: how many of these ranks ask it, for how much
+  const auto share = 1 / static_cast<double>(std::max<size_t>(1, works.size()));
+  for (const RankWork& work : works) {
+    const RankTime time = play(work, rates);
+    if (time.total() > job.seconds) {
+      job.seconds = time.total();
+      job.slowest_rank = work.rank;
+      job.slowest = time;
+      double steps = 0;
+      for (const StripeWork& stripe : work.stripes) steps += static_cast<double>(stripe.steps.size());
+      job.step_seconds = steps > 0 ? (time.attend + time.exchange) / steps : 0;
+    }
+    most_attend = std::max(most_attend, time.attend);
+    exposed += time.exchange;
+    total += time.total();
+    job.memory = std::max(job.memory, work.memory);
+    for (auto [section, of_rank] :
+         {std::pair(&job.mean.load, time.load), std::pair(&job.mean.plan, time.plan), std::pair(&job.mean.exchange, time.exchange),
+          std::pair(&job.mean.attend, time.attend), std::pair(&job.mean.rows, time.rows), std::pair(&job.mean.io, time.io),
+          std::pair(&job.mean.in_flight, time.in_flight)})
+      *section += of_rank * share;
+    for (const auto& [home, bytes] : work.bytes_from) {
+      ++sent[home].first;
+      sent[home].second += bytes;
+    }
+  }
+  job.exposed = total > 0 ? exposed / total : 0;
+  job.imbalance = job.mean.attend > 0 ? std::max(1.0, most_attend / job.mean.attend) : 1;
+  const LinkRates& far = rates.across_hosts.bytes_per_second < kUnlimited ? rates.across_hosts : rates.within_host;
+  for (const auto& [home, asked] : sent) {
+    const double all = asked.first >= kAskedByMany ? ranks * share : 1;
+    const double seconds = static_cast<double>(asked.second) * all / far.bytes_per_second;
+    if (seconds > job.busiest_sender) job.busiest_sender = seconds, job.busiest_sender_rank = home;
+  }
+  // The slowest rank waits for the one that sends to so many.
+  if (job.busiest_sender > job.seconds) {
+    const double more = job.busiest_sender - job.seconds;
+    job.seconds = job.busiest_sender;
+    job.slowest.exchange += more;
+    job.exposed = (exposed + more * static_cast<double>(works.size())) / (total + more * static_cast<double>(works.size()));
+  }
+  return job;
+}
+
+std::vector<int> sampled_ranks(int64_t ranks, int64_t most) {
+  std::vector<int> sampled;
+  const int64_t count = std::min(ranks, most);
+  for (int64_t k = 0; k < count; ++k) sampled.push_back(static_cast<int>(count == 1 ? 0 : (ranks - 1) * k / (count - 1)));
+  return sampled;
+}
+
+}  // namespace longspan::plan

@@ -1,0 +1,95 @@
+// What a job takes on a machine whose rates are known, predicted from plans alone: no data, no ranks, any number of them. A rank's run is
+// played through as the engine runs it (engine/engine.hpp): while a step computes, the next one's keys are on their way.
+//
+//   step            0         1              2          compute 10 each, keys of step 1 take 4, of step 2 take 15
+//   compute     |----------|----------|     |----------|
+//   link        |----| (1)  |---------------| (2)           exposed: 5
+//
+// The playing-through is that of LogGP (Alexandrov, Ionescu, Schauser, Scheiman, SPAA 1995): latency, overhead, bytes over rate.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "plan/rank_plan.hpp"
+
+namespace longspan::plan {
+
+constexpr double kUnlimited = std::numeric_limits<double>::infinity();
+
+struct LinkRates {
+  double latency = 0;  // seconds of a message without content
+  double bytes_per_second = kUnlimited;
+};
+
+// Of one rank while all ranks of the job work at once, for one element type and head_dim. Seconds and bytes. What is left at its default
+// costs nothing.
+struct Rates {
+  double full_quarter = 0;     // seconds for one 64×64 quarter of one query head, 4·64·64·head_dim FLOP, in a run of full tiles
+  double partial_quarter = 0;  // the same in a partial tile, per visited quarter
+  double state = 0;            // seconds per row and query head: queries in, states cleared and rounded, results out
+  double list_entry = 0;       // seconds to make one entry of a tile list
+  double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
+  double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
+  LinkRates within_host, across_hosts;
+  int ranks_per_host = 1;                                                          // ranks r·ranks_per_host … share a host
+  double read_bytes_per_second = kUnlimited, write_bytes_per_second = kUnlimited;  // of a file, all ranks at once
+};
+
+// One step of one stripe.
+struct StepWork {
+  double full_quarters = 0, partial_quarters = 0;  // 64×64 quarters × query heads
+  int64_t bytes_within = 0, bytes_across = 0;      // of keys fetched from ranks of this host, and of others
+  int messages_within = 0, messages_across = 0;
+  int64_t bytes_read = 0;  // of keys read again
+};
+
+struct StripeWork {
+  std::vector<StepWork> steps;
+  double states = 0;      // rows × query heads
+  double entries = 0;     // of its tile lists
+  int64_t bytes_in = 0;   // queries
+  int64_t bytes_out = 0;  // results
+  int64_t row_bytes = 0;  // queries and states of long rows that come to this rank before the stripe's next act
+};
+
+// What a rank does, as far as time is concerned.
+struct RankWork {
+  int rank = 0;
+  std::vector<StripeWork> stripes;
+  int64_t key_bytes = 0;  // own keys and values
+  int64_t memory = 0;
+  std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending
+};
+
+// From one rank's plan. How a stripe's quarters spread over its steps comes from `sampled_rows` of its rows at most.
+RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
+                 int sampled_rows = 48);
+
+// Seconds by section, as the engine records them.
+struct RankTime {
+  double load = 0, plan = 0, exchange = 0, attend = 0, rows = 0, io = 0;  // rows: queries, rounding, results; io: waiting for the file
+  double in_flight = 0;                                                   // no section: keys on their way
+  double total() const { return load + plan + exchange + attend + rows + io; }
+};
+RankTime play(const RankWork& work, const Rates& rates);
+
+struct JobTime {
+  double seconds = 0;       // of the slowest rank
+  double step_seconds = 0;  // its mean step: compute and waiting for keys
+  double exposed = 0;       // share of the ranks' time that they wait for keys, queries and states of others
+  double imbalance = 1;     // compute of the busiest rank over the mean
+  int slowest_rank = 0;
+  int64_t memory = 0;         // of the rank that takes most
+  double busiest_sender = 0;  // seconds that the rank which sends most is sending: the job cannot be faster
+  int busiest_sender_rank = 0;
+  RankTime slowest, mean;
+};
+// `works`: of all ranks, or of some evenly spaced ones of `ranks`.
+JobTime play(const std::vector<RankWork>& works, int ranks, const Rates& rates);
+
+// Ranks to look at for a job of `ranks`: all, or `most` evenly spaced ones, the first and the last among them.
+std::vector<int> sampled_ranks(int64_t ranks, int64_t most = 64);
+
+}  // namespace longspan::plan

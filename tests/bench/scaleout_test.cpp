@@ -1,0 +1,89 @@
+#include "bench/scaleout.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "bench/rows.hpp"
+#include "kernels/cpu/device.hpp"
+
+namespace longspan::bench {
+namespace {
+
+TEST(BenchScaleout, CountsOfRanks) {
+  EXPECT_EQ(rank_counts(1), std::vector<int>{1});
+  EXPECT_EQ(rank_counts(2), (std::vector<int>{1, 2}));
+  EXPECT_EQ(rank_counts(7), (std::vector<int>{1, 2, 4, 7}));
+  EXPECT_EQ(rank_counts(8), (std::vector<int>{1, 2, 4, 8}));
+}
+
+TEST(BenchScaleout, FirstDocuments) {
+  const Documents documents({0, 100, 100, 250, 300});
+  EXPECT_EQ(first_documents(documents, 300).offsets(), documents.offsets());
+  EXPECT_EQ(first_documents(documents, 250).offsets(), (std::vector<int64_t>{0, 100, 100, 250}));
+  EXPECT_EQ(first_documents(documents, 120).offsets(), (std::vector<int64_t>{0, 100, 100, 120}));
+  EXPECT_EQ(first_documents(documents, 1).offsets(), (std::vector<int64_t>{0, 1}));
+}
+
+TEST(BenchScaleout, PointsAreWhole) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  kernels::cpu::CpuDevice device(1);
+  ScaleoutOptions options{.times = 2, .probe_seconds = 0.002, .link_bytes = 1 << 16};
+  options.input = [](const PreparedJob& job) { return std::make_unique<SyntheticRows>(job.job().shape); };
+  options.transport = [](const comm::Communicator&) { return std::make_unique<comm::MpiTransport>(); };
+  for (const char* text : {"causal & window(200)", "bigbird(64, 3, 3, 1, 0)"}) {
+    Job job{.pattern = pattern::Pattern::parse(text),
+            .shape = {.tokens = 3'000, .heads = 4, .kv_heads = 2, .head_dim = 16, .type = ElementType::float32},
+            .documents = Documents({0, 1'000, 3'000}),
+            .output_type = ElementType::float32};
+    for (int count : rank_counts(world.size())) {
+      for (int64_t tokens : {job.shape.tokens, std::max<int64_t>(1, job.shape.tokens * count / world.size())}) {
+        SCOPED_TRACE(std::string(text) + " on " + std::to_string(count) + " ranks, " + std::to_string(tokens) + " tokens");
+        const auto point = measure_scaleout(world, count, job, tokens, device, 1, options);
+        ASSERT_EQ(point.has_value(), world.rank() < count);
+        if (!point) continue;
+        EXPECT_EQ(point->ranks, count);
+        EXPECT_EQ(point->tokens, tokens);
+        EXPECT_EQ(point->whole, tokens == job.shape.tokens);
+        EXPECT_EQ(point->seconds.size(), 2u);
+        EXPECT_GT(point->typical, 0);
+        EXPECT_GT(point->flop, 0);
+        EXPECT_EQ(point->kv_bytes_moved, point->kv_bytes_planned);
+        EXPECT_EQ(point->kv_bytes_moved, point->kv_bytes_lower_bound);
+        EXPECT_EQ(point->kv_bytes_moved > 0, count > 1);
+        EXPECT_GE(point->imbalance, 1 - 1e-9);
+        EXPECT_GE(point->exposed, 0);
+        EXPECT_LE(point->exposed, 1);
+        EXPECT_GT(point->rates.full_quarter, 0);
+        EXPECT_GT(point->rates.partial_quarter, 0);
+        EXPECT_GT(point->rates.key_bytes_per_second, 0);
+        if (world.rank() == 0) {
+          EXPECT_TRUE(std::isfinite(point->predicted.seconds));
+          EXPECT_GT(point->predicted.seconds, 0);
+          EXPECT_TRUE(std::isfinite(point->prediction_error()));
+          EXPECT_GT(point->predicted.memory, 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(BenchScaleout, SetUpErrorsReachAllRanks) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  kernels::cpu::CpuDevice device(1);
+  ScaleoutOptions options{.times = 1, .probe_seconds = 0.002, .link_bytes = 1 << 16};
+  options.input = [](const PreparedJob&) -> std::unique_ptr<engine::Input> { throw Error({.code = ExitCode::io, .what = "no such rows"}); };
+  options.transport = [](const comm::Communicator&) { return std::make_unique<comm::MpiTransport>(); };
+  const Job job{.pattern = pattern::Pattern::parse("causal"),
+                .shape = {.tokens = 1'000, .heads = 1, .kv_heads = 1, .head_dim = 16, .type = ElementType::float32},
+                .documents = Documents::single(1'000)};
+  try {
+    measure_scaleout(world, (world.size() + 1) / 2, job, 1'000, device, 1, options);
+    FAIL() << "nothing was thrown";
+  } catch (const comm::AgreedError& error) {
+    EXPECT_EQ(error.code(), ExitCode::io);
+  }
+}
+
+}  // namespace
+}  // namespace longspan::bench

@@ -1,0 +1,148 @@
+// Blocks between pools on any number of ranks: in host memory, and on a GPU by MPI and by NCCL. Every block's bytes say whose it is.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "comm/transport.hpp"
+#include "longspan/error.hpp"
+#include "tests/support/test_devices.hpp"
+
+namespace longspan::testing {
+namespace {
+
+constexpr int64_t kBlockBytes = 4096;
+constexpr int kOwn = 24, kSlots = 400;
+
+class PoolExchangeTest : public ::testing::TestWithParam<TestDevice> {
+ protected:
+  void SetUp() override {
+    open_ = OpenDevice::of(GetParam(), world_);
+    if (open_.device == nullptr) GTEST_SKIP() << open_.why_not;
+  }
+  static std::byte mark(int rank, int slot, int64_t at) { return static_cast<std::byte>(rank * 37 + slot * 11 + at % 13); }
+
+  comm::Communicator world_{MPI_COMM_WORLD};
+  OpenDevice open_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, PoolExchangeTest, ::testing::ValuesIn(kTestDevices),
+                         [](const auto& info) { return name_of(info.param); });
+
+// What rank `from` sends to rank `to` in `step`: scattered slots, a run of slots, one, or nothing. The same on all ranks.
+std::vector<int32_t> sent(int from, int to, int step) {
+  std::mt19937 random(static_cast<unsigned>(from * 1000 + to * 100 + step));
+  std::vector<int32_t> slots(random() % 4 == 0 ? 0 : 1 + random() % 12);
+  const bool run = random() % 2 == 0;
+  const auto first = static_cast<int32_t>(random() % 12);
+  for (size_t i = 0; i < slots.size(); ++i) slots[i] = run ? first + static_cast<int32_t>(i) : static_cast<int32_t>(random() % kOwn);
+  return slots;
+}
+
+TEST_P(PoolExchangeTest, BlocksArriveWhereTheyBelong) {
+  const int rank = world_.rank(), ranks = world_.size();
+  const kernels::Buffer memory = open_.device->allocate(kSlots * kBlockBytes);
+  std::vector<std::byte> host(kSlots * kBlockBytes, std::byte{0xee});
+  for (int slot = 0; slot < kOwn; ++slot)
+    for (int64_t at = 0; at < kBlockBytes; ++at) host[static_cast<size_t>(slot * kBlockBytes + at)] = mark(rank, slot, at);
+  open_.device->upload(host.data(), kSlots * kBlockBytes, memory.get());
+  const auto exchange = open_.transport->between_pools(world_, memory.get(), kBlockBytes);
+  exchange->set_timeout(60);
+
+  constexpr int kSteps = 12;
+  std::vector<std::vector<std::pair<int32_t, std::pair<int, int32_t>>>> expected(kSteps);  // slot here <- rank, slot there
+  int64_t received = 0, given = 0;
+  const auto start = [&](int step) {
+    // Two steps are in flight: even and odd ones have slots of their own, from the far end where they shall not lie in one run.
+    std::vector<comm::PoolExchange::Message> receives, sends;
+    int32_t next = kOwn + (step % 2) * 180;
+    for (int peer = 0; peer < ranks; ++peer) {
+      if (peer == rank) continue;
+      comm::PoolExchange::Message in{peer, {}};
+      for (int32_t slot : sent(peer, rank, step)) {
+        in.slots.push_back(next);
+        expected[static_cast<size_t>(step)].push_back({next, {peer, slot}});
+        next += 1;
+      }
+      if (step % 3 == 1) {
+        std::reverse(in.slots.begin(), in.slots.end());
+        auto& all = expected[static_cast<size_t>(step)];
+        for (size_t i = 0; i < in.slots.size(); ++i) all[all.size() - in.slots.size() + i].first = in.slots[i];
+      }
+      received += static_cast<int64_t>(in.slots.size()) * kBlockBytes;
+      receives.push_back(in);
+      sends.push_back({peer, sent(rank, peer, step)});
+      given += static_cast<int64_t>(sends.back().slots.size()) * kBlockBytes;
+    }
+    exchange->start(step, receives, sends);
+  };
+  start(0);
+  for (int step = 0; step < kSteps; ++step) {
+    if (step + 1 < kSteps) start(step + 1);
+    if (step % 2 == 0)
+      while (!exchange->received(step)) exchange->progress();
+    exchange->finish_receives(step);
+    open_.device->download(memory.get(), kSlots * kBlockBytes, host.data());
+    for (const auto& [slot, from] : expected[static_cast<size_t>(step)])
+      for (int64_t at = 0; at < kBlockBytes; ++at)
+        ASSERT_EQ(host[static_cast<size_t>(slot * kBlockBytes + at)], mark(from.first, from.second, at))
+            << "step " << step << " slot " << slot;
+  }
+  for (int step = 0; step < kSteps; ++step) exchange->finish_sends(step);
+  EXPECT_EQ(exchange->bytes_received(), received);
+  EXPECT_EQ(exchange->bytes_sent(), given);
+}
+
+TEST_P(PoolExchangeTest, ARankThatDoesNotSendIsNamed) {
+  if (world_.size() < 2) GTEST_SKIP() << "nobody to wait for";
+  if (GetParam() == TestDevice::gpu_nccl) GTEST_SKIP() << "NCCL's communicator is of no use after that";
+  const kernels::Buffer memory = open_.device->allocate(kSlots * kBlockBytes);
+  {
+    const auto exchange = open_.transport->between_pools(world_, memory.get(), kBlockBytes);
+    exchange->set_timeout(0.3);
+    if (world_.rank() == 0) {
+      exchange->start(0, {{1, {30, 31}}}, {});
+      try {
+        exchange->finish_receives(0);
+        ADD_FAILURE() << "nothing was sent";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ExitCode::communication);
+        EXPECT_NE(std::string(error.what()).find("rank 1"), std::string::npos) << error.what();
+      }
+      world_.barrier();
+      exchange->finish_receives(0);
+    } else {
+      world_.barrier();
+      if (world_.rank() == 1) exchange->start(0, {}, {{0, {1, 2}}});
+      exchange->finish_sends(0);
+    }
+  }
+  world_.barrier();
+}
+
+TEST(Nccl, ARankThatDoesNotComeIsNamed) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const OpenDevice open = OpenDevice::of(TestDevice::gpu_nccl, world);
+  if (open.device == nullptr) GTEST_SKIP() << open.why_not;
+  const int absent = world.size() - 1;
+  if (world.rank() == absent) {
+    char id[128];
+    world.broadcast(id, sizeof id);  // as if it came, and then it does not
+  } else {
+    try {
+      comm::nccl_transport(world, kernels::find_gpus().usable.front().ordinal, world.rank() == 0 ? 3 : 0.1);
+      ADD_FAILURE() << "NCCL came up without rank " << absent;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::communication);
+      if (world.rank() == 0) {
+        EXPECT_NE(std::string(error.what()).find(std::to_string(absent)), std::string::npos) << error.what();
+      }
+    }
+  }
+  world.barrier();
+}
+
+}  // namespace
+}  // namespace longspan::testing

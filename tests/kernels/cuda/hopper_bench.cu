@@ -1,0 +1,594 @@
+// Stand-alone test and benchmark of the Hopper forward kernel: hopper_bench [--check | --time | --repeat N] LIBRARY…
+// Each LIBRARY is a build of kernels/cuda/hopper_forward.cu with tests/kernels/cuda/hopper_entry.cu, so that variants are timed side by
+// side, interleaved, in one process.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/step.hpp"
+
+using namespace longspan;
+using namespace longspan::kernels;
+using namespace longspan::kernels::cuda;
+
+#define CHECK(call)                                                                          \
+  do {                                                                                       \
+    if (cudaError_t status = (call); status != cudaSuccess) {                                \
+      std::printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status)); \
+      std::exit(1);                                                                          \
+    }                                                                                        \
+  } while (0)
+
+// A pattern as the oracle sees it: a pair at a time.
+struct Pattern {
+  enum Kind { full, causal, window, blocks, hashed } kind = full;
+  int width = 0;                 // window: keys seen, the row's own included; blocks: tokens of a block
+  int columns = 0;               // blocks: key blocks in a row of the map
+  const uint8_t* map = nullptr;  // blocks: 1 = allowed
+  __host__ __device__ bool allows(int64_t i, int64_t j) const {
+    switch (kind) {
+      case full:
+        return true;
+      case causal:
+        return j <= i;
+      case window:
+        return j <= i && j > i - width;
+      case blocks:
+        return map[i / width * columns + j / width];
+      case hashed: {
+        uint32_t x = static_cast<uint32_t>(i * 2654435761u ^ j * 40503u * 65537u);
+        x ^= x >> 15, x *= 0x2c1b3c6d, x ^= x >> 12, x *= 0x297a2d39, x ^= x >> 15;
+        return x % 5 == 0;
+      }
+    }
+    return false;
+  }
+};
+
+struct Case {
+  std::string name;
+  int64_t tokens;
+  int heads, kv_heads, head_dim;
+  ElementType type = ElementType::bfloat16;
+  Pattern::Kind kind = Pattern::full;
+  int width = 0;
+  double density = 1;
+  int section = 0;    // heads per section of the queue; 0: all
+  bool bits = false;  // every partial tile as bits
+};
+
+template <typename T>
+struct Device {
+  T* data = nullptr;
+  size_t count = 0;
+  Device() = default;
+  explicit Device(size_t n) : count(n) { CHECK(cudaMalloc(&data, std::max<size_t>(n, 1) * sizeof(T))); }
+  explicit Device(const std::vector<T>& host) : Device(host.size()) {
+    CHECK(cudaMemcpy(data, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Device(Device&& other) noexcept { *this = std::move(other); }
+  Device& operator=(Device&& other) noexcept {
+    std::swap(data, other.data), std::swap(count, other.count);
+    return *this;
+  }
+  ~Device() { cudaFree(data); }
+};
+
+__device__ float normal(uint64_t index, uint32_t seed) {
+  uint64_t z = (index + 1) * 0x9e3779b97f4a7c15ull + seed * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull, z = (z ^ z >> 27) * 0x94d049bb133111ebull, z ^= z >> 31;
+  const float u = (static_cast<uint32_t>(z) + 1.0f) * 0x1p-32f, v = static_cast<uint32_t>(z >> 32) * 0x1p-32f;
+  return sqrtf(-2 * logf(u)) * cospif(2 * v);
+}
+__device__ void put(uint16_t* at, float x, bool bfloat16) {
+  if (bfloat16)
+    *reinterpret_cast<__nv_bfloat16*>(at) = __float2bfloat16(x);
+  else
+    *reinterpret_cast<__half*>(at) = __float2half(x);
+}
+__device__ float get(const uint16_t* at, bool bfloat16) {
+  return bfloat16 ? __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(at)) : __half2float(*reinterpret_cast<const __half*>(at));
+}
+__global__ void fill_q(uint16_t* q, int64_t count, uint32_t seed, bool bfloat16) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+    put(q + i, normal(i, seed), bfloat16);
+}
+// One block a (resident block, KV head): its unit, zero past the rows.
+__global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* rows, int64_t resident, int D, uint32_t seed,
+                           bool bfloat16) {
+  const int64_t unit = blockIdx.y * resident + blockIdx.x;
+  uint16_t* to = pool + int64_t{slots[unit]} * 2 * kTile * D;
+  for (int i = threadIdx.x; i < 2 * kTile * D; i += blockDim.x)
+    put(to + i, i / D % kTile < rows[blockIdx.x] ? normal(unit * 2 * kTile * D + i, seed) : 0.0f, bfloat16);
+}
+
+// One block a sampled (row, head): O and LSE in double.
+__global__ void reference(const uint16_t* q, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t tokens, int heads,
+                          int kv_heads, int D, double scale, bool bfloat16, Pattern pattern, const int64_t* rows, const int* sample_heads,
+                          double* scratch, double* o, double* lse) {
+  __shared__ double reduced[1024];
+  const int64_t row = rows[blockIdx.x];
+  const int head = sample_heads[blockIdx.x], kv = head / (heads / kv_heads), t = threadIdx.x;
+  double* p = scratch + blockIdx.x * tokens;
+  const auto unit = [&](int64_t j) { return pool + int64_t{slots[kv * resident + j / kTile]} * 2 * kTile * D + j % kTile * D; };
+  double high = -INFINITY;
+  for (int64_t j = t; j < tokens; j += blockDim.x) {
+    double s = -INFINITY;
+    if (pattern.allows(row, j)) {
+      s = 0;
+      const uint16_t *a = q + (row * heads + head) * D, *b = unit(j);
+      for (int d = 0; d < D; ++d) s += static_cast<double>(get(a + d, bfloat16)) * get(b + d, bfloat16);
+      s *= scale;
+    }
+    p[j] = s;
+    high = fmax(high, s);
+  }
+  reduced[t] = high;
+  __syncthreads();
+  for (int n = blockDim.x / 2; n; n /= 2) {
+    if (t < n) reduced[t] = fmax(reduced[t], reduced[t + n]);
+    __syncthreads();
+  }
+  high = reduced[0];
+  __syncthreads();
+  double sum = 0;
+  for (int64_t j = t; j < tokens; j += blockDim.x) p[j] = p[j] == -INFINITY ? 0 : exp(p[j] - high), sum += p[j];
+  reduced[t] = sum;
+  __syncthreads();
+  for (int n = blockDim.x / 2; n; n /= 2) {
+    if (t < n) reduced[t] += reduced[t + n];
+    __syncthreads();
+  }
+  sum = reduced[0];
+  __syncthreads();
+  const int d = t % D, part = t / D, parts = blockDim.x / D;
+  double out = 0;
+  for (int64_t j = part; j < tokens; j += parts)
+    if (p[j] != 0) out += p[j] * get(unit(j) + kTile * D + d, bfloat16);
+  reduced[t] = out;
+  __syncthreads();
+  if (part == 0) {
+    for (int i = 1; i < parts; ++i) out += reduced[i * D + d];
+    o[blockIdx.x * D + d] = sum == 0 ? 0 : out / sum;
+    if (d == 0) lse[blockIdx.x] = sum == 0 ? -INFINITY : high + log(sum);
+  }
+}
+
+__global__ void digest(const uint32_t* words, int64_t count, unsigned long long* sum) {
+  unsigned long long mine = 0;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+    mine += (words[i] + 0x9e3779b9ull) * ((i * 0xbf58476d1ce4e5b9ull) | 1);
+  atomicAdd(sum, mine);
+}
+
+// Everything of one case in device memory.
+struct Problem {
+  Case what;
+  int64_t blocks;
+  Pattern pattern;
+  std::vector<uint8_t> map_host;
+  Device<uint8_t> map;
+  std::vector<Tile> tiles;
+  std::vector<Work> work;
+  std::vector<WorkHead> order;
+  std::vector<MaskBits> masks_host;
+  Device<uint16_t> q, pool, out;
+  Device<float> lse, m, l, o;
+  Device<int32_t> slots, key_rows, counter;
+  Device<Tile> tiles_d;
+  Device<Work> work_d;
+  Device<WorkHead> items_d;
+  Device<MaskBits> masks_d;
+  int64_t pool_slots, guard = 64;
+  double pairs = 0;  // allowed, one head
+
+  explicit Problem(const Case& c) : what(c) {
+    const bool bf = c.type == ElementType::bfloat16;
+    blocks = (c.tokens + kTile - 1) / kTile;
+    pattern.kind = c.kind, pattern.width = c.width;
+    std::mt19937_64 random(17);
+    if (c.kind == Pattern::blocks) {
+      pattern.columns = static_cast<int>((c.tokens + c.width - 1) / c.width);
+      map_host.resize(size_t(pattern.columns) * pattern.columns);
+      for (auto& cell : map_host) cell = random() % 1000000 < c.density * 1e6;
+      map = Device<uint8_t>(map_host);
+    }
+    Pattern host = pattern;
+    host.map = map_host.data();
+    pattern.map = map.data;
+    build_lists(host);
+
+    // Units at random slots of a pool with 8 units more, which hold NaN.
+    pool_slots = blocks * c.kv_heads + 8;
+    std::vector<int32_t> slot(pool_slots), rows(blocks);
+    for (int64_t i = 0; i < pool_slots; ++i) slot[i] = static_cast<int32_t>(i);
+    std::shuffle(slot.begin(), slot.end(), random);
+    for (int64_t b = 0; b < blocks; ++b) rows[b] = static_cast<int32_t>(std::min<int64_t>(kTile, c.tokens - b * kTile));
+    slot.resize(blocks * c.kv_heads);
+    slots = Device<int32_t>(slot), key_rows = Device<int32_t>(rows);
+    pool = Device<uint16_t>(pool_slots * 2 * kTile * c.head_dim);
+    CHECK(cudaMemset(pool.data, 0xff, pool.count * 2));
+    q = Device<uint16_t>(c.tokens * c.heads * c.head_dim);
+    fill_q<<<1024, 256>>>(q.data, q.count, 1, bf);
+    fill_units<<<dim3(blocks, c.kv_heads), 256>>>(pool.data, slots.data, key_rows.data, blocks, c.head_dim, 2, bf);
+    out = Device<uint16_t>((c.tokens + guard) * c.heads * c.head_dim), lse = Device<float>((c.tokens + guard) * c.heads);
+    counter = Device<int32_t>(1);
+    upload();
+    CHECK(cudaDeviceSynchronize());
+  }
+
+  void build_lists(const Pattern& host) {
+    const Case& c = what;
+    std::vector<double> cost(blocks);
+    for (int64_t I = 0; I < blocks; ++I) {
+      Work w;
+      w.q_row = w.state_row = I * kTile;
+      w.rows = static_cast<int32_t>(std::min<int64_t>(kTile, c.tokens - I * kTile));
+      w.first_tile = static_cast<int64_t>(tiles.size());
+      w.begins = w.ends = true;
+      std::vector<Tile> full;
+      int64_t J0 = 0, J1 = blocks;
+      if (c.kind == Pattern::causal || c.kind == Pattern::window) J1 = I + 1;
+      if (c.kind == Pattern::window) J0 = std::max<int64_t>(0, (I * kTile - c.width + 1)) / kTile;
+      for (int64_t J = J0; J < J1; ++J) {
+        const int keys = static_cast<int>(std::min<int64_t>(kTile, c.tokens - J * kTile));
+        Tile tile;
+        tile.key = static_cast<int32_t>(J);
+        int64_t seen = 0;
+        if (!c.bits && c.kind != Pattern::hashed && c.kind != Pattern::blocks) {
+          const int64_t shift = (I - J) * kTile;  // i − j = row − key + shift
+          const int64_t lo = c.kind == Pattern::full ? INT32_MIN : -shift, hi = c.kind == Pattern::window ? c.width - 1 - shift : INT32_MAX;
+          if (lo <= -kTile && hi >= kTile) {
+            tile.form = Tile::Form::full, seen = int64_t{w.rows} * keys;
+          } else {
+            tile.form = Tile::Form::band, tile.band = {static_cast<int32_t>(lo), static_cast<int32_t>(hi)};
+            tile.quarters = 0;
+            for (int r = 0; r < w.rows; ++r)
+              for (int k = 0; k < keys; ++k)
+                if (r - k >= lo && r - k <= hi) tile.quarters |= 1 << (2 * (r / 64) + k / 64), ++seen;
+          }
+        } else if (c.kind == Pattern::blocks && !c.bits && c.width >= 16) {
+          uint64_t subtiles = 0;
+          tile.quarters = 0;
+          for (int a = 0; a < 8; ++a)
+            for (int b = 0; b < 8; ++b) {
+              const int64_t i = I * kTile + 16 * a, j = J * kTile + 16 * b;
+              if (i >= c.tokens || j >= c.tokens || !host.allows(i, j)) continue;
+              subtiles |= uint64_t{1} << (8 * a + b), tile.quarters |= 1 << (2 * (a / 4) + b / 4);
+              seen += std::min<int64_t>(16, c.tokens - i) * std::min<int64_t>(16, c.tokens - j);
+            }
+          if (subtiles == ~uint64_t{0}) {
+            tile.form = Tile::Form::full, tile.count = 1, tile.quarters = 0xf;
+          } else {
+            tile.form = Tile::Form::subtiles, tile.subtiles = subtiles;
+          }
+        } else {
+          MaskBits bits;
+          tile.quarters = 0;
+          for (int r = 0; r < w.rows; ++r)
+            for (int k = 0; k < keys; ++k)
+              if (host.allows(I * kTile + r, J * kTile + k))
+                bits.words[2 * r + k / 64] |= uint64_t{1} << (k % 64), tile.quarters |= 1 << (2 * (r / 64) + k / 64), ++seen;
+          tile.form = Tile::Form::bits, tile.mask = static_cast<int64_t>(masks_host.size());
+          if (seen) masks_host.push_back(bits);
+        }
+        if (!seen) continue;
+        pairs += static_cast<double>(seen), cost[I] += seen;
+        if (tile.form != Tile::Form::full) {
+          tiles.push_back(tile);
+        } else if (!full.empty() && full.back().key + full.back().count == J) {
+          ++full.back().count;
+        } else {
+          full.push_back(Tile::full_run(static_cast<int32_t>(J), 1));
+        }
+      }
+      tiles.insert(tiles.end(), full.begin(), full.end());
+      w.tile_count = static_cast<int64_t>(tiles.size()) - w.first_tile;
+      work.push_back(w);
+    }
+    std::vector<int32_t> dear(blocks);
+    for (int64_t i = 0; i < blocks; ++i) dear[i] = static_cast<int32_t>(i);
+    std::stable_sort(dear.begin(), dear.end(), [&](int a, int b) { return cost[a] > cost[b]; });
+    const int section = c.section ? c.section : c.heads;
+    // One Work per KV head: Work carries kv_head.
+    std::vector<Work> all;
+    for (int kv = 0; kv < c.kv_heads; ++kv)
+      for (Work w : work) w.kv_head = kv, all.push_back(w);
+    work = std::move(all);
+    for (int s = 0; s < c.heads; s += section)
+      for (int32_t i : dear)
+        for (int h = s; h < s + section; ++h) order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
+  }
+  void upload() {
+    tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<WorkHead>(order), masks_d = Device<MaskBits>(masks_host);
+  }
+  DeviceStep step() const {
+    DeviceStep s;
+    s.step.type = what.type, s.step.heads = what.heads, s.step.kv_heads = what.kv_heads, s.step.head_dim = what.head_dim;
+    s.step.scale = 1 / std::sqrt(static_cast<float>(what.head_dim));
+    s.step.q = reinterpret_cast<std::byte*>(q.data), s.step.pool = reinterpret_cast<std::byte*>(pool.data);
+    s.step.slots = slots.data, s.step.key_rows = key_rows.data, s.step.resident = blocks;
+    s.step.work = {work_d.data, work_d.count}, s.step.tiles = {tiles_d.data, tiles_d.count}, s.step.masks = {masks_d.data, masks_d.count};
+    s.step.m = m.data, s.step.l = l.data, s.step.o = o.data;
+    s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
+    s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
+    s.counter = counter.data;
+    return s;
+  }
+  void poison() {
+    CHECK(cudaMemset(out.data, 0xff, out.count * 2));
+    CHECK(cudaMemset(lse.data, 0xff, lse.count * 4));
+  }
+  unsigned long long bits() {
+    Device<unsigned long long> sum(1);
+    CHECK(cudaMemset(sum.data, 0, 8));
+    digest<<<512, 256>>>(reinterpret_cast<uint32_t*>(out.data), out.count / 2, sum.data);
+    digest<<<512, 256>>>(reinterpret_cast<uint32_t*>(lse.data), lse.count, sum.data);
+    unsigned long long host;
+    CHECK(cudaMemcpy(&host, sum.data, 8, cudaMemcpyDeviceToHost));
+    return host;
+  }
+  double flops() const { return 4.0 * pairs * what.head_dim * what.heads; }
+};
+
+using Forward = void (*)(const DeviceStep*, cudaStream_t);
+
+// Relative error of O and absolute one of LSE on sampled rows; negative if something is unwritten or written past the end.
+std::pair<double, double> error_of(Problem& p, int samples) {
+  const Case& c = p.what;
+  const bool bf = c.type == ElementType::bfloat16;
+  std::vector<uint16_t> out(p.out.count);
+  std::vector<float> lse(p.lse.count);
+  CHECK(cudaMemcpy(out.data(), p.out.data, out.size() * 2, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(lse.data(), p.lse.data, lse.size() * 4, cudaMemcpyDeviceToHost));
+  const size_t written = size_t(c.tokens) * c.heads * c.head_dim;
+  size_t wrong = 0;
+  for (size_t i = 0; i < out.size(); ++i) wrong += (out[i] == 0xffff) != (i >= written);
+  for (size_t i = 0; i < lse.size(); ++i) wrong += std::isnan(lse[i]) != (i >= size_t(c.tokens) * c.heads);
+  if (wrong) {
+    std::printf("[%zu elements unwritten or overwritten] ", wrong);
+    return {-1, -1};
+  }
+  std::mt19937_64 random(5);
+  std::vector<int64_t> rows(samples);
+  std::vector<int> heads(samples);
+  for (int i = 0; i < samples; ++i) {
+    rows[i] = i == 0 ? c.tokens - 1 : i == 1 ? 0 : static_cast<int64_t>(random() % c.tokens);
+    heads[i] = static_cast<int>(random() % c.heads);
+  }
+  Device<int64_t> rows_d(rows);
+  Device<int> heads_d(heads);
+  Device<double> scratch(samples * c.tokens), o(samples * c.head_dim), l(samples);
+  reference<<<samples, 512>>>(p.q.data, p.pool.data, p.slots.data, p.blocks, c.tokens, c.heads, c.kv_heads, c.head_dim,
+                              1 / std::sqrt(double(c.head_dim)), bf, p.pattern, rows_d.data, heads_d.data, scratch.data, o.data, l.data);
+  CHECK(cudaDeviceSynchronize());
+  std::vector<double> o_host(o.count), l_host(l.count);
+  CHECK(cudaMemcpy(o_host.data(), o.data, o.count * 8, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(l_host.data(), l.data, l.count * 8, cudaMemcpyDeviceToHost));
+  double difference = 0, size = 0, worst = 0;
+  for (int i = 0; i < samples; ++i) {
+    for (int d = 0; d < c.head_dim; ++d) {
+      const uint16_t raw = out[(rows[i] * c.heads + heads[i]) * c.head_dim + d];
+      const double x = bf ? float_from_bfloat16(raw) : float_from_float16(raw), y = o_host[i * c.head_dim + d];
+      difference += (x - y) * (x - y), size += y * y;
+    }
+    const double a = lse[rows[i] * c.heads + heads[i]], b = l_host[i];
+    if (a != b) worst = std::max(worst, std::isfinite(a - b) ? std::abs(a - b) : 1e9);
+  }
+  return {size > 0 ? std::sqrt(difference / size) : difference, worst};
+}
+
+// The lists of every Work cut at random into `parts` steps that continue from states.
+unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t seed) {
+  const Case& c = p.what;
+  p.m = Device<float>(c.tokens * c.heads), p.l = Device<float>(c.tokens * c.heads), p.o = Device<float>(c.tokens * c.heads * c.head_dim);
+  CHECK(cudaMemset(p.m.data, 0xff, p.m.count * 4));
+  CHECK(cudaMemset(p.l.data, 0xff, p.l.count * 4));
+  CHECK(cudaMemset(p.o.data, 0xff, p.o.count * 4));
+  const auto tiles = p.tiles;
+  const auto work = p.work;
+  std::mt19937_64 random(seed);
+  // The cut positions are the same for a row block in all KV heads: lists are shared. Runs are cut inside.
+  std::vector<std::vector<int64_t>> cuts(p.blocks);
+  const auto length = [&](const Work& w) {
+    int64_t n = 0;
+    for (int64_t t = 0; t < w.tile_count; ++t) n += tiles[w.first_tile + t].form == Tile::Form::full ? tiles[w.first_tile + t].count : 1;
+    return n;
+  };
+  for (int64_t b = 0; b < p.blocks; ++b) {
+    const int64_t n = length(work[b]);
+    cuts[b] = {0, n};
+    for (int i = 1; i < parts; ++i) cuts[b].push_back(static_cast<int64_t>(random() % (n + 1)));
+    std::sort(cuts[b].begin(), cuts[b].end());
+  }
+  p.poison();
+  for (int part = 0; part < parts; ++part) {
+    p.tiles.clear();
+    for (size_t i = 0; i < work.size(); ++i) {
+      const int64_t b = static_cast<int64_t>(i) % p.blocks, begin = cuts[b][part], end = cuts[b][part + 1];
+      Work& w = p.work[i];
+      w.first_tile = static_cast<int64_t>(p.tiles.size()), w.begins = part == 0, w.ends = part == parts - 1;
+      int64_t at = 0;
+      for (int64_t t = 0; t < work[i].tile_count; ++t) {
+        Tile tile = tiles[work[i].first_tile + t];
+        const int64_t n = tile.form == Tile::Form::full ? tile.count : 1;
+        const int64_t from = std::max(begin, at), to = std::min(end, at + n);
+        if (from < to) {
+          if (tile.form == Tile::Form::full) tile.key += static_cast<int32_t>(from - at), tile.count = to - from;
+          p.tiles.push_back(tile);
+        }
+        at += n;
+      }
+      w.tile_count = static_cast<int64_t>(p.tiles.size()) - w.first_tile;
+    }
+    p.upload();
+    const DeviceStep step = p.step();
+    forward(&step, nullptr);
+    CHECK(cudaDeviceSynchronize());
+  }
+  p.tiles = tiles, p.work = work;
+  p.upload();
+  return p.bits();
+}
+
+int main(int argc, char** argv) {
+  setvbuf(stdout, nullptr, _IONBF, 0);
+  std::vector<std::pair<std::string, Forward>> builds;
+  std::vector<void (*)()> profiles;
+  bool check = false, time = false;
+  int repeats = 0;
+  std::string only;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--check")
+      check = true;
+    else if (argument == "--time")
+      time = true;
+    else if (argument == "--repeat")
+      repeats = std::atoi(argv[++i]);
+    else if (argument == "--only")
+      only = argv[++i];
+    else {
+      void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (!library) {
+        std::printf("%s\n", dlerror());
+        return 1;
+      }
+      profiles.push_back(reinterpret_cast<void (*)()>(dlsym(library, "longspan_profile")));
+      builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
+    }
+  }
+  cudaDeviceProp properties;
+  CHECK(cudaGetDeviceProperties(&properties, 0));
+  std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  int failures = 0;
+
+  if (check) {
+    std::vector<Case> cases;
+    for (ElementType type : {ElementType::bfloat16, ElementType::float16})
+      for (int D : {128, 64}) {
+        const std::string tag = std::string(type == ElementType::bfloat16 ? "bf16" : "fp16") + " D" + std::to_string(D) + " ";
+        cases.push_back({tag + "full 1024", 1024, 4, 4, D, type, Pattern::full});
+        cases.push_back({tag + "full 1", 1, 2, 1, D, type, Pattern::full});
+        cases.push_back({tag + "full 77", 77, 2, 1, D, type, Pattern::full});
+        cases.push_back({tag + "causal 2500", 2500, 4, 2, D, type, Pattern::causal});
+        cases.push_back({tag + "window 300 of 2500", 2500, 4, 2, D, type, Pattern::window, 300});
+        cases.push_back({tag + "window 33 of 1930", 1930, 4, 1, D, type, Pattern::window, 33});
+        cases.push_back({tag + "window 300 of 1000 bits", 1000, 4, 2, D, type, Pattern::window, 300, 1, 0, true});
+        cases.push_back({tag + "hashed 700", 700, 4, 2, D, type, Pattern::hashed});
+        cases.push_back({tag + "16-blocks 1500", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1});
+        cases.push_back({tag + "64-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.2});
+        cases.push_back({tag + "64-blocks 2% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.02});
+        cases.push_back({tag + "128-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 128, 0.2});
+      }
+    for (const Case& c : cases) {
+      if (!only.empty() && c.name.find(only) == std::string::npos) continue;
+      Problem p(c);
+      for (auto& [name, forward] : builds) {
+        p.poison();
+        const DeviceStep step = p.step();
+        forward(&step, nullptr);
+        CHECK(cudaDeviceSynchronize());
+        const auto [error, lse] = error_of(p, 64);
+        const auto bits = p.bits();
+        int different = 0;
+        for (int parts = 2; parts <= 4; ++parts) different += run_split(p, forward, parts, parts) != bits;
+        const double limit = c.type == ElementType::bfloat16 ? 5e-3 : 7e-4;
+        const bool bad = !(error >= 0 && error < limit && lse < 1e-4) || different;
+        failures += bad;
+        if (bad || argc < 4)
+          std::printf("%-34s %-14s error %.2e, LSE %.1e, splits that differ %d%s\n", c.name.c_str(), name.c_str(), error, lse, different,
+                      bad ? "   WRONG" : "");
+      }
+    }
+    std::printf("%zu cases, %d wrong\n", cases.size(), failures);
+  }
+
+  if (repeats) {
+    for (int D : {128, 64}) {
+      Problem p({"causal 4000", 4000, 8, 4, D, ElementType::bfloat16, Pattern::causal});
+      Problem r({"64-blocks", 4000, 8, 4, D, ElementType::bfloat16, Pattern::blocks, 64, 0.2});
+      for (Problem* problem : {&p, &r})
+        for (auto& [name, forward] : builds) {
+          const DeviceStep step = problem->step();
+          problem->poison();
+          forward(&step, nullptr);
+          const auto bits = problem->bits();
+          int different = 0;
+          for (int i = 0; i < repeats; ++i) {
+            forward(&step, nullptr);
+            different += problem->bits() != bits;
+          }
+          std::printf("%s D%d %s: %d repeats, %d differ\n", problem->what.name.c_str(), D, name.c_str(), repeats, different);
+          failures += different;
+        }
+    }
+  }
+
+  if (time) {
+    const int Ki = 1024;
+    const std::vector<Case> cases = {
+        {"D128 full 16Ki", 16 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::full, 0, 1, 1},
+        {"D128 full 16Ki, all heads at once", 16 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::full, 0, 1, 0},
+        {"D128 causal 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::causal, 0, 1, 2},
+        {"D128 causal 32Ki, all heads at once", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::causal, 0, 1, 0},
+        {"D64 full 16Ki", 16 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::full, 0, 1, 1},
+        {"D64 causal 32Ki", 32 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::causal, 0, 1, 4},
+        {"D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 4096, 1, 1},
+        {"D128 window 1024 of 64Ki 16/4", 64 * Ki, 16, 4, 128, ElementType::bfloat16, Pattern::window, 1024, 1, 4},
+        {"D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 512, 1, 1},
+        {"D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, ElementType::bfloat16, Pattern::window, 4096, 1, 1},
+        {"D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.2, 1},
+        {"D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.05, 1},
+        {"D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.2, 1},
+        {"D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.05, 1},
+    };
+    std::printf("%-36s", "TFLOP/s over allowed pairs");
+    for (auto& [name, forward] : builds) std::printf(" %12s", name.c_str());
+    std::printf("   error\n");
+    for (const Case& c : cases) {
+      if (!only.empty() && c.name.find(only) == std::string::npos) continue;
+      Problem p(c);
+      const DeviceStep step = p.step();
+      std::vector<std::vector<float>> times(builds.size());
+      cudaEvent_t begin, end;
+      CHECK(cudaEventCreate(&begin));
+      CHECK(cudaEventCreate(&end));
+      for (int round = 0; round < 11; ++round)
+        for (size_t b = 0; b < builds.size(); ++b) {
+          CHECK(cudaEventRecord(begin));
+          builds[b].second(&step, nullptr);
+          CHECK(cudaEventRecord(end));
+          CHECK(cudaEventSynchronize(end));
+          float ms;
+          CHECK(cudaEventElapsedTime(&ms, begin, end));
+          if (round >= 2) times[b].push_back(ms);
+        }
+      std::printf("%-36s", c.name.c_str());
+      for (auto& t : times) {
+        std::sort(t.begin(), t.end());
+        std::printf(" %12.1f", p.flops() / t[t.size() / 2] * 1e-9);
+      }
+      p.poison();
+      builds.back().second(&step, nullptr);
+      CHECK(cudaDeviceSynchronize());
+      const auto [error, lse] = error_of(p, 8);
+      std::printf("   %.1e %.0e\n", error, lse);
+      for (size_t b = 0; b < builds.size(); ++b)
+        if (profiles[b]) std::printf("%s", builds[b].first.c_str()), profiles[b]();
+      std::fflush(stdout);
+    }
+  }
+  return failures != 0;
+}

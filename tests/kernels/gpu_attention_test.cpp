@@ -1,0 +1,552 @@
+// The CPU kernels' tests on a GPU, each with the kernel that the device would choose and with the portable one. They skip where there is
+// no GPU, or no CUDA in the build.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "gpu_problem.hpp"
+#include "kernels/cpu/device.hpp"
+
+namespace longspan::kernels {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr ElementType kTypes[] = {ElementType::float32, ElementType::float16, ElementType::bfloat16};
+constexpr Tile::Form kForms[] = {Tile::Form::full, Tile::Form::band, Tile::Form::subtiles, Tile::Form::bits};
+
+class Gpu : public ::testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    if (test_gpu() == nullptr) GTEST_SKIP() << why_no_gpu();
+    use_portable_kernel(GetParam());
+  }
+  void TearDown() override { use_portable_kernel(false); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Kernels, Gpu, ::testing::Bool(), [](const auto& info) { return info.param ? "portable" : "chosen"; });
+
+// Results lie with the rows of Q, states where the item says: the same order for both.
+Output in_state_order(const Problem& problem, const Output& results) {
+  Output output = results;
+  const size_t row_bytes = static_cast<size_t>(problem.heads * problem.options.head_dim) * size_of(results.type);
+  const auto heads = static_cast<size_t>(problem.heads);
+  for (const Work& item : problem.work) {
+    for (int r = 0; r < item.rows; ++r) {
+      const auto from = static_cast<size_t>(item.q_row + r), to = static_cast<size_t>(item.state_row + r);
+      std::memcpy(output.o.data() + to * row_bytes, results.o.data() + from * row_bytes, row_bytes);
+      std::copy_n(results.lse.begin() + static_cast<std::ptrdiff_t>(from * heads), heads,
+                  output.lse.begin() + static_cast<std::ptrdiff_t>(to * heads));
+    }
+  }
+  return output;
+}
+
+bool same(const Output& a, const Output& b) {
+  return a.o == b.o && a.lse.size() == b.lse.size() && std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0;
+}
+
+TEST_P(Gpu, EveryTypeAndHeadDimAgreesWithTheReference) {
+  uint32_t seed = 0;
+  for (ElementType type : kTypes) {
+    for (int head_dim : {8, 16, 24, 40, 64, 72, 96, 128, 136, 192, 200, 256}) {
+      for (int group : {1, 3}) {
+        SCOPED_TRACE(std::string(name_of(type)) + " head_dim " + std::to_string(head_dim) + " group " + std::to_string(group));
+        const Problem problem({.type = type,
+                               .head_dim = head_dim,
+                               .kv_heads = group == 1 ? 2 : 1,
+                               .group = group,
+                               .query_rows = {37, 20, 70},
+                               .key_rows = {128, 60, 128},
+                               .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
+                               .seed = ++seed});
+        GpuProblem gpu(problem);
+        gpu.run();
+        expect_right_on_gpu(problem, gpu.finished(type));
+        if (group == 3) expect_right_on_gpu(problem, gpu.finished(ElementType::float32));
+        // Begun and ended in the kernel: the same bits, whatever the states held.
+        States dirt = problem.empty_states();
+        std::fill(dirt.m.begin(), dirt.m.end(), kNan);
+        std::fill(dirt.l.begin(), dirt.l.end(), kNan);
+        std::fill(dirt.o.begin(), dirt.o.end(), kNan);
+        const Output in_steps = gpu.finished(type);
+        gpu.set_states(dirt);
+        gpu.poison_results(type);
+        gpu.run(true, true);
+        EXPECT_TRUE(same(in_state_order(problem, gpu.results()), in_steps));
+        EXPECT_TRUE(gpu.states() == dirt) << "states of rows that ended are written";
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Gpu, EveryFormAndSizeAgreesWithTheReference) {
+  uint32_t seed = 100;
+  for (int head_dim : {16, 64, 128}) {
+    for (Tile::Form form : kForms) {
+      for (int rows : {1, 7, 64, 100, 127, 128}) {
+        for (int keys : {1, 7, 64, 100, 127, 128}) {
+          SCOPED_TRACE("form " + std::to_string(static_cast<int>(form)) + " rows " + std::to_string(rows) + " keys " +
+                       std::to_string(keys));
+          const Problem problem({.type = kTypes[seed % 3],
+                                 .head_dim = head_dim,
+                                 .kv_heads = 1,
+                                 .query_rows = {rows},
+                                 .key_rows = {keys, 128},
+                                 .forms = {form},
+                                 .seed = ++seed});
+          GpuProblem gpu(problem);
+          gpu.run();
+          expect_right_on_gpu(problem, gpu.finished(problem.options.type));
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+Problem mixed_problem(ElementType type, int head_dim, uint32_t seed) {
+  return Problem({.type = type,
+                  .head_dim = head_dim,
+                  .kv_heads = 2,
+                  .group = 3,
+                  .query_rows = {128, 77, 1, 128},
+                  .key_rows = {128, 128, 90, 128, 128, 1, 128},
+                  .seed = seed});
+}
+
+// Each item's list, runs taken apart into single tiles, is dealt out in order to five steps, of which some get nothing of it.
+TEST_P(Gpu, BitsDoNotDependOnSteps) {
+  for (int head_dim : {64, 128, 40}) {
+    for (uint32_t seed = 20; seed < 26; ++seed) {
+      const Problem problem = mixed_problem(kTypes[seed % 3], head_dim, seed);
+      GpuProblem gpu(problem);
+      gpu.run();
+      const States whole = gpu.states();
+      const Output output = gpu.finished(problem.options.type);
+      std::mt19937 random(seed);
+      std::vector<std::vector<Tile>> singles(problem.work.size());
+      for (size_t w = 0; w < problem.work.size(); ++w) {
+        for (int64_t t = 0; t < problem.work[w].tile_count; ++t) {
+          const Tile& tile = problem.tiles[static_cast<size_t>(problem.work[w].first_tile + t)];
+          if (tile.form != Tile::Form::full) singles[w].push_back(tile);
+          for (int64_t i = 0; tile.form == Tile::Form::full && i < tile.count; ++i)
+            singles[w].push_back(Tile::full_run(tile.key + static_cast<int32_t>(i), 1));
+        }
+      }
+      for (bool in_kernel : {false, true}) {
+        gpu.set_states(problem.empty_states());
+        gpu.poison_results(problem.options.type);
+        std::vector<size_t> taken(problem.work.size());
+        constexpr int kSteps = 5;
+        for (int s = 0; s < kSteps; ++s) {
+          std::vector<Tile> tiles;
+          std::vector<Work> work;
+          for (size_t w = 0; w < problem.work.size(); ++w) {
+            Work item = problem.work[w];
+            const size_t left = singles[w].size() - taken[w];
+            const size_t count = s + 1 == kSteps ? left : std::min<size_t>(left, random() % 3);
+            item.first_tile = static_cast<int64_t>(tiles.size());
+            item.tile_count = static_cast<int64_t>(count);
+            item.begins = in_kernel && taken[w] == 0;
+            item.ends = in_kernel && s + 1 == kSteps;
+            tiles.insert(tiles.end(), singles[w].begin() + static_cast<int64_t>(taken[w]),
+                         singles[w].begin() + static_cast<int64_t>(taken[w] + count));
+            taken[w] += count;
+            work.push_back(item);
+          }
+          std::shuffle(work.begin(), work.end(), random);
+          gpu.run(work, tiles);
+        }
+        if (in_kernel)
+          EXPECT_TRUE(same(in_state_order(problem, gpu.results()), output)) << "seed " << seed << " head_dim " << head_dim;
+        else
+          EXPECT_TRUE(gpu.states() == whole) << "seed " << seed << " head_dim " << head_dim;
+      }
+    }
+  }
+}
+
+TEST_P(Gpu, SameBitsManyTimes) {
+  for (int head_dim : {128, 64}) {
+    const Problem problem({.type = ElementType::bfloat16,
+                           .head_dim = head_dim,
+                           .kv_heads = 2,
+                           .group = 4,
+                           .query_rows = std::vector<int>(16, 128),
+                           .key_rows = std::vector<int>(16, 128),
+                           .seed = 5});
+    GpuProblem gpu(problem);
+    gpu.run(true, true);
+    const Output first = gpu.results();
+    for (int repeat = 0; repeat < 500; ++repeat) {
+      gpu.run(true, true);
+      if (repeat % 10 == 9) {
+        ASSERT_TRUE(same(gpu.results(), first)) << repeat;
+      }
+    }
+  }
+}
+
+// Which (state, head) pairs look at key `key` of `block` under `kv_head`.
+std::vector<bool> lookers(const Problem& problem, int kv_head, int64_t block, int key) {
+  std::vector<bool> looks(static_cast<size_t>(problem.rows) * static_cast<size_t>(problem.heads));
+  for (const Work& item : problem.work) {
+    if (item.kv_head != kv_head) continue;
+    for (int row = 0; row < item.rows; ++row) {
+      problem.for_each_key(item, row, [&](int64_t b, int k) {
+        for (int h = 0; h < item.head_count && b == block && k == key; ++h) {
+          const int head = problem.head_lists[static_cast<size_t>(item.first_head + h)];
+          looks[static_cast<size_t>((item.state_row + row) * problem.heads + head)] = true;
+        }
+      });
+    }
+  }
+  return looks;
+}
+
+bool same_state(const States& a, const States& b, size_t state, size_t dim) {
+  const auto equal = [](const float* x, const float* y, size_t n) { return std::memcmp(x, y, n * sizeof(float)) == 0; };
+  return equal(&a.m[state], &b.m[state], 1) && equal(&a.l[state], &b.l[state], 1) && equal(&a.o[state * dim], &b.o[state * dim], dim);
+}
+
+TEST_P(Gpu, PoisonReachesOnlyTheRowsThatLookAtIt) {
+  for (int head_dim : {24, 64, 128, 256}) {
+    for (uint32_t seed = 50; seed < 53; ++seed) {
+      const ElementType type = kTypes[seed % 3];
+      const ProblemOptions options{.type = type,
+                                   .head_dim = head_dim,
+                                   .kv_heads = 2,
+                                   .group = 2,
+                                   .query_rows = {128, 45},
+                                   .key_rows = {128, 100, 128, 128},
+                                   .seed = seed};
+      const auto dim = static_cast<size_t>(head_dim);
+      const Problem clean(options);
+      const States before = run_on_gpu(clean);
+      std::mt19937 random(seed);
+      for (int round = 0; round < 6; ++round) {
+        const int kv_head = static_cast<int>(random() % 2);
+        const auto block = static_cast<int64_t>(random() % 4);
+        const auto key = static_cast<int>(random() % static_cast<unsigned>(options.key_rows[static_cast<size_t>(block)]));
+        const int element = static_cast<int>(random() % static_cast<unsigned>(head_dim));
+        const float poison = round % 3 == 0 ? kInfinity : round % 3 == 1 ? -kInfinity : kNan;
+        const std::vector<bool> looks = lookers(clean, kv_head, block, key);
+        SCOPED_TRACE("head_dim " + std::to_string(head_dim) + " seed " + std::to_string(seed) + " round " + std::to_string(round));
+
+        Problem values(options);
+        values.set(values.pool, values.value_element(kv_head, block, key, element), poison);
+        const States with_value = run_on_gpu(values);
+        Problem keys(options);
+        keys.set(keys.pool, keys.key_element(kv_head, block, key, element), poison);
+        const States with_key = run_on_gpu(keys);
+        int wrong = 0;
+        for (size_t state = 0; state < looks.size(); ++state) {
+          if (looks[state]) {
+            // Only that element of the row's output; the state of the others is the same.
+            wrong += with_value.l[state] == before.l[state] ? 0 : 1;
+            for (size_t d = 0; d < dim; ++d) {
+              if (d == static_cast<size_t>(element))
+                wrong += std::isfinite(with_value.o[state * dim + d]) ? 1 : 0;
+              else
+                wrong += with_value.o[state * dim + d] == before.o[state * dim + d] ? 0 : 1;
+            }
+            wrong += !std::isnan(poison) || std::isnan(with_key.l[state]) ? 0 : 1;
+          } else {
+            wrong += same_state(with_value, before, state, dim) ? 0 : 1;
+            wrong += same_state(with_key, before, state, dim) ? 0 : 1;
+          }
+        }
+        EXPECT_EQ(wrong, 0);
+      }
+    }
+  }
+}
+
+TEST_P(Gpu, WhatNobodyLooksAtChangesNothing) {
+  for (int head_dim : {16, 64, 128}) {
+    for (ElementType type : kTypes) {
+      const ProblemOptions options{.type = type,
+                                   .head_dim = head_dim,
+                                   .kv_heads = 2,
+                                   .group = 2,
+                                   .query_rows = {20},
+                                   .key_rows = {1, 7, 100, 127, 128},
+                                   .forms = {Tile::Form::band, Tile::Form::subtiles, Tile::Form::bits},
+                                   .seed = 61};
+      Problem problem(options);
+      const States before = run_on_gpu(problem);
+      for (float value : before.o) ASSERT_TRUE(std::isfinite(value));
+      int64_t changed = 0;
+      for (int kv = 0; kv < options.kv_heads; ++kv) {
+        for (int64_t block = 0; block < problem.resident(); ++block) {
+          for (int key = 0; key < problem.key_rows[static_cast<size_t>(block)]; ++key) {
+            const std::vector<bool> looks = lookers(problem, kv, block, key);
+            if (std::find(looks.begin(), looks.end(), true) != looks.end()) continue;
+            ++changed;
+            for (int d = 0; d < head_dim; ++d) {
+              problem.set(problem.pool, problem.key_element(kv, block, key, d), kNan);
+              problem.set(problem.pool, problem.value_element(kv, block, key, d), d % 2 == 0 ? kNan : kInfinity);
+            }
+          }
+        }
+      }
+      EXPECT_GT(changed, 0);
+      EXPECT_TRUE(run_on_gpu(problem) == before) << name_of(type) << " head_dim " << head_dim;
+    }
+  }
+}
+
+TEST_P(Gpu, NanInOneQueryRowStaysThere) {
+  for (ElementType type : kTypes) {
+    const ProblemOptions options{
+        .type = type, .head_dim = 64, .kv_heads = 1, .group = 2, .query_rows = {60}, .key_rows = {128, 100, 128}, .seed = 71};
+    const Problem clean(options);
+    const States before = run_on_gpu(clean);
+    Problem dirty(options);
+    const size_t row = 17, head = 1;
+    dirty.set(dirty.q, (row * 2 + head) * 64 + 5, kNan);
+    const States after = run_on_gpu(dirty);
+    for (size_t state = 0; state < before.l.size(); ++state) {
+      if (state == row * 2 + head) {
+        EXPECT_TRUE(std::isnan(after.l[state]) || before.l[state] == 0);
+      } else {
+        EXPECT_TRUE(same_state(after, before, state, 64)) << state;
+      }
+    }
+  }
+}
+
+TEST_P(Gpu, LargeScoresAndAnyScale) {
+  for (float size : {50.0f, 1e-3f}) {
+    for (float scale : {0.125f, -0.3f, 0.0f}) {
+      for (int head_dim : {40, 64, 128}) {
+        const Problem problem({.type = ElementType::bfloat16,
+                               .head_dim = head_dim,
+                               .query_rows = {40, 100},
+                               .key_rows = {128, 50, 128},
+                               .q_size = size,
+                               .k_size = size == 50.0f ? 3.0f : 1.0f,
+                               .scale = scale,
+                               .seed = 91});
+        GpuProblem gpu(problem);
+        gpu.run();
+        expect_right_on_gpu(problem, gpu.finished(ElementType::bfloat16));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(Gpu, RowsThatSeeNothing) {
+  for (int head_dim : {16, 64, 128}) {
+    Problem problem(
+        {.type = ElementType::float16, .head_dim = head_dim, .kv_heads = 1, .query_rows = {128}, .key_rows = {128, 20, 128}, .seed = 95});
+    Tile band;  // rows 100… see key row−100, others nothing
+    band.form = Tile::Form::band, band.band = {100, 100}, band.key = 0, band.quarters = 4;
+    Tile far = band;  // of 20 keys rows 108 to 127 see one
+    far.key = 1, far.band = {108, 127};
+    Tile empty;
+    empty.form = Tile::Form::subtiles, empty.subtiles = 0, empty.key = 2, empty.quarters = 0;
+    problem.tiles = {band, empty, far};
+    problem.work[0].first_tile = 0, problem.work[0].tile_count = 3;
+    for (bool in_kernel : {false, true}) {
+      GpuProblem gpu(problem);
+      gpu.run(in_kernel, in_kernel);
+      const Output output = in_kernel ? gpu.results() : gpu.finished(ElementType::float16);
+      expect_right_on_gpu(problem, output);
+      for (size_t row = 0; row < 100; ++row) {
+        EXPECT_EQ(output.lse[row], -kInfinity);
+        for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d) EXPECT_EQ(output.at(row * static_cast<size_t>(head_dim) + d), 0);
+      }
+      EXPECT_TRUE(std::isfinite(output.lse[100]));
+    }
+    // No tile at all.
+    problem.work[0].tile_count = 0;
+    GpuProblem gpu(problem);
+    gpu.run(true, true);
+    const Output output = gpu.results();
+    for (float lse : output.lse) EXPECT_EQ(lse, -kInfinity);
+    for (size_t i = 0; i < output.o.size() / 2; ++i) EXPECT_EQ(output.at(i), 0);
+  }
+}
+
+// Rows of the state arrays that no item names, and rows past an item's, stay as they are.
+TEST_P(Gpu, TouchesOnlyItsOwnStates) {
+  for (int head_dim : {8, 64, 128}) {
+    const Problem problem({.type = ElementType::bfloat16,
+                           .head_dim = head_dim,
+                           .kv_heads = 2,
+                           .group = 2,
+                           .query_rows = {13, 9},
+                           .key_rows = {128},
+                           .seed = 97});
+    for (const Work& item : problem.work) {
+      GpuProblem gpu(problem);
+      const States before = gpu.states();
+      gpu.run({item}, problem.tiles);
+      const States after = gpu.states();
+      for (size_t state = 0; state < after.l.size(); ++state) {
+        const auto row = static_cast<int64_t>(state) / problem.heads;
+        const auto heads =
+            std::span(problem.head_lists).subspan(static_cast<size_t>(item.first_head), static_cast<size_t>(item.head_count));
+        const bool own = row >= item.state_row && row < item.state_row + item.rows &&
+                         std::find(heads.begin(), heads.end(), static_cast<int32_t>(state) % problem.heads) != heads.end();
+        EXPECT_TRUE(own || same_state(after, before, state, static_cast<size_t>(head_dim))) << state;
+      }
+    }
+  }
+}
+
+// What lies around the steps, against the CPU device.
+class GpuDeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (test_gpu() == nullptr) GTEST_SKIP() << why_no_gpu();
+  }
+};
+
+std::vector<float> random_floats(size_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
+  Device& gpu = *test_gpu();
+  cpu::CpuDevice cpu(1);
+  constexpr int kHeads = 5, kDim = 40;
+  constexpr int64_t kRows = 300, kStates = kRows * kHeads;
+  std::vector<float> into = random_floats(kStates * (kDim + 2), 1), from = random_floats(kStates * (kDim + 2), 2);
+  for (int64_t state = 0; state < kStates; ++state) {
+    for (std::vector<float>* side : {&into, &from}) {
+      float* l = side->data() + kStates + state;
+      *l = std::abs(*l) + 0.1f;
+      if ((state + (side == &from ? 3 : 0)) % 11 != 0) continue;
+      (*side)[static_cast<size_t>(state)] = -kInfinity, *l = 0;  // has seen nothing
+      std::fill_n(side->begin() + 2 * kStates + state * kDim, kDim, 0.0f);
+    }
+  }
+  std::vector<std::vector<float>> packed, finished, back;
+  for (Device* device : {static_cast<Device*>(&cpu), &gpu}) {
+    const auto bytes = static_cast<int64_t>(into.size() * 4);
+    const Buffer a = device->allocate(bytes), b = device->allocate(bytes), some = device->allocate(bytes), out = device->allocate(bytes);
+    device->upload(into.data(), bytes, a.get());
+    device->upload(from.data(), bytes, b.get());
+    auto *to = reinterpret_cast<float*>(a.get()), *with = reinterpret_cast<float*>(b.get());
+    device->merge({.head_dim = kDim,
+                   .count = kStates,
+                   .from_m = with,
+                   .from_l = with + kStates,
+                   .from_o = with + 2 * kStates,
+                   .m = to,
+                   .l = to + kStates,
+                   .o = to + 2 * kStates});
+    const std::vector<int32_t> heads{3, 0, 4};
+    const StateBlock block{.heads = kHeads,
+                           .head_dim = kDim,
+                           .first_row = 17,
+                           .rows = 128,
+                           .head_list = heads,
+                           .m = to,
+                           .l = to + kStates,
+                           .o = to + 2 * kStates};
+    device->pack_states(block, reinterpret_cast<float*>(some.get()));
+    packed.emplace_back(static_cast<size_t>(block.packed_floats()));
+    device->download(some.get(), block.packed_floats() * 4, packed.back().data());
+    device->finish({.heads = kHeads,
+                    .head_dim = kDim,
+                    .rows = kRows,
+                    .m = to,
+                    .l = to + kStates,
+                    .o = to + 2 * kStates,
+                    .output_type = ElementType::float32,
+                    .out = out.get(),
+                    .lse = reinterpret_cast<float*>(out.get()) + kStates * kDim});
+    finished.emplace_back(static_cast<size_t>(kStates * (kDim + 1)));
+    device->download(out.get(), kStates * (kDim + 1) * 4, finished.back().data());
+    device->clear_states(kStates, kDim, to, to + kStates, to + 2 * kStates);
+    device->unpack_states(block, reinterpret_cast<const float*>(some.get()));
+    back.emplace_back(into.size());
+    device->download(a.get(), bytes, back.back().data());
+  }
+  const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (std::isinf(a[i]))
+        ASSERT_EQ(a[i], b[i]) << i;
+      else
+        ASSERT_NEAR(a[i], b[i], 1e-5 * (1 + std::abs(a[i]))) << i;
+    }
+  };
+  expect_near(packed[0], packed[1]);
+  expect_near(finished[0], finished[1]);
+  expect_near(back[0], back[1]);
+}
+
+TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
+  const Gpus gpus = find_gpus();
+  const std::unique_ptr<Device> small = open_gpu(gpus.usable.front(), {.host_bytes = 1 << 18});  // many pieces
+  cpu::CpuDevice cpu(1);
+  for (ElementType type : kTypes) {
+    constexpr int kKvHeads = 3, kDim = 72;
+    const std::vector<int32_t> block_rows{128, 1, 128, 77, 128, 128, 5, 128, 128};
+    std::vector<int32_t> slots(block_rows.size() * kKvHeads);
+    for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int32_t>((i * 7 + 3) % slots.size());
+    int64_t rows = 0;
+    for (int32_t count : block_rows) rows += count;
+    const size_t row = kKvHeads * kDim * size_of(type);
+    std::vector<std::byte> k(static_cast<size_t>(rows) * row), v(k.size());
+    const std::vector<float> values = random_floats(k.size() / size_of(type), 3);
+    for (size_t i = 0; i < values.size(); ++i) store_element(k.data(), type, i, values[i]), store_element(v.data(), type, i, -values[i]);
+    store_element(v.data(), type, static_cast<size_t>((130 * kKvHeads + 1) * kDim + 70), kInfinity);  // block 2, KV head 1
+    const KeyBlocks blocks{.type = type, .head_dim = kDim, .kv_heads = kKvHeads, .rows = block_rows, .slots = slots};
+    const auto read = [&](int64_t first, int64_t count, std::byte* to_k, std::byte* to_v) {
+      std::memcpy(to_k, k.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
+      std::memcpy(to_v, v.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
+    };
+    std::vector<std::vector<std::byte>> units, back;
+    std::vector<uint8_t> flags(slots.size()), recomputed(slots.size());
+    for (Device* device : {static_cast<Device*>(&cpu), small.get()}) {
+      const int64_t bytes = static_cast<int64_t>(slots.size()) * unit_bytes(type, kDim);
+      const Buffer memory = device->allocate(bytes), nonfinite = device->allocate(static_cast<int64_t>(slots.size()));
+      const Pool pool{memory.get(), reinterpret_cast<uint8_t*>(nonfinite.get()), static_cast<int64_t>(slots.size())};
+      device->load_units(blocks, read, pool);
+      units.emplace_back(static_cast<size_t>(bytes));
+      device->download(memory.get(), bytes, units.back().data());
+      if (device != &cpu) {
+        device->download(nonfinite.get(), static_cast<int64_t>(flags.size()), flags.data());
+        device->units_arrived(pool, slots, type, kDim);
+        device->download(nonfinite.get(), static_cast<int64_t>(flags.size()), recomputed.data());
+      }
+      const Buffer q = device->allocate(static_cast<int64_t>(k.size())), lse = device->allocate(rows * kKvHeads * 4);
+      device->load_rows(
+          rows, static_cast<int64_t>(row), [&](int64_t first, int64_t count, std::byte* to) { read(first, count, to, to); }, q.get());
+      device->upload(values.data(), rows * kKvHeads * 4, lse.get());
+      back.emplace_back();
+      int64_t next = 0;
+      device->store_rows({type, q.get(), reinterpret_cast<float*>(lse.get())}, rows, kKvHeads, kDim,
+                         [&](int64_t first, int64_t count, const std::byte* o, const float* l) {
+                           EXPECT_EQ(first, next);
+                           EXPECT_EQ(std::memcmp(l, values.data() + first * kKvHeads, static_cast<size_t>(count) * kKvHeads * 4), 0);
+                           next += count;
+                           back.back().insert(back.back().end(), o, o + static_cast<size_t>(count) * row);
+                         });
+      EXPECT_EQ(next, rows);
+      EXPECT_TRUE(back.back() == v);
+    }
+    EXPECT_TRUE(units[0] == units[1]);
+    for (size_t i = 0; i < slots.size(); ++i) EXPECT_EQ(flags[static_cast<size_t>(slots[i])], i == 2 * kKvHeads + 1 ? 1 : 0) << i;
+    EXPECT_EQ(flags, recomputed);
+  }
+}
+
+}  // namespace
+}  // namespace longspan::kernels

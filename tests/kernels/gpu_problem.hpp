@@ -1,0 +1,47 @@
+// Runs a Problem on a GPU, through the interface that the engine uses.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <vector>
+
+#include "kernels/device.hpp"
+#include "kernels/gpus.hpp"
+#include "problem.hpp"
+
+namespace longspan::kernels {
+
+// The first GPU, opened once; null where there is none.
+Device* test_gpu();
+std::string why_no_gpu();
+
+// A Problem whose arrays lie on the GPU. Rows past a block's end are zeros there, as in every unit; unreferenced slots keep their NaN.
+class GpuProblem {
+ public:
+  explicit GpuProblem(const Problem& problem);
+
+  // Runs `work` over `tiles` (the problem's own without them) from the states there are; `begins`, `ends`: set on every item.
+  void run(bool begins = false, bool ends = false);
+  void run(const std::vector<Work>& work, const std::vector<Tile>& tiles);
+  void set_states(const States& states);
+  States states() const;
+  Output finished(ElementType type);      // of the states
+  Output results() const;                 // of items that ended
+  void poison_results(ElementType type);  // NaN everywhere, and their type
+
+ private:
+  const Problem& problem_;
+  Device& device_;
+  Buffer q_, units_, flags_, m_, l_, o_, out_, lse_;
+  Pool pool_;
+  ElementType result_type_;
+};
+
+States run_on_gpu(const Problem& problem);
+
+// DESIGN section 6 where the weights of 16-bit types are rounded for the matrix unit: the straightforward evaluation that sets the bound
+// does so too. Collects O and LSE from `output`.
+void expect_right_on_gpu(const Problem& problem, const Output& output);
+
+}  // namespace longspan::kernels

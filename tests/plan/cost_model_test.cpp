@@ -1,0 +1,214 @@
+// The cost model: what must hold whatever the rates, and figures that can be worked out by hand.
+#include "plan/cost_model.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <optional>
+
+namespace longspan::plan {
+namespace {
+
+constexpr double kMegabyte = 1e6;
+
+Rates some_rates() {
+  Rates rates;
+  rates.full_quarter = 40e-6;
+  rates.partial_quarter = 60e-6;
+  rates.state = 1e-7;
+  rates.list_entry = 1e-7;
+  rates.key_bytes_per_second = 2e9;
+  rates.within_host = {1e-6, 8e9};
+  rates.across_hosts = {20e-6, 1e9};
+  rates.ranks_per_host = 4;
+  return rates;
+}
+
+struct Case {
+  Case(const std::string& text, int64_t tokens, int ranks, int stripes = 16, int64_t memory = int64_t{1} << 40, bool again = false)
+      : shape{.tokens = tokens, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16},
+        pattern(pattern::Pattern::parse(text), 4, 2, Documents::single(tokens)),
+        blocks(Documents::single(tokens)) {
+    options.stripes = stripes;
+    options.memory = memory;
+    options.keys_can_be_read_again = again;
+    shared.emplace(make_shared(pattern, blocks, shape, ranks, options));
+  }
+  RankPlan plan(int rank) const { return make_rank_plan(*shared, pattern, blocks, rank); }
+  RankWork work(int rank, int per_host = 4) const { return work_of(*shared, pattern, blocks, plan(rank), per_host); }
+  JobTime time(const Rates& rates) {
+    if (works.empty())
+      for (int rank : sampled_ranks(shared->partition.ranks())) works.push_back(work(rank, rates.ranks_per_host));
+    return play(works, shared->partition.ranks(), rates);
+  }
+  Shape shape;
+  pattern::BoundPattern pattern;
+  Blocks blocks;
+  Options options;
+  std::optional<Shared> shared;
+  std::vector<RankWork> works;
+};
+
+double quarters_of(const RankWork& work) {
+  double sum = 0;
+  for (const StripeWork& stripe : work.stripes)
+    for (const StepWork& step : stripe.steps) sum += step.full_quarters + step.partial_quarters;
+  return sum;
+}
+
+int64_t fetched(const RankWork& work) {
+  int64_t sum = 0;
+  for (const StripeWork& stripe : work.stripes)
+    for (const StepWork& step : stripe.steps) sum += step.bytes_within + step.bytes_across;
+  return sum;
+}
+
+TEST(CostModel, WorkIsThatOfThePlan) {
+  for (const char* text : {"causal", "causal & window(700)", "bigbird(64, 3, 3, 1, 0)", "0-1: causal; *: full", "causal & strided(512)"}) {
+    for (int ranks : {1, 2, 4, 7}) {
+      const Case job(text, 12'345, ranks);
+      for (int rank = 0; rank < ranks; ++rank) {
+        SCOPED_TRACE(std::string(text) + " rank " + std::to_string(rank) + " of " + std::to_string(ranks));
+        const RankPlan plan = job.plan(rank);
+        const RankWork work = job.work(rank, 2);
+        EXPECT_NEAR(quarters_of(work), static_cast<double>(plan.weighted_quarters()), 1e-6 * static_cast<double>(plan.weighted_quarters()));
+        EXPECT_EQ(fetched(work), plan.units_moved * plan.unit_bytes);
+        int64_t asked = 0;
+        for (const auto& [home, bytes] : work.bytes_from) {
+          EXPECT_NE(home, rank);
+          asked += bytes;
+        }
+        EXPECT_EQ(asked, fetched(work));
+        const RankTime time = play(work, some_rates());
+        EXPECT_TRUE(std::isfinite(time.total()));
+        EXPECT_GE(time.exchange, 0);
+        EXPECT_LE(time.attend, quarters_of(work) * 60e-6 * 1.001 + 1);
+      }
+    }
+  }
+}
+
+TEST(CostModel, FullTilesCostWhatTheyCost) {
+  // 1,024 tokens, all pairs, one rank: 64 tiles × 4 quarters × 4 heads of 40 µs.
+  const Case job("full", 1024, 1, 1);
+  const RankTime time = play(job.work(0), some_rates());
+  EXPECT_NEAR(time.attend, 64 * 4 * 4 * 40e-6, 1e-9);
+  EXPECT_NEAR(time.rows, 1024 * 4 * 1e-7, 1e-12);
+  EXPECT_NEAR(time.load, 1024 * 2 * 64 * 2 * 2 / 2e9, 1e-12);
+  EXPECT_EQ(time.exchange, 0);
+}
+
+// The picture at the head of cost_model.hpp: compute 10 each; keys of step 1 take 4, of step 2 15.
+TEST(CostModel, NextKeysComeWhileAStepComputes) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{.full_quarters = 10},
+                  {.full_quarters = 10, .bytes_across = 4'000'000, .messages_across = 1},
+                  {.full_quarters = 10, .bytes_across = 15'000'000, .messages_across = 1}};
+  work.stripes.push_back(stripe);
+  Rates rates;
+  rates.full_quarter = 1;
+  rates.across_hosts.bytes_per_second = kMegabyte;
+  RankTime time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.attend, 30);
+  EXPECT_DOUBLE_EQ(time.exchange, 5);
+  EXPECT_DOUBLE_EQ(time.in_flight, 19);
+  EXPECT_DOUBLE_EQ(time.total(), 35);
+  rates.hidden_byte = 1e-6;  // 4 s and 15 s more of compute in steps 0 and 1, behind which both messages hide
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.attend, 49);
+  EXPECT_DOUBLE_EQ(time.exchange, 0);
+}
+
+TEST(CostModel, AFileIsReadAheadAndWrittenBehind) {
+  RankWork work;
+  for (int s = 0; s < 4; ++s) {
+    StripeWork stripe;
+    stripe.steps = {{.full_quarters = 10}};
+    stripe.bytes_in = stripe.bytes_out = 1'000'000;
+    work.stripes.push_back(stripe);
+  }
+  Rates rates;
+  rates.full_quarter = 1;
+  rates.read_bytes_per_second = rates.write_bytes_per_second = kMegabyte;
+  EXPECT_DOUBLE_EQ(play(work, rates).io, 2);  // the first queries, the last results
+  rates.write_bytes_per_second = kMegabyte / 30;
+  const RankTime slow = play(work, rates);
+  EXPECT_GT(slow.total(), 4 * 30);  // the disk is what it takes
+  EXPECT_DOUBLE_EQ(slow.attend, 40);
+}
+
+TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
+  for (const char* text : {"causal", "causal & window(4095)", "causal & block_random(128, 20, 1, 1)"}) {
+    double before = std::numeric_limits<double>::infinity();
+    for (int ranks : {1, 2, 4, 8, 16, 64}) {
+      SCOPED_TRACE(std::string(text) + " on " + std::to_string(ranks));
+      Case job(text, 1 << 18, ranks);
+      const JobTime time = job.time(some_rates());
+      EXPECT_TRUE(std::isfinite(time.seconds));
+      EXPECT_GT(time.seconds, 0);
+      EXPECT_LT(time.seconds, before);
+      EXPECT_GE(time.imbalance, 1);
+      EXPECT_GE(time.exposed, 0);
+      EXPECT_LT(time.exposed, 1);
+      EXPECT_GT(time.memory, 0);
+      before = time.seconds;
+      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::state, &Rates::list_entry, &Rates::hidden_byte}) {
+        Rates slower = some_rates();
+        slower.*rate = 2 * slower.*rate + 1e-9;
+        EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
+      }
+      Rates slower = some_rates();
+      slower.across_hosts.bytes_per_second /= 10;
+      EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
+      EXPECT_GE(job.time(slower).exposed, time.exposed - 1e-12);
+    }
+  }
+}
+
+TEST(CostModel, KeysReadAgainComeFromTheFile) {
+  const Case job("causal & window(2000)", 16'384, 2, 16, 3 << 20, true);
+  ASSERT_FALSE(job.shared->keys_stay);
+  const RankWork work = job.work(1);
+  EXPECT_EQ(fetched(work), 0);
+  int64_t read = 0;
+  for (const StripeWork& stripe : work.stripes)
+    for (const StepWork& step : stripe.steps) read += step.bytes_read;
+  EXPECT_EQ(read, job.plan(1).units_read_again * job.plan(1).unit_bytes);
+  Rates rates = some_rates();
+  const double without = play(work, rates).total();
+  rates.read_bytes_per_second = 1e6;
+  EXPECT_GT(play(work, rates).total(), without);
+}
+
+// A sink is on one rank, and all others ask it for it.
+TEST(CostModel, ARankThatAllAskIsSeen) {
+  Case job("causal & (window(127) | sink(128))", 1 << 22, 1024);
+  Rates rates = some_rates();
+  rates.across_hosts.bytes_per_second = 1e6;
+  const JobTime time = job.time(rates);
+  EXPECT_EQ(time.busiest_sender_rank, 0);
+  const double sent = 1023.0 * 2 * 2 * 128 * 64 * 2;  // a block of both KV heads to every other rank
+  EXPECT_NEAR(time.busiest_sender, sent / 1e6, 0.1 * sent / 1e6);
+  EXPECT_GE(time.seconds, time.busiest_sender);
+}
+
+TEST(CostModel, TenThousandRanks) {
+  Case job("causal & window(4095)", 12'582'912, 10'240);
+  const JobTime time = job.time(some_rates());
+  EXPECT_TRUE(std::isfinite(time.seconds));
+  EXPECT_GT(time.seconds, 0);
+  EXPECT_LT(time.imbalance, 2);
+}
+
+TEST(CostModel, SampledRanks) {
+  EXPECT_EQ(sampled_ranks(3), (std::vector<int>{0, 1, 2}));
+  const std::vector<int> many = sampled_ranks(10'240);
+  EXPECT_EQ(many.size(), 64u);
+  EXPECT_EQ(many.front(), 0);
+  EXPECT_EQ(many.back(), 10'239);
+  EXPECT_EQ(sampled_ranks(1), std::vector<int>{0});
+}
+
+}  // namespace
+}  // namespace longspan::plan

@@ -1,0 +1,133 @@
+// The devices that a test of the engine runs on: CPUs, and a GPU where there is one, with keys moved by each transport it has. All ranks of
+// the test share the host's GPUs.
+#pragma once
+
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "comm/transport.hpp"
+#include "kernels/cpu/device.hpp"
+#include "kernels/gpus.hpp"
+
+namespace longspan::testing {
+
+// Between host pools, but a send is handed to MPI only when progress() has been called some times after it: as with GPUs, whose copies take
+// their time. Who waits for anything must make progress here too.
+class LateTransport : public comm::Transport {
+ public:
+  std::string name() const override { return "MPI, late"; }
+  std::unique_ptr<comm::PoolExchange> between_pools(const comm::Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
+    return std::make_unique<Exchange>(comm::MpiTransport().between_pools(ranks, pool, block_bytes));
+  }
+
+ private:
+  class Exchange : public comm::PoolExchange {
+   public:
+    explicit Exchange(std::unique_ptr<comm::PoolExchange> inner) : inner_(std::move(inner)) {}
+    void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+      inner_->start(tag, receives, {});
+      if (!sends.empty()) waiting_.push_back({tag, sends, 300});
+    }
+    bool takes_sends_ahead() const override { return false; }
+    void progress() override {
+      for (Send& send : waiting_) --send.calls;
+      while (!waiting_.empty() && waiting_.front().calls <= 0) post();
+      inner_->progress();
+    }
+    void hand_over() override {
+      while (!waiting_.empty()) post();
+    }
+    bool received(int tag) override {
+      progress();
+      return inner_->received(tag);
+    }
+    void finish_receives(int tag) override {
+      if (inner_->received(tag)) return;
+      hand_over();
+      inner_->finish_receives(tag);
+    }
+    void finish_sends(int tag) override {
+      hand_over();
+      inner_->finish_sends(tag);
+    }
+    void set_timeout(double seconds) override { inner_->set_timeout(seconds); }
+    int64_t bytes_received() const override { return inner_->bytes_received(); }
+    int64_t bytes_sent() const override { return inner_->bytes_sent(); }
+
+   private:
+    struct Send {
+      int tag;
+      std::vector<Message> messages;
+      int calls;
+    };
+    void post() {
+      inner_->start(waiting_.front().tag, {}, waiting_.front().messages);
+      waiting_.pop_front();
+    }
+    std::unique_ptr<comm::PoolExchange> inner_;
+    std::deque<Send> waiting_;
+  };
+};
+
+enum class TestDevice { cpu, cpu_late, gpu, gpu_nccl };  // gpu: keys by MPI through pinned memory
+constexpr TestDevice kTestDevices[] = {TestDevice::cpu, TestDevice::cpu_late, TestDevice::gpu, TestDevice::gpu_nccl};
+inline bool is_gpu(TestDevice device) { return device == TestDevice::gpu || device == TestDevice::gpu_nccl; }
+inline std::string name_of(TestDevice device) {
+  switch (device) {
+    case TestDevice::cpu:
+      return "cpu";
+    case TestDevice::cpu_late:
+      return "cpu_late";
+    case TestDevice::gpu:
+      return "gpu";
+    case TestDevice::gpu_nccl:
+      return "gpu_nccl";
+  }
+  return "?";
+}
+
+struct OpenDevice {
+  kernels::Device* device = nullptr;
+  comm::Transport* transport = nullptr;
+  std::string why_not;
+
+  // Collective. Opened once per process.
+  static OpenDevice of(TestDevice kind, const comm::Communicator& ranks) {
+    static kernels::cpu::CpuDevice cpu(2);
+    static comm::MpiTransport mpi;
+    static LateTransport late;
+    static std::unique_ptr<kernels::Device> gpu;
+    static std::unique_ptr<comm::Transport> staged;
+    // Not destroyed: after the last test MPI is no longer there.
+    static comm::Transport* nccl = nullptr;
+    if (kind == TestDevice::cpu) return {&cpu, &mpi, {}};
+    if (kind == TestDevice::cpu_late) return {&cpu, &late, {}};
+    const kernels::Gpus gpus = kernels::find_gpus();
+    std::string why_not = gpus.why_none;
+    if (why_not.empty() && kind == TestDevice::gpu_nccl) {
+      why_not = comm::find_nccl().why_not;
+      if (ranks.size() == 1) why_not = "one rank has nobody to send to";
+    }
+    if (ranks.max(why_not.empty() ? 0 : 1) > 0) return {nullptr, nullptr, why_not.empty() ? "other ranks cannot" : why_not};
+    const kernels::Gpu& mine = gpus.usable[static_cast<size_t>(ranks.local_rank()) % gpus.usable.size()];
+    if (!gpu) {
+      gpu = kernels::open_gpu(mine, {.host_bytes = 1 << 20});
+      staged = comm::staged_transport(mine.ordinal);
+    }
+    if (kind == TestDevice::gpu) return {gpu.get(), staged.get(), {}};
+    if (nccl == nullptr) {
+      // Several ranks on one GPU: NCCL takes each for a host of its own, and they talk over the loopback.
+      setenv("NCCL_HOSTID", ("longspan-test-" + std::to_string(ranks.rank())).c_str(), 1);
+      setenv("NCCL_SOCKET_IFNAME", "lo", 1);
+      setenv("NCCL_IB_DISABLE", "1", 1);
+      nccl = comm::nccl_transport(ranks, mine.ordinal, 60).release();
+    }
+    return {gpu.get(), nccl, {}};
+  }
+};
+
+}  // namespace longspan::testing
