@@ -30,6 +30,8 @@ class PoolExchange {
   // On return everything that was started goes on by itself. To be called before this rank waits for others outside of this exchange: they
   // may be waiting for its blocks.
   virtual void hand_over() {}
+  // The job ends here: what was started is not waited for any more, and memory that it uses can be given back. Nothing can be started then.
+  virtual void abandon() {}
   virtual bool received(int tag) = 0;
   virtual void finish_receives(int tag) = 0;
   virtual void finish_sends(int tag) = 0;

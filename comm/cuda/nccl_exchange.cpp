@@ -50,7 +50,7 @@ class NcclRanks {
   ~NcclRanks() {
     if (comm_ == nullptr) return;
     if (std::uncaught_exceptions() > 0) {
-      nccl().comm_abort(comm_);
+      abort();
       return;
     }
     nccl().comm_finalize(comm_);
@@ -64,6 +64,10 @@ class NcclRanks {
   NcclRanks& operator=(const NcclRanks&) = delete;
 
   ncclComm_t get() const { return comm_; }
+  // Ends the kernels that wait for other ranks: until then the device is busy, and no memory of it can be given back.
+  void abort() {
+    if (comm_ != nullptr) nccl().comm_abort(std::exchange(comm_, nullptr));
+  }
 
   // Throws when something went wrong in the background; whether a call still goes on there.
   bool is_busy() const {
@@ -132,7 +136,7 @@ bool is_run(const std::vector<int32_t>& slots) {
 
 class NcclExchange : public PoolExchange {
  public:
-  NcclExchange(const Communicator& ranks, const NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
+  NcclExchange(const Communicator& ranks, NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
       : ranks_(ranks),
         comm_(comm),
         gpu_(gpu),
@@ -175,6 +179,7 @@ class NcclExchange : public PoolExchange {
   bool takes_sends_ahead() const override { return false; }  // a step is one group
 
   void progress() override { comm_.is_busy(); }
+  void abandon() override { comm_.abort(); }
 
   bool received(int tag) override {
     const auto step = steps_.find(tag);
@@ -276,7 +281,7 @@ class NcclExchange : public PoolExchange {
   }
 
   const Communicator& ranks_;
-  const NcclRanks& comm_;
+  NcclRanks& comm_;
   int gpu_;
   cuda::CurrentDevice current_;
   std::byte* pool_;

@@ -258,9 +258,9 @@ void pack_tile(const std::byte* unit, int head_dim, const KeyRuns& live, bool, f
 
 double multiply(int64_t rounds) {
   constexpr int kSums = 12;
-  __m512 sum[kSums];
+  __m512 sum[kSums];  // all different: equal sums would be computed once
 #pragma GCC unroll 12
-  for (__m512& s : sum) s = _mm512_setzero_ps();
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_set1_ps(static_cast<float>(rounds % 7 + i));
   const auto a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(rounds & 1) << 7));
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12

@@ -321,22 +321,22 @@ inline void exp2_floats(const float* in, float* out, int64_t count) {
 inline double multiply(int64_t rounds) {
   constexpr int kSums = 12;
   const Lane lane;
-  HWY_ALIGN_MAX float lanes[kLanes];
-  std::fill_n(lanes, kLanes, 1e-3f);
+  HWY_ALIGN_MAX float starts[(kSums + 1) * kLanes];  // all different: equal sums would be computed once
+  for (int i = 0; i < (kSums + 1) * kLanes; ++i) starts[i] = 1e-3f * static_cast<float>(i + 1);
   Vector sum[kSums];
 #pragma GCC unroll 12
-  for (Vector& s : sum) s = hn::Load(lane, lanes);
-  const Vector a = sum[0], b = sum[1];
+  for (int i = 0; i < kSums; ++i) sum[i] = hn::Load(lane, starts + i * kLanes);
+  const Vector a = hn::Load(lane, starts + kSums * kLanes);
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
-    for (Vector& s : sum) s = hn::MulAdd(s, a, b);
+    for (Vector& s : sum) s = hn::MulAdd(s, a, a);
   }
   Vector all = hn::Zero(lane);
 #pragma GCC unroll 12
   for (const Vector& s : sum) all = hn::Add(all, s);
-  hn::Store(all, lane, lanes);
+  hn::Store(all, lane, starts);
   // Also keeps the loop: the result might be negative, for all that the compiler knows.
-  return lanes[0] < 0 ? 0 : 2.0 * kSums * kLanes * static_cast<double>(rounds);
+  return starts[0] < 0 ? 0 : 2.0 * kSums * kLanes * static_cast<double>(rounds);
 }
 
 template <class Element>

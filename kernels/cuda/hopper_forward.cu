@@ -8,8 +8,8 @@
 //   k_full, v_full    one arrival (the producer) and the bytes of the copy;
 //   k_empty, v_empty  one arrival of each consumer warp; for V of an entry that a consumer does not look at, the producer arrives for it.
 //
-// A consumer overlaps the softmax of one entry with P·V of the entry before (FlashAttention-3's intra-warp-group overlap), and the two
-// consumers take turns in issuing products on entries that both look at (its ping-pong).
+// A consumer overlaps the softmax of one entry with P·V of the entry before (FlashAttention-3's intra-warp-group overlap). Its ping-pong,
+// turns of the consumers in issuing products, gained nothing here.
 //
 // Bits: an entry maps the state (m, l, O) of a row to the next one, and nothing but the state passes from one entry to the next. So a
 // list cut into steps gives the same bits. In particular l is summed over the four threads of a row in every entry, not at the end.
@@ -17,6 +17,7 @@
 
 #include <cuda.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <string>
@@ -27,12 +28,6 @@
 #include "kernels/cuda/hopper/wgmma.cuh"
 #include "longspan/error.hpp"
 
-#ifndef LS_PINGPONG
-#define LS_PINGPONG 1
-#endif
-#ifndef LS_AHEAD
-#define LS_AHEAD 1
-#endif
 namespace longspan::kernels::cuda {
 namespace {
 
@@ -42,6 +37,9 @@ constexpr int kGroup = 128;                // threads of a warp group
 constexpr int kConsumers = 2;              // consumer warp groups
 constexpr int kRows = kTile / kConsumers;  // rows of one
 constexpr int kThreads = (1 + kConsumers) * kGroup;
+// Registers a thread: setmaxnreg moves them from the producer to the consumers; kGroup times their sum is at most 64 Ki.
+constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
+static_assert(kGroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
 constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
 constexpr int kItems = 2;                           // items announced at a time
@@ -86,7 +84,7 @@ enum : uint32_t {
   kNonfinite = 1 << 9,   // masked, and V holds NaN or ∞
   kLast = 1 << 10,       // the item's last entry
   kPad = 1 << 11,        // the next slot stays unused
-  kPair = 1 << 12,       // both consumers look at it
+  kWhole = 1 << 12,      // both look at both halves, without a mask
 };
 __device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> (2 + 2 * consumer) & 3; }
 
@@ -134,7 +132,7 @@ __device__ uint32_t describe(Tile::Form form, uint32_t quarters, uint64_t subtil
   const uint32_t first = quarters & 3, second = quarters >> 2, loaded = first | second;
   const bool masked = form != Tile::Form::full || keys % kSlotKeys != 0;
   return static_cast<uint32_t>(form) | first << 2 | second << 4 | (loaded == 3 ? kTwoSlots : 0) | (loaded == 2 ? kSecondHalf : 0) |
-         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (first && second ? kPair : 0);
+         (masked ? kMasked : 0) | (masked && nonfinite ? kNonfinite : 0) | (quarters == 0xf && !masked ? kWhole : 0);
 }
 
 template <int D>
@@ -285,7 +283,6 @@ struct Place {
   __device__ bool both(int consumer) const { return need(flags, consumer) == 3; }
   __device__ int first_key(int consumer) const { return need(flags, consumer) == 2 ? kSlotKeys : 0; }
   __device__ int slot(int consumer) const { return first_slot + (need(flags, consumer) == 2 && flags & kTwoSlots ? 1 : 0); }
-  __device__ bool plain(int consumer) const { return both(consumer) && !(flags & kMasked); }
 };
 
 // And what its mask is.
@@ -297,7 +294,6 @@ struct Entry : Place {
 template <typename Element, int D>
 struct Consumer {
   using Ring = Shared<D>;
-  static constexpr bool kAhead = LS_AHEAD && D == 64;
   static constexpr uint32_t kPanelBytes = sizeof(Ring::k[0]);
   const Arguments& a;
   Ring& shared;
@@ -359,11 +355,15 @@ struct Consumer {
     products_commit();
   }
 
+  static __device__ __forceinline__ Mask mask_of(const Entry& entry) {
+    return {static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
+  }
+
   // One entry's scores become probabilities; m moves on, alpha and sum are this entry's.
   template <int Keys>
   __device__ __forceinline__ void soften(const Entry& entry, float (&s)[Keys / 2]) {
     if (entry.flags & kMasked) {
-      const Mask mask{static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
+      const Mask mask = mask_of(entry);
       uint32_t allowed[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
@@ -398,20 +398,10 @@ struct Consumer {
     for (int i = 0; i < Keys / 2; ++i) p[i] = pack<Element>(s[2 * i], s[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void take_turn() {
-    if (LS_PINGPONG) named_sync(1 + group, kConsumers * kGroup);
-  }
-  __device__ __forceinline__ void give_turn() {
-    if (LS_PINGPONG) named_arrive(1 + (group ^ 1), kConsumers * kGroup);
-  }
-
   template <int Keys>
   __device__ __forceinline__ void first(const Entry& entry) {
     float s[Keys / 2];
-    const bool pair = entry.flags & kPair;  // one turn per such entry and consumer, here too: counts must stay equal
-    if (pair) take_turn();
     scores<Keys>(entry, s);
-    if (pair) give_turn();
     products_wait<0>();
     pin(s);
     release(&shared.k_empty[entry.first_slot]);
@@ -421,18 +411,17 @@ struct Consumer {
     round(s);
   }
 
-  // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and there is no
-  // branch while they are under way but around masks: else the compiler serialises them (ptxas C7515).
+  // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and no branch
+  // but that around masks touches their registers while they are under way: else the compiler serialises them (ptxas C7515). While the
+  // scores are computed the next entry is looked for: that is a chain of waits, loads and branches that no one should wait for later.
   template <int CurrentKeys, int Keys>
-  __device__ __forceinline__ void step(const Place& current, const Entry& following) {
+  __device__ __forceinline__ bool step(const Place& current, const Entry& following, Entry& upcoming) {
     float s[Keys / 2];
-    const bool pair = following.flags & kPair;
-    if (pair) take_turn();
     pin(p), pin(o);
     scores<Keys>(following, s);
     wait(&shared.v_full[current.first_slot], current.parity);
     output<CurrentKeys>(current);
-    if (pair) give_turn();
+    const bool found = more && !crowded(current) && look(upcoming);
     settle();
     products_wait<1>();
     pin(s);
@@ -443,6 +432,7 @@ struct Consumer {
     pin(p);
     release(&shared.v_empty[current.first_slot]);
     round(s);
+    return found;
   }
 
   template <int Keys>
@@ -457,78 +447,95 @@ struct Consumer {
   }
   __device__ __forceinline__ void finish(const Place& entry) { entry.both(group) ? finish<128>(entry) : finish<64>(entry); }
 
+  // O += P·V of a masked entry whose V holds NaN or ∞, pair by pair: 0·NaN must not reach rows that do not look at the key. What is
+  // infinite counts as it is, whatever its probability was rounded to.
+  __device__ __forceinline__ void finish_pairwise(const Entry& entry) {
+    wait(&shared.v_full[entry.first_slot], entry.parity);
+    const Mask mask = mask_of(entry);
+    uint32_t rounded[32];  // indexed at run time: not p, which then would not stay in registers
+#pragma unroll
+    for (int i = 0; i < 32; ++i) rounded[i] = p[i];
+    const int keys = entry.both(group) ? 128 : 64;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      uint32_t allowed[4];
+      mask.words(a.masks, row + 8 * r, entry.first_key(group), 0, allowed);
+#pragma unroll
+      for (int w = 0; w < 4; ++w)
+        for (int key = 32 * w; key < 32 * w + 32 && key < keys; ++key) {
+          const uint32_t pair = __shfl_sync(0xffffffff, rounded[key / 8 * 2 + r], (lane & ~3) + key % 8 / 2);
+          const float2 weights = unpack<Element>(pair);
+          const float weight = key % 2 ? weights.y : weights.x;
+          if (!(allowed[w] >> (key % 32) & 1)) continue;
+#pragma unroll
+          for (int n = 0; n < D / 8; ++n) {  // 16-byte pieces are swizzled
+            const uint16_t* line = &shared.v[n / 8][entry.slot(group) * kPanelElements + key * kPanel];
+            const float2 v = unpack<Element>(*reinterpret_cast<const uint32_t*>(line + ((n % 8) ^ (key % 8)) * 8 + 2 * (lane % 4)));
+            o[4 * n + 2 * r] += isfinite(v.x) ? weight * v.x : v.x;
+            o[4 * n + 2 * r + 1] += isfinite(v.y) ? weight * v.y : v.y;
+          }
+        }
+    }
+    settle();
+    release(&shared.v_empty[entry.first_slot]);
+  }
+
   // Whether the next entry might need the slot of V that `current` holds: the producer would wait for it for ever.
   __device__ __forceinline__ bool crowded(const Place& current) const {
     const int free = current.first_slot - walk.slot;
     return (free < 0 ? free + Ring::kSlots : free) < 2;
   }
 
-  // --- Runs of unmasked entries with head_dim 64: the exponentials are half of the work there, so the scores are computed one entry
-  // further ahead, and a softmax never waits for its scores. Registers hold two entries' scores; with head_dim 128 they would not fit.
+  // --- Runs of whole entries: step() without the choices. -----------------------------------------------------------------------------
 
-  // P of `current` waits to be multiplied, the next entry's scores are in s_in and become its P. Issues the scores of `ahead`.
-  __device__ __forceinline__ void step_ahead(const Place& current, float (&s_in)[64], const Place& ahead, float (&s_out)[64]) {
-    const bool pair = ahead.flags & kPair;
-    if (pair) take_turn();
-    pin(p), pin(o);
-    scores<128>(ahead, s_out);
-    wait(&shared.v_full[current.first_slot], current.parity);
-    output<128>(current);
-    if (pair) give_turn();
-    settle();
-    online_softmax(s_in, m, alpha, sum, a.scale);
-    pin(s_in);
-    rescale();
-    pin(p), pin(s_out);
-    release(&shared.k_empty[ahead.first_slot]);
-    release(&shared.v_empty[current.first_slot]);
-    round(s_in);
+  // Flags of the next entry, its K there; 0 if that must not be waited for. It stays the next.
+  __device__ __forceinline__ uint32_t peek(const Place& current) {
+    if (!more || crowded(current)) return 0;
+    wait(&shared.k_full[walk.slot], walk.parity(walk.slot));
+    return __reduce_or_sync(0xffffffff, shared.messages[walk.slot].flags);
+  }
+  __device__ __forceinline__ Place take(uint32_t flags) {
+    const Place place{flags, walk.slot, walk.parity(walk.slot)};
+    walk.pass(flags);
+    more = !(flags & kLast);
+    return place;
   }
 
-  // The end of such a run: P of `current` is multiplied while the scores in s become P of `following`.
-  __device__ __forceinline__ void step_last(const Place& current, float (&s)[64]) {
-    wait(&shared.v_full[current.first_slot], current.parity);
-    pin(p), pin(o);
-    output<128>(current);
-    settle();
-    online_softmax(s, m, alpha, sum, a.scale);
-    pin(s);
-    rescale();
-    pin(p);
-    release(&shared.v_empty[current.first_slot]);
-    round(s);
-  }
-
-  // One entry of a run. At the run's end P of `current` waits as elsewhere, and `found` says whether `entry` is there to go on with.
-  __device__ __forceinline__ bool run_step(Place& current, Place& following, Entry& entry, bool& found, float (&s_in)[64],
-                                           float (&s_out)[64]) {
-    found = more && !crowded(current) && look(entry);
-    const bool go_on = found && entry.plain(group);
-    if (go_on) {
-      step_ahead(current, s_in, entry, s_out);
-    } else {
-      step_last(current, s_in);
+  // P of `current` waits to be multiplied, and so it does at the end.
+  __device__ __forceinline__ void run(Place& current, Place following) {
+    while (true) {
+      float s[64];
+      pin(p), pin(o);
+      scores<128>(following, s);
+      wait(&shared.v_full[current.first_slot], current.parity);
+      output<128>(current);
+      const uint32_t flags = peek(current);
+      settle();
+      products_wait<1>();
+      pin(s);
+      release(&shared.k_empty[following.first_slot]);
+      online_softmax(s, m, alpha, sum, a.scale);
+      pin(s);
+      rescale();
+      pin(p);
+      release(&shared.v_empty[current.first_slot]);
+      round(s);
+      current = following;
+      if (!(flags & kWhole)) return;
+      following = take(flags);
     }
-    current = following, following = entry;
-    return go_on;
   }
 
-  __device__ __forceinline__ bool run_ahead(Place& current, Entry& entry) {
-    if (!more || crowded(current) || !look(entry)) return false;
-    if (!entry.plain(group)) return true;
-    float s0[64], s1[64];
-    const bool pair = entry.flags & kPair;
-    if (pair) take_turn();
-    scores<128>(entry, s0);
-    if (pair) give_turn();
-    products_wait<0>();
-    pin(s0);
-    release(&shared.k_empty[entry.first_slot]);
-    Place following = entry;
-    bool found;
-    while (run_step(current, following, entry, found, s0, s1) && run_step(current, following, entry, found, s1, s0)) {
+  // P of `following` next, P of `current` multiplied if it waits; whether `upcoming` has been found to be the next entry.
+  __device__ __forceinline__ bool advance(const Place& current, const Entry& following, bool pending, Entry& upcoming) {
+    if (!pending) {
+      following.both(group) ? first<128>(following) : first<64>(following);
+      return false;
     }
-    return found;
+    if (current.both(group)) {
+      return following.both(group) ? step<128, 128>(current, following, upcoming) : step<128, 64>(current, following, upcoming);
+    }
+    return following.both(group) ? step<64, 128>(current, following, upcoming) : step<64, 64>(current, following, upcoming);
   }
 
   __device__ __forceinline__ void entries() {
@@ -542,17 +549,22 @@ struct Consumer {
         if (pending && crowded(current)) finish(current), pending = false;
         if (!look(following)) continue;
       }
-      found = false;
-      if (!pending) {
-        following.both(group) ? first<128>(following) : first<64>(following);
-      } else if (current.both(group)) {
-        following.both(group) ? step<128, 128>(current, following) : step<128, 64>(current, following);
-      } else {
-        following.both(group) ? step<64, 128>(current, following) : step<64, 64>(current, following);
+      if (pending && current.flags & following.flags & kWhole) {
+        run(current, following);
+        found = false;
+        continue;
       }
+      if (following.flags & kNonfinite) {
+        if (pending) finish(current);
+        following.both(group) ? first<128>(following) : first<64>(following);
+        finish_pairwise(following);
+        pending = found = false;
+        continue;
+      }
+      Entry upcoming;
+      found = advance(current, following, pending, upcoming);
       current = following, pending = true;
-      if constexpr (kAhead)
-        if (current.plain(group)) found = run_ahead(current, following);
+      following = upcoming;
     }
     release(&shared.q_empty[group]);
     if (pending) finish(current);
@@ -626,7 +638,6 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    if (group == 1) give_turn();  // the first turn is consumer 0's
     for (int count = 0;; ++count) {
       wait(&shared.item_full[count % kItems], count / kItems % 2);
       const Item item = shared.items[count % kItems];
@@ -666,14 +677,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (warp < kGroup / 32) {
-    registers_decrease<D == 128 ? 56 : 40>();
+    registers_decrease<kProducerRegisters>();
     if (warp == 0) {
       produce<D>(a, shared, tile_map, half_map);
     } else if (warp <= kConsumers) {
       load_queries<D>(shared, q_map, warp - 1);
     }
   } else {
-    registers_increase<D == 128 ? 224 : 232>();
+    registers_increase<kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
     Consumer<Element, D> consumer{a, shared, group, warp % 4, lane, group * kRows + warp % 4 * 16 + lane / 4};
     consumer.run();

@@ -1,6 +1,5 @@
 #include "kernels/reference/reference.hpp"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -9,9 +8,10 @@ namespace longspan::kernels::reference {
 
 namespace {
 
-template <typename Real, typename Rounding>
+// `rounded` is what becomes of a weight before it meets its value.
+template <typename Real, typename Rounded>
 Real attend(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o,
-            Rounding rounded) {
+            Rounded rounded) {
   constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
   const size_t head_dim = q.size();
   const size_t count = keys.size() / head_dim;
@@ -30,9 +30,10 @@ Real attend(std::span<const float> q, std::span<const float> keys, std::span<con
   Real sum = 0;
   for (size_t d = 0; d < head_dim; ++d) o[d] = 0;
   for (size_t key = 0; key < count; ++key) {
-    const Real weight = std::exp(weights[key] - shift), factor = rounded(weight);
+    const Real weight = std::exp(weights[key] - shift);
     sum += weight;
-    for (size_t d = 0; d < head_dim; ++d) o[d] += factor * static_cast<Real>(values[key * head_dim + d]);
+    const Real used = rounded(weight);
+    for (size_t d = 0; d < head_dim; ++d) o[d] += used * static_cast<Real>(values[key * head_dim + d]);
   }
   if (sum == 0) {
     for (size_t d = 0; d < head_dim; ++d) o[d] = 0;
@@ -46,7 +47,7 @@ Real attend(std::span<const float> q, std::span<const float> keys, std::span<con
 
 template <typename Real>
 Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o) {
-  return attend(q, keys, values, scale, o, [](Real weight) { return weight; });
+  return attend<Real>(q, keys, values, scale, o, [](Real weight) { return weight; });
 }
 
 template double attend_row<double>(std::span<const float>, std::span<const float>, std::span<const float>, double, std::span<double>);
@@ -54,7 +55,7 @@ template float attend_row<float>(std::span<const float>, std::span<const float>,
 
 float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
                          ElementType type, std::span<float> o) {
-  return attend(q, keys, values, scale, o, [type](float weight) {
+  return attend<float>(q, keys, values, scale, o, [type](float weight) {
     store_element(&weight, type, 0, weight);
     return load_element(&weight, type, 0);
   });

@@ -14,8 +14,7 @@ namespace longspan::kernels::reference {
 template <typename Real>
 Real attend_row(std::span<const float> q, std::span<const float> keys, std::span<const float> values, Real scale, std::span<Real> o);
 
-// The same in float32, but with each weight (1 for the largest score) rounded to `type` before it meets its value, as matrix units of
-// 16-bit types demand. Their sum and the LSE take them unrounded.
+// The same in float32, but with each weight rounded to `type` before it meets its value, as matrix units of 16-bit types demand.
 float attend_row_rounded(std::span<const float> q, std::span<const float> keys, std::span<const float> values, float scale,
                          ElementType type, std::span<float> o);
 

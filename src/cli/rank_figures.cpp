@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "report/format.hpp"
 #include "report/table.hpp"
@@ -14,9 +15,9 @@ namespace {
 std::string value_text(Unit unit, double value) {
   switch (unit) {
     case Unit::count:
-      return report::count_text(static_cast<int64_t>(value + 0.5));
+      return report::count_text(std::llround(value));
     case Unit::bytes:
-      return report::bytes_text(static_cast<int64_t>(value + 0.5));
+      return report::bytes_text(std::llround(value));
     case Unit::flop:
       return report::amount_text(value, "FLOP");
     case Unit::ratio:
@@ -92,7 +93,7 @@ nlohmann::ordered_json figures_json(const std::vector<std::vector<Figure>>& valu
   nlohmann::ordered_json per_rank = nlohmann::ordered_json::array();
   for (size_t r = 0; r < values.size(); ++r) {
     nlohmann::ordered_json one = {{"rank", ranks[r]}};
-    for (const Figure& figure : values[r]) one[figure.key] = static_cast<int64_t>(figure.value + 0.5);
+    for (const Figure& figure : values[r]) one[figure.key] = std::llround(figure.value);
     per_rank.push_back(std::move(one));
   }
   nlohmann::ordered_json summary;

@@ -177,11 +177,9 @@ class Batch {
     scratch.exact_o.resize(dim_), scratch.plain_o.resize(dim_);
     const double exact = kernels::reference::attend_row<double>(q, k, v, options_.scale, scratch.exact_o);
     exact_[state].merge({exact_o_.data() + state * dim_, dim_}, exact, scratch.exact_o);
-    // Matrix units of 16-bit types round the weights too (GPUs both types, CPUs with AVX-512 BF16 the one).
     const auto scale = static_cast<float>(options_.scale);
-    const float plain = shape_.type == ElementType::float32
-                            ? kernels::reference::attend_row<float>(q, k, v, scale, scratch.plain_o)
-                            : kernels::reference::attend_row_rounded(q, k, v, scale, shape_.type, scratch.plain_o);
+    const float plain = options_.rounded_weights ? kernels::reference::attend_row_rounded(q, k, v, scale, shape_.type, scratch.plain_o)
+                                                 : kernels::reference::attend_row<float>(q, k, v, scale, scratch.plain_o);
     plain_[state].merge({plain_o_.data() + state * dim_, dim_}, plain, scratch.plain_o);
   }
 

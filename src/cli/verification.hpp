@@ -35,11 +35,13 @@ struct Verdict {
 struct VerifyOptions {
   double scale = 1;
   int threads = 1;
+  bool rounded_weights = false;             // the result's device takes weights in the (16-bit) type of the inputs
   int64_t piece_bytes = int64_t{64} << 20;  // keys and values in memory at one time, as stored
 };
 
 // The bound of DESIGN section 6 for the elements of one row and head:
 //   2 · max(E_row, E) + ulp      E_row: the error of a straightforward float32 evaluation of that row, rounded to the output's type
+//                                (with `rounded_weights`, its weights are rounded to the input's type)
 //                                E: the largest such error, not rounded, of all sampled rows (the rounding errors of sums are luck in one
 //                                row) ulp: one unit in the last place of the output's type at the row's largest element
 // and for its LSE 1e-5 · (1 + |LSE|). A row that looks at nothing must have O = 0 and LSE = −∞; NaN must meet NaN.

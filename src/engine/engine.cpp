@@ -126,6 +126,8 @@ class Engine::Run {
     account();
     return record_;
   }
+  // After a failure, before the run is taken down: a device that waits for other ranks would never let go of its memory.
+  void abandon() { exchange_->abandon(); }
 
   ExchangeTimes exchange(int times) {
     if (!shared_.keys_stay) internal_error("an exchange of keys that are read again");
@@ -616,7 +618,13 @@ class Engine::Run {
 };
 
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {
-  return Run(*this, input, output, device, transport, options).execute();
+  Run run(*this, input, output, device, transport, options);
+  try {
+    return run.execute();
+  } catch (...) {
+    run.abandon();
+    throw;
+  }
 }
 
 ExchangeTimes Engine::exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
+#include <memory>
 #include <set>
 
 namespace longspan::engine {
@@ -50,10 +50,11 @@ void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, I
   struct Packed {
     int row, peer, tag;
     bool incoming;
-    std::vector<std::byte> bytes;
+    std::shared_ptr<std::vector<std::byte>> bytes;  // one copy for all peers
   };
-  std::deque<Packed> messages;                            // a deque: addresses stay
-  std::map<int64_t, std::vector<std::byte>> own_queries;  // by block, all heads
+  std::vector<Packed> messages;
+  std::vector<std::byte> all;  // the queries of one own block, all heads: the rows of its groups stand side by side
+  int64_t block_of_all = -1;
   for (const auto& [number, ranks] : receivers) {
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
     const int home = shared_.partition.rank_of(row.block);
@@ -62,19 +63,19 @@ void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, I
     const int64_t bytes = states_of(row) * head_bytes;
     const int tag = number % kTags;
     if (home == rank_) {
-      auto& all = own_queries[row.block];
-      if (all.empty()) {
+      if (block_of_all != row.block) {
         all.resize(static_cast<size_t>(rows * shape.heads * head_bytes));
         input.read_q(blocks_.tokens(row.block).begin, rows, all.data());
+        block_of_all = row.block;
       }
-      std::vector<std::byte> packed(static_cast<size_t>(bytes));
-      std::byte* to = packed.data();
+      const auto packed = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(bytes));
+      std::byte* to = packed->data();
       for (int64_t r = 0; r < rows; ++r)
         for (int head : heads)
           std::memcpy(to, all.data() + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), to += head_bytes;
       for (int peer : ranks) messages.push_back({number, peer, tag, false, packed});
     } else if (ranks.count(rank_) != 0) {
-      messages.push_back({number, home, tag, true, std::vector<std::byte>(static_cast<size_t>(bytes))});
+      messages.push_back({number, home, tag, true, std::make_shared<std::vector<std::byte>>(static_cast<size_t>(bytes))});
     }
   }
   // One start per tag: all peers of a row's queries together.
@@ -83,14 +84,14 @@ void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, I
     if (message.peer == rank_) continue;
     auto& [receives, sends] = by_tag[message.tag];
     (message.incoming ? receives : sends)
-        .push_back({message.peer, {{message.bytes.data(), static_cast<int64_t>(message.bytes.size()) / kWord}}});
+        .push_back({message.peer, {{message.bytes->data(), static_cast<int64_t>(message.bytes->size()) / kWord}}});
   }
   for (auto& [tag, both] : by_tag) exchange_.start(tag, both.first, both.second);
   for (auto& [tag, both] : by_tag) exchange_.finish_receives(tag);
   for (const Packed& message : messages) {
     if (!message.incoming && message.peer != rank_) continue;
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(message.row)];
-    const std::byte* from = message.bytes.data();
+    const std::byte* from = message.bytes->data();
     const int64_t first = layout.q_row.at(row.block);
     for (int64_t r = 0; r < blocks_.rows(row.block); ++r) {
       for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads) {

@@ -35,7 +35,8 @@ ResultLayout create_result(const std::string& file, int64_t tokens, int heads, i
                          {"input", attributes.input_name},
                          {"input_bytes", attributes.input_bytes},
                          {"input_modified_ns", attributes.input_modified_ns},
-                         {"complete", int64_t{attributes.complete}}};
+                         {"complete", int64_t{attributes.complete}},
+                         {"device", attributes.device}};
   const CreatedFile created = create_contiguous(file, contents);
   return {.file = file,
           .tokens = tokens,
@@ -83,6 +84,8 @@ ResultLayout inspect_result(const std::string& file) {
   attribute("input_modified_ns", layout.attributes.input_modified_ns);
   attribute("complete", complete);
   layout.attributes.complete = static_cast<int>(complete);
+  if (const auto device = read_attribute(opened.get(), "device"); device && std::holds_alternative<std::string>(*device))
+    layout.attributes.device = std::get<std::string>(*device);
 
   const auto o = open_dataset(opened.get(), file, "/o", {"/lse"}, problems);
   const auto lse = open_dataset(opened.get(), file, "/lse", {"/o"}, problems);
@@ -186,7 +189,8 @@ std::string ResultLayout::to_json() const {
                              {"input", plain_json(attributes.input_name)},
                              {"input_bytes", attributes.input_bytes},
                              {"input_modified_ns", attributes.input_modified_ns},
-                             {"complete", attributes.complete}};
+                             {"complete", attributes.complete},
+                             {"computed_on", plain_json(attributes.device)}};
   return json.dump();
 }
 
@@ -207,7 +211,8 @@ ResultLayout ResultLayout::from_json(const std::string& text) {
                        .input_name = text_of(json.at("input")),
                        .input_bytes = json.at("input_bytes").get<int64_t>(),
                        .input_modified_ns = json.at("input_modified_ns").get<int64_t>(),
-                       .complete = json.at("complete").get<int>()};
+                       .complete = json.at("complete").get<int>(),
+                       .device = text_of(json.at("computed_on"))};
   return layout;
 }
 

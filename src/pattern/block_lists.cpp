@@ -24,7 +24,8 @@ class ListCache {
   };
 
   Slot& slot(const Key& key) {
-    return slots_[static_cast<size_t>(key.row_block + 61 * static_cast<int64_t>(key.owner) + 17 * key.head + 7 * key.document) % kSlots];
+    return slots_[static_cast<size_t>(key.row_block + 61 * static_cast<int64_t>(key.owner) + int64_t{17} * key.head + 7 * key.document) %
+                  kSlots];
   }
   void store(Slot& slot, const Key& key, Intervals blocks) {
     held_ += static_cast<int64_t>(blocks.capacity()) - static_cast<int64_t>(slot.blocks.capacity());

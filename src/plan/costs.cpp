@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 namespace longspan::plan {
 
@@ -103,17 +104,45 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
   std::sort(long_rows_.begin(), long_rows_.end(),
             [](const LongRow& a, const LongRow& b) { return std::pair(a.block, a.group) < std::pair(b.block, b.group); });
 
+  // The tiles of long rows are computed where their keys are: how many heads' long rows look at the blocks from here on.
+  std::map<int64_t, double> change;
+  for (const LongRow& row : long_rows_) {
+    const auto heads = static_cast<double>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+    for (const Interval& run : row.key_blocks) change[run.begin] += heads, change[run.end] -= heads;
+  }
+  auto next_change = change.begin();
+  double looked_at = 0;
+  const auto long_cost = [&](Interval span) {  // spans in ascending order, none left out
+    double cost = 0;
+    for (; next_change != change.end() && next_change->first < span.end; ++next_change) {
+      cost += looked_at * static_cast<double>(next_change->first - span.begin);
+      span.begin = next_change->first;
+      looked_at += next_change->second;
+    }
+    return cost + looked_at * static_cast<double>(span.length());
+  };
+
   prefix_.push_back(0);
   for (size_t s = 0; s < static_cast<size_t>(samples); ++s) {
-    double cost = 0;
+    const Interval span{starts_[s], starts_[s + 1]};
+    double cost = long_cost(span);
     for (size_t r = 0; r < rules.size(); ++r) {
-      int64_t count = tiles[r][s];
-      // A sampled long row stands for nobody but itself, and is split anyway: its neighbours are like the next sample.
-      if (is_long(rules[r].group, starts_[s])) count = s + 1 < tiles[r].size() ? tiles[r][s + 1] : 0;
-      cost += rules[r].heads * (static_cast<double>(count) + kRowOverheadTiles);
+      // A sampled long row stands for nobody but itself: its neighbours are like the next sample that is none.
+      size_t like = s;
+      while (like < tiles[r].size() && is_long(rules[r].group, starts_[like])) ++like;
+      const auto count = static_cast<double>(like < tiles[r].size() ? tiles[r][like] : 0);
+      const auto rows = static_cast<double>(span.length() - long_rows_in(rules[r].group, span));
+      cost += rules[r].heads * (rows * count + static_cast<double>(span.length()) * kRowOverheadTiles);
     }
-    prefix_.push_back(prefix_.back() + cost * static_cast<double>(starts_[s + 1] - starts_[s]));
+    prefix_.push_back(prefix_.back() + cost);
   }
+}
+
+int64_t RowCosts::long_rows_in(int group, Interval blocks) const {
+  const auto before = [](const LongRow& row, int64_t block) { return row.block < block; };
+  const auto begin = std::lower_bound(long_rows_.begin(), long_rows_.end(), blocks.begin, before);
+  const auto end = std::lower_bound(begin, long_rows_.end(), blocks.end, before);
+  return std::count_if(begin, end, [&](const LongRow& row) { return row.group == group; });
 }
 
 bool RowCosts::is_long(int group, int64_t block) const {
@@ -147,7 +176,7 @@ double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rule
                      int rank) {
   const Intervals own = partition.blocks_of(rank);
   const Interval all{0, partition.blocks()};
-  constexpr int kRows = 8;
+  constexpr int kHalf = 4, kRows = 2 * kHalf;
   double most = 0;
   for (const RuleSample& rule : rules) {
     for (const Interval& chunk : own) {
@@ -159,10 +188,10 @@ double remote_blocks(const TileLists& lists, const std::vector<RuleSample>& rule
         const int64_t block = chunk.begin + (chunk.length() - 1) * place / (kRows - 1);
         if (costs.is_long(rule.group, block)) continue;
         whole = unite(whole, subtract(lists.candidates(rule.group, block, all), own));
-        if (++rows == kRows / 2) half = whole;
+        if (++rows == kHalf) half = whole;
       }
       const auto reached = static_cast<double>(size_of(whole));
-      const double growth = rows == kRows ? (reached - static_cast<double>(size_of(half))) / (kRows / 2) : 0;
+      const double growth = rows == kRows ? (reached - static_cast<double>(size_of(half))) / kHalf : 0;
       const double reach = whole.empty() ? 0 : static_cast<double>(whole.back().end - whole.front().begin);
       most = std::max(most, std::min(reached + growth * static_cast<double>(std::max<int64_t>(0, chunk.length() - kRows)), reach));
     }

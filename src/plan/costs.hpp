@@ -23,7 +23,7 @@ class RowCosts {
   // Samples at most 4,096 query blocks, evenly.
   RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks, const Options& options);
 
-  // Tiles × query heads of all rows of `range`, long rows left out; interpolated between samples.
+  // Tiles × query heads of all rows of `range`, and of the long rows' looks at the keys there; interpolated between samples.
   double cost(Interval range) const { return before(range.end) - before(range.begin); }
   double total() const { return prefix_.back(); }
   // The block before which `share` (0…1) of the total cost lies.
@@ -35,6 +35,7 @@ class RowCosts {
 
  private:
   double before(int64_t block) const;
+  int64_t long_rows_in(int group, Interval blocks) const;
 
   std::vector<int64_t> starts_;  // sampled blocks, ascending, and the number of blocks: what lies between two costs as the first does
   std::vector<double> prefix_;   // prefix_[s] = cost of all blocks before starts_[s]

@@ -12,12 +12,21 @@ namespace longspan::plan {
 // float32 (m, l, o) of one row and query head.
 inline int64_t state_bytes(const Shape& shape) { return (int64_t{shape.head_dim} + 2) * 4; }
 
-// One query block of a stripe, all heads: queries twice (the next stripe's are read meanwhile), states, results twice (the last stripe's
-// are written meanwhile).
+// One query block, all heads: its queries; its states; its results.
+inline int64_t block_query_bytes(const Shape& shape) {
+  return kBlock * shape.heads * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
+}
+inline int64_t block_state_bytes(const Shape& shape) { return kBlock * shape.heads * state_bytes(shape); }
+inline int64_t block_result_bytes(const Shape& shape, ElementType output_type) {
+  return kBlock * shape.heads * (shape.head_dim * static_cast<int64_t>(size_of(output_type)) + 4);
+}
+
+// One query block of a stripe: queries twice (the next stripe's are read meanwhile), states, results twice (the last stripe's are written
+// meanwhile).
 int64_t block_row_bytes(const Shape& shape, ElementType output_type);
 
 // Shares out `options.memory`; decides whether the ranks' keys stay in memory. Throws Error(usage) when no plan fits.
-// `resting`: finished states of long rows that wait for their stripe, on the rank with most of them.
+// `resting`: finished states of long rows that wait for their stripe, on the rank with most of them; 0 when there are no long rows.
 Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting, bool& keys_stay);
 
 // As --memory takes it, rounded up: 1,500,000 -> "2Mi".

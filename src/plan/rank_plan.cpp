@@ -186,9 +186,8 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   std::vector<Intervals> kept(classes);
   for (size_t s = 0; s < stripes; ++s) {
     Stripe& stripe = plan.stripes[s];
-    const int groups = std::max<int>(0, static_cast<int>(stripe.bounds.size()) - 1);
-    const int first = own_keys_first(shared) ? 1 : 0;
-    stripe.fetch.assign(static_cast<size_t>(std::max(1, groups + first)), std::vector<Intervals>(classes));
+    const size_t groups = std::max<size_t>(stripe.bounds.size(), 1) - 1, first = own_keys_first(shared) ? 1 : 0;
+    stripe.fetch.assign(std::max<size_t>(1, groups + first), std::vector<Intervals>(classes));
     stripe.keep.assign(classes, {});
     // What was kept before lies here until this stripe ends, needed later or not: new ones get the room that it leaves.
     int64_t room = keep_room;
@@ -196,9 +195,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
     for (size_t c = 0; c < classes; ++c) {
       const Intervals wanted = fetchable(shared, plan, stripe.need[c]);
       const Intervals missing = subtract(wanted, kept[c]);
-      for (int g = 0; g < groups; ++g)
-        stripe.fetch[static_cast<size_t>(g + first)][c] =
-            clipped(missing, {stripe.bounds[static_cast<size_t>(g)], stripe.bounds[static_cast<size_t>(g) + 1]});
+      for (size_t g = 0; g < groups; ++g) stripe.fetch[g + first][c] = clipped(missing, {stripe.bounds[g], stripe.bounds[g + 1]});
       (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
       stripe.keep[c] = last_use[c].later_than(s, kept[c]);
       const Intervals more = subtract(last_use[c].later_than(s, wanted), stripe.keep[c]);
@@ -332,22 +329,41 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   int64_t most_rows = 0;
   for (const Stripe& done : plan.stripes) most_rows = std::max(most_rows, size_of(done.query_blocks));
   plan.memory.home = shared.keys_stay ? rows_total * shared.shape.kv_heads * plan.unit_bytes : 0;
-  plan.memory.stripe = most_rows * block_row_bytes(shared.shape, shared.options.output_type);
   plan.memory.received = most_fetched_units(shared, plan) * plan.unit_bytes;
 
+  plan.memory.long_rows = 0;
+  for (const LongRow& row : shared.long_rows) {
+    if (shared.partition.rank_of(row.block) != rank) continue;
+    const auto heads = static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
+    plan.memory.long_rows += blocks.rows(row.block) * heads * state_bytes(shared.shape);
+  }
+  int64_t most_queries = most_rows, most_states = most_rows, travelling = 0;  // of a stripe: blocks, blocks and bytes
   for (const Interval& batch : shared.batches) {
-    std::set<int> rows_here;  // a batch brings the queries of a row once
+    std::set<int> rows_here;                         // a batch brings the queries of a row once
+    std::set<int64_t> queries, own;                  // blocks that come here, and that leave from here
+    std::set<std::pair<int64_t, int64_t>> computed;  // block and first key block
     for (int64_t p = batch.begin; p < batch.end; ++p) {
       const Piece& piece = shared.pieces[static_cast<size_t>(p)];
       const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
       const int home = shared.partition.rank_of(row.block);
+      if (home == rank) own.insert(row.block);
+      if (piece.rank == rank) queries.insert(row.block), computed.emplace(row.block, piece.key_blocks.begin);
       if (piece.rank == home) continue;
       const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
       if (piece.rank == rank && rows_here.insert(piece.row).second)
         plan.row_bytes_moved += states * shared.shape.head_dim * static_cast<int64_t>(size_of(shared.shape.type));
       if (home == rank) plan.row_bytes_moved += states * state_bytes(shared.shape);
     }
+    const auto count = [](const auto& set) { return static_cast<int64_t>(set.size()); };
+    most_queries = std::max(most_queries, count(queries));
+    most_states = std::max(most_states, count(computed));
+    // Packed queries of all, or packed states and two more that arrive.
+    travelling = std::max({travelling, (count(queries) + count(own)) * block_query_bytes(shared.shape),
+                           (count(computed) + (own.empty() ? 0 : 2)) * block_state_bytes(shared.shape)});
   }
+  // What travels for long rows lies where results will lie afterwards.
+  plan.memory.stripe = (most_rows + most_queries) * block_query_bytes(shared.shape) + most_states * block_state_bytes(shared.shape) +
+                       std::max(travelling, 2 * most_rows * block_result_bytes(shared.shape, shared.options.output_type));
   return plan;
 }
 

@@ -33,8 +33,8 @@ struct Piece {
 // Bytes of a rank.
 struct Memory {
   int64_t home = 0;       // the rank's own units
-  int64_t stripe = 0;     // queries, states and results of a stripe, and the next and last one's
-  int64_t long_rows = 0;  // finished states of own long rows, states of pieces
+  int64_t stripe = 0;     // queries, states and results of a stripe, and the next and last one's; in a long one what travels
+  int64_t long_rows = 0;  // finished states of own long rows (in Shared also what must be there for their travels)
   int64_t received = 0;   // room for units of others
   int64_t lists = 0;      // tile lists and masks of the largest stripe
   int64_t total() const { return home + stripe + long_rows + received + lists; }

@@ -118,17 +118,22 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     shared.long_bytes_travelling += travels ? travelling : 0;
     shared.pieces.insert(shared.pieces.end(), pieces.begin(), pieces.end());
   }
-  shared.memory =
-      share_memory(shape, options, shared.partition.most_blocks(), *std::max_element(resting.begin(), resting.end()), shared.keys_stay);
+  const int64_t most_resting = *std::max_element(resting.begin(), resting.end());
+  shared.memory = share_memory(shape, options, shared.partition.most_blocks(), most_resting, shared.keys_stay);
 
   // Groups of one block share state rows, so their pieces stand side by side: by block, then keys, then group.
   std::stable_sort(shared.pieces.begin(), shared.pieces.end(), [&](const Piece& a, const Piece& b) {
     return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
-  // Batches such that on no rank they take more than half a stripe's states (a copy of them travels).
-  const int64_t most_pieces = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type) / 2);
-  std::vector<int64_t> filled(static_cast<size_t>(ranks));
+  // Batches such that what travels fits where the results of a stripe will lie: copies of a rank's states and two that arrive; or the
+  // queries that come to it and those that leave, which a home packs for all other ranks at once.
+  const int64_t stripe_blocks = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type));
+  const int64_t spare = 2 * stripe_blocks * block_result_bytes(shape, options.output_type) + shared.memory.long_rows - most_resting;
+  const int64_t most_pieces =
+      std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, spare / (2 * block_query_bytes(shape))), 1, stripe_blocks);
+  std::vector<int64_t> filled(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
+  int64_t last_block = -1;
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
   int64_t begin = 0;
   for (int64_t p = 0; p < static_cast<int64_t>(shared.pieces.size()); ++p) {
@@ -136,14 +141,19 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const auto rank = static_cast<size_t>(piece.rank);
     const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
     if (last[rank] == place) continue;  // another group of the same rows and keys
-    if (filled[rank] == most_pieces) {
+    const auto home = static_cast<size_t>(shared.partition.rank_of(place.first));
+    if (filled[rank] == most_pieces || (place.first != last_block && packed[home] == most_pieces)) {
       shared.batches.push_back({begin, p});
       begin = p;
+      last_block = -1;
       std::fill(filled.begin(), filled.end(), 0);
+      std::fill(packed.begin(), packed.end(), 0);
       std::fill(last.begin(), last.end(), std::pair<int64_t, int64_t>(-1, -1));
     }
     last[rank] = place;
     ++filled[rank];
+    if (place.first != last_block) ++packed[home];
+    last_block = place.first;
   }
   if (!shared.pieces.empty()) shared.batches.push_back({begin, static_cast<int64_t>(shared.pieces.size())});
   return shared;

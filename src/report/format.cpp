@@ -32,7 +32,7 @@ std::string duration_text(double seconds) {
   const auto whole = static_cast<int64_t>(std::llround(seconds));
   if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
   const int64_t minutes = (whole + 30) / 60;
-  if (minutes < 48 * 60) return fmt::format("{} h {:02} min", minutes / 60, minutes % 60);
+  if (minutes < int64_t{48} * 60) return fmt::format("{} h {:02} min", minutes / 60, minutes % 60);
   return fmt::format("{} d {:02} h", minutes / 1440, minutes % 1440 / 60);
 }
 

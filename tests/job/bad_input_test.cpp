@@ -280,5 +280,16 @@ TEST_F(BadInput, RanksThatDiffer) {
   EXPECT_EQ(names(), std::vector<std::string>{"other"});
 }
 
+// What a job asks of GPUs and does not get.
+TEST_F(BadInput, Devices) {
+  expect_bad(to(kSample) + "--pattern causal --device cpu --transport nccl", 5, {"NCCL", "--device cuda"});
+  if (kernels::find_gpus().usable.empty()) {
+    expect_bad(to(kSample) + "--pattern causal --device cuda", 5, {"no GPU to compute on", kernels::find_gpus().why_none, "--device cpu"});
+  } else if (kernels::find_gpus().usable.size() == 1) {
+    expect_bad(to(kSample) + "--pattern causal --device cuda", 5, {"ranks 0-1 would share a GPU", "--share-gpu"});
+  }
+  expect_bad(to(kSample) + "--pattern causal --device gpu", 2, {"--device", "auto, cpu, cuda"});
+}
+
 }  // namespace
 }  // namespace longspan::job::testing

@@ -52,8 +52,8 @@ TEST_F(Matrix, ProcessesKeepToTheirMemory) {
   GTEST_SKIP() << "a sanitizer's own memory would be measured";
 #endif
   if (std::getenv("LONGSPAN_DEVICE") != nullptr) GTEST_SKIP() << "--memory is a GPU's then";
-  const auto peak_of = [&](const std::string& input, const std::string& options) {
-    const Outcome outcome = attend(2, "--input " + file(input) + " --output " + file("o.h5") + " --threads 1 --overwrite " + options);
+  const auto peak_of = [&](int ranks, const std::string& input, const std::string& options) {
+    const Outcome outcome = attend(ranks, "--input " + file(input) + " --output " + file("o.h5") + " --threads 1 --overwrite " + options);
     EXPECT_EQ(outcome.code, 0) << outcome.text;
     const nlohmann::json record = record_of(file("o.run.json"));
     return std::pair(record["result"]["peak_memory"]["max"].get<double>() / (1 << 20), record["plan"]["keys_stay"].get<bool>());
@@ -61,14 +61,23 @@ TEST_F(Matrix, ProcessesKeepToTheirMemory) {
   generate("small.h5", "--tokens 10 --heads 8 --head-dim 128");
   generate("large.h5", "--tokens 16000 --heads 8 --head-dim 128");
   for (const std::string pattern : {"'rows(0, 3) | (causal & window(100))'", "'bigbird(64, 3, 1, 1, 0)'"}) {
-    const auto [alone, ignored] = peak_of("small.h5", "--pattern " + pattern);
+    const auto [alone, ignored] = peak_of(2, "small.h5", "--pattern " + pattern);
     for (const auto& [mebibytes, stay] : {std::pair{8, false}, {16, false}, {96, true}}) {
-      const auto [peak, keys_stay] = peak_of("large.h5", "--memory " + std::to_string(mebibytes) + "Mi --pattern " + pattern);
+      const auto [peak, keys_stay] = peak_of(2, "large.h5", "--memory " + std::to_string(mebibytes) + "Mi --pattern " + pattern);
       EXPECT_EQ(keys_stay, stay);
       EXPECT_LE(peak, alone + mebibytes + 8) << pattern << " with " << mebibytes << " MiB";
       std::printf("%s with %d MiB: %.1f MiB, %.1f of which are the program's own\n", pattern.c_str(), mebibytes, peak, alone);
     }
   }
+  // The queries of 3,000 rows (1.5 MiB) go from rank 0 to all others, and it must not keep a copy for each.
+  generate("long.h5", "--tokens 132000 --heads 4 --kv-heads 1 --head-dim 64");
+  const auto [alone, ignored] = peak_of(7, "small.h5", "--pattern full");
+  const auto [peak, keys_stay] = peak_of(7, "long.h5", "--memory 64Mi --pattern 'rows(0, 3000) | window(100)'");
+  const nlohmann::json record = record_of(file("o.run.json"));
+  const double planned = record["plan"]["per_rank"]["summary"]["memory"]["max"].get<double>() / (1 << 20);
+  EXPECT_GT(record["result"]["long_row_bytes_moved"], 0);
+  EXPECT_LE(peak, alone + planned + 4);
+  std::printf("long rows: %.1f MiB, %.1f planned and %.1f the program's own\n", peak, planned, alone);
 }
 
 TEST_F(Matrix, ReproducibleBits) {

@@ -118,6 +118,15 @@ __device__ inline uint32_t pack(float first, float second) {
   return pair;
 }
 
+template <typename Element>
+__device__ inline float2 unpack(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+  } else {
+    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+  }
+}
+
 // In every four registers: register i of a row's thread t becomes register t of its thread i (a 4 × 4 transposition).
 template <int Count>
 __device__ inline void exchange(uint32_t (&x)[Count], int lane) {

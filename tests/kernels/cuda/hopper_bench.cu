@@ -64,8 +64,9 @@ struct Case {
   Pattern::Kind kind = Pattern::full;
   int width = 0;
   double density = 1;
-  int section = 0;    // heads per section of the queue; 0: all
-  bool bits = false;  // every partial tile as bits
+  int section = 0;            // heads per section of the queue; 0: all
+  bool bits = false;          // every partial tile as bits
+  int64_t poisoned_key = -1;  // V of this key: NaN in column 3, ∞ in column 5
 };
 
 template <typename T>
@@ -111,6 +112,13 @@ __global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* 
   uint16_t* to = pool + int64_t{slots[unit]} * 2 * kTile * D;
   for (int i = threadIdx.x; i < 2 * kTile * D; i += blockDim.x)
     put(to + i, i / D % kTile < rows[blockIdx.x] ? normal(unit * 2 * kTile * D + i, seed) : 0.0f, bfloat16);
+}
+
+__global__ void poison_key(uint16_t* pool, const int32_t* slots, int64_t resident, int D, int64_t key, bool bfloat16, uint8_t* flags) {
+  const int32_t slot = slots[threadIdx.x * resident + key / kTile];
+  uint16_t* v = pool + (int64_t{slot} * 2 * kTile + kTile + key % kTile) * D;
+  put(v + 3, NAN, bfloat16), put(v + 5, INFINITY, bfloat16);
+  flags[slot] = 1;
 }
 
 // One block a sampled (row, head): O and LSE in double.
@@ -190,6 +198,7 @@ struct Problem {
   Device<Work> work_d;
   Device<WorkHead> items_d;
   Device<MaskBits> masks_d;
+  Device<uint8_t> nonfinite;
   int64_t pool_slots, guard = 64;
   double pairs = 0;  // allowed, one head
 
@@ -224,6 +233,9 @@ struct Problem {
     fill_units<<<dim3(blocks, c.kv_heads), 256>>>(pool.data, slots.data, key_rows.data, blocks, c.head_dim, 2, bf);
     out = Device<uint16_t>((c.tokens + guard) * c.heads * c.head_dim), lse = Device<float>((c.tokens + guard) * c.heads);
     counter = Device<int32_t>(1);
+    nonfinite = Device<uint8_t>(pool_slots);
+    CHECK(cudaMemset(nonfinite.data, 0, pool_slots));
+    if (c.poisoned_key >= 0) poison_key<<<1, c.kv_heads>>>(pool.data, slots.data, blocks, c.head_dim, c.poisoned_key, bf, nonfinite.data);
     upload();
     CHECK(cudaDeviceSynchronize());
   }
@@ -323,7 +335,7 @@ struct Problem {
     s.step.m = m.data, s.step.l = l.data, s.step.o = o.data;
     s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
     s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
-    s.counter = counter.data;
+    s.counter = counter.data, s.nonfinite_v = nonfinite.data;
     return s;
   }
   void poison() {
@@ -381,7 +393,10 @@ std::pair<double, double> error_of(Problem& p, int samples) {
     for (int d = 0; d < c.head_dim; ++d) {
       const uint16_t raw = out[(rows[i] * c.heads + heads[i]) * c.head_dim + d];
       const double x = bf ? float_from_bfloat16(raw) : float_from_float16(raw), y = o_host[i * c.head_dim + d];
-      difference += (x - y) * (x - y), size += y * y;
+      if (std::isfinite(y))
+        difference += (x - y) * (x - y), size += y * y;
+      else if (std::isfinite(x))
+        difference = INFINITY;
     }
     const double a = lse[rows[i] * c.heads + heads[i]], b = l_host[i];
     if (a != b) worst = std::max(worst, std::isfinite(a - b) ? std::abs(a - b) : 1e9);
@@ -486,6 +501,10 @@ int main(int argc, char** argv) {
         cases.push_back({tag + "window 300 of 2500", 2500, 4, 2, D, type, Pattern::window, 300});
         cases.push_back({tag + "window 33 of 1930", 1930, 4, 1, D, type, Pattern::window, 33});
         cases.push_back({tag + "window 300 of 1000 bits", 1000, 4, 2, D, type, Pattern::window, 300, 1, 0, true});
+        cases.push_back({tag + "causal 900, NaN in V", 900, 4, 2, D, type, Pattern::causal, 0, 1, 0, false, 300});
+        cases.push_back({tag + "window 200 of 900, NaN in V", 900, 4, 2, D, type, Pattern::window, 200, 1, 0, false, 500});
+        cases.push_back({tag + "16-blocks 1500, NaN in V", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1, 0, false, 711});
+        cases.push_back({tag + "hashed 700, NaN in V", 700, 4, 2, D, type, Pattern::hashed, 0, 1, 0, false, 333});
         cases.push_back({tag + "hashed 700", 700, 4, 2, D, type, Pattern::hashed});
         cases.push_back({tag + "16-blocks 1500", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1});
         cases.push_back({tag + "64-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.2});

@@ -1,12 +1,50 @@
-// C entry point to the Hopper kernel for programs that load it at run time (hopper_bench, tests/bench).
+// C entry points to the Hopper kernel for programs that load it at run time: hopper_bench (variants side by side) and
+// tests/bench/gpu_peers.py. Build, from the top folder, with
+//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -I. -Isrc -shared -Xcompiler -fPIC
+//     -o hopper.so kernels/cuda/hopper_forward.cu tests/kernels/cuda/hopper_entry.cu
+#include <cstdio>
+
 #include "kernels/cuda/hopper_forward.hpp"
 #include "longspan/error.hpp"
 
-namespace longspan {
+using namespace longspan;
+using namespace longspan::kernels;
+
+// All that the kernel needs of the library.
 Error::Error(std::vector<Problem> problems)
     : std::runtime_error(problems.front().what + ": " + problems.front().seen), problems_(std::move(problems)) {}
-}  // namespace longspan
 
-extern "C" void longspan_forward_hopper(const longspan::kernels::cuda::DeviceStep* step, cudaStream_t stream) {
-  longspan::kernels::cuda::forward_hopper(*step, stream);
+extern "C" void longspan_forward_hopper(const cuda::DeviceStep* step, cudaStream_t stream) { cuda::forward_hopper(*step, stream); }
+
+// One bfloat16 step, scale 1/√head_dim; device pointers, shapes as in kernels/kernel.hpp and kernels/cuda/step.hpp.
+struct LongspanCall {
+  const std::byte *q, *pool;
+  const int32_t *slots, *key_rows;
+  const Tile* tiles;
+  const Work* work;
+  const cuda::WorkHead* items;
+  float *m, *l, *o;
+  std::byte* out;
+  float* lse;
+  int32_t* counter;
+  int64_t rows, resident, pool_slots, tile_count, work_count, item_count;
+  int32_t heads, kv_heads, head_dim;
+};
+
+extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) try {
+  cuda::DeviceStep step;
+  step.step.heads = call->heads, step.step.kv_heads = call->kv_heads, step.step.head_dim = call->head_dim;
+  step.step.scale = call->head_dim == 64 ? 0.125f : 0.08838834764831845f;
+  step.step.q = call->q, step.step.pool = call->pool, step.step.slots = call->slots, step.step.key_rows = call->key_rows;
+  step.step.resident = call->resident;
+  step.step.work = {call->work, static_cast<size_t>(call->work_count)},
+  step.step.tiles = {call->tiles, static_cast<size_t>(call->tile_count)};
+  step.step.m = call->m, step.step.l = call->l, step.step.o = call->o;
+  step.out = call->out, step.lse = call->lse, step.q_rows = call->rows, step.pool_slots = call->pool_slots;
+  step.items = call->items, step.item_count = call->item_count, step.counter = call->counter;
+  cuda::forward_hopper(step, stream);
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Longspan's Hopper kernel side by side with cuDNN and FlashAttention-4 (if importable) on the same tensors, in one process, interleaved.
+
+  usage: gpu_peers.py LIBRARY [--only TEXT] [--rounds N] [--json FILE]
+
+LIBRARY: tests/kernels/cuda/hopper_entry.cu and kernels/cuda/hopper_forward.cu in one shared library (the first file says how to build it).
+Every figure is TFLOP/s over the allowed pairs (4 · head_dim · pairs · heads / time), median of N rounds after 3 warm-ups, each call between
+two events. The results are compared: Longspan's against each peer's, as a relative error of the whole output.
+"""
+import argparse
+import ctypes
+import json
+import sys
+
+import numpy as np
+import torch
+
+TILE = 128
+tile_type = np.dtype([("key", "i4"), ("form", "u1"), ("quarters", "u1"), ("unused", "u2"), ("payload", "u8")])
+work_type = np.dtype([("q_row", "i8"), ("state_row", "i8"), ("rows", "i4"), ("kv_head", "i4"), ("first_tile", "i8"), ("tile_count", "i8"),
+                      ("first_head", "i4"), ("head_count", "i4"), ("begins", "u1"), ("ends", "u1"), ("pad", "u2", 3)])
+FULL, BAND, SUBTILES = 0, 1, 2
+
+
+def band_tile(key, lo, hi):
+    """The pairs of a tile with lo <= row - key <= hi."""
+    tile = np.zeros((), tile_type)
+    quarters = sum(1 << (2 * a + b) for a in (0, 1) for b in (0, 1) if lo <= 64 * (a - b) + 63 and 64 * (a - b) - 63 <= hi)
+    tile["key"], tile["form"], tile["quarters"] = key, BAND, quarters
+    tile["payload"] = (hi & 0xffffffff) << 32 | (lo & 0xffffffff)
+    return tile
+
+
+def full_run(key, count):
+    tile = np.zeros((), tile_type)
+    tile["key"], tile["quarters"], tile["payload"] = key, 0xf, count
+    return tile
+
+
+def quarter_tile(key, quarters):
+    """A tile of 64-token blocks."""
+    if quarters == 0xf:
+        return full_run(key, 1)
+    upper = (0x0f0f0f0f if quarters & 1 else 0) | (0xf0f0f0f0 if quarters & 2 else 0)
+    lower = (0x0f0f0f0f if quarters & 4 else 0) | (0xf0f0f0f0 if quarters & 8 else 0)
+    tile = np.zeros((), tile_type)
+    tile["key"], tile["form"], tile["quarters"], tile["payload"] = key, SUBTILES, quarters, lower << 32 | upper
+    return tile
+
+
+def with_runs(keys):
+    """Ascending key blocks as runs."""
+    runs = []
+    for key in keys:
+        if runs and runs[-1][0] + runs[-1][1] == key:
+            runs[-1][1] += 1
+        else:
+            runs.append([key, 1])
+    return [full_run(*run) for run in runs]
+
+
+class Pattern:
+    """lists[I]: the tiles of query block I, partial ones first; pairs: allowed pairs of one head."""
+
+    def __init__(self, tokens, kind, width=0, block_map=None):
+        blocks = tokens // TILE
+        self.lists, self.pairs = [], 0
+        for i in range(blocks):
+            partial, full = [], []
+            if kind == "full":
+                full = [full_run(0, blocks)]
+                self.pairs += TILE * tokens
+            elif kind in ("causal", "window"):
+                left = width if kind == "window" else tokens + TILE
+                first = max(0, i * TILE - left + 1) // TILE
+                whole = []
+                for j in range(first, i + 1):
+                    lo, hi = (j - i) * TILE, left - 1 + (j - i) * TILE
+                    if lo <= -TILE + 1 and hi >= TILE - 1:
+                        whole.append(j)
+                    else:
+                        partial.append(band_tile(j, max(lo, -TILE), min(hi, TILE)))
+                full = with_runs(whole)
+                rows = np.arange(i * TILE, (i + 1) * TILE)
+                self.pairs += int(np.minimum(rows + 1, left).sum())
+            elif block_map.shape[0] == blocks:  # blocks of 128
+                full = with_runs(np.flatnonzero(block_map[i]))
+                self.pairs += int(block_map[i].sum()) * TILE * TILE
+            else:  # blocks of 64
+                a, b = block_map[2 * i], block_map[2 * i + 1]
+                quarters = a[0::2] + 2 * a[1::2] + 4 * b[0::2] + 8 * b[1::2]
+                for j in np.flatnonzero(quarters):
+                    (full if quarters[j] == 0xf else partial).append(quarter_tile(j, int(quarters[j])))
+                self.pairs += int(a.sum() + b.sum()) * 64 * 64
+            self.lists.append(partial + full)
+
+    def cost(self, i):
+        return sum(int(t["payload"]) if t["form"] == FULL else 1 for t in self.lists[i])
+
+
+def halves(tiles):
+    """A list cut in two."""
+    total = sum(int(t["payload"]) if t["form"] == FULL else 1 for t in tiles)
+    parts, seen = ([], []), 0
+    for t in tiles:
+        n = int(t["payload"]) if t["form"] == FULL else 1
+        k = min(max(total // 2 - seen, 0), n)
+        if k == n or (k and t["form"] != FULL):
+            parts[0].append(t)
+        elif k == 0:
+            parts[1].append(t)
+        else:
+            parts[0].append(full_run(int(t["key"]), k))
+            parts[1].append(full_run(int(t["key"]) + k, n - k))
+        seen += n
+    return parts
+
+
+class Call(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "work", "items", "m", "l", "o", "out", "lse", "counter")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("rows", "resident", "pool_slots", "tile_count", "work_count", "item_count")]
+    _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim")]
+
+
+def on_device(array):
+    return torch.from_numpy(np.frombuffer(array.tobytes(), np.uint8).copy()).cuda()
+
+
+class Longspan:
+    """One step, or as many as the lists are cut into, that continue from states."""
+
+    def __init__(self, library, pattern, q, k, v, section, steps=1):
+        tokens, heads, dim = q.shape
+        kv_heads, blocks = k.shape[1], tokens // TILE
+        unit = lambda x: x.view(blocks, TILE, kv_heads, dim).permute(2, 0, 1, 3)
+        self.pool = torch.stack([unit(k), unit(v)], 2).contiguous()  # [kv_heads][blocks] units: K, then V
+        self.slots = torch.arange(kv_heads * blocks, dtype=torch.int32, device="cuda")
+        self.key_rows = torch.full((blocks,), TILE, dtype=torch.int32, device="cuda")
+        self.out = torch.full_like(q, float("nan"))
+        self.lse = torch.full((tokens, heads), float("nan"), device="cuda")
+        self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
+        state = [torch.empty(n, device="cuda") for n in (tokens * heads, tokens * heads, tokens * heads * dim)] if steps > 1 else []
+        # Dearest first; within a section of heads, so that its keys and values stay in the L2 cache.
+        order = sorted(range(blocks), key=lambda i: -pattern.cost(i))
+        group = heads // kv_heads
+        items = np.array([(h // group * blocks + i, h) for s in range(0, heads, section) for i in order for h in range(s, s + section)], "i4")
+        self.library, self.calls, self.keep = library, [], [q, on_device(items)] + state
+        for step in range(steps):
+            tiles, work = [], np.zeros(kv_heads * blocks, work_type)
+            for i in range(blocks):
+                mine = pattern.lists[i] if steps == 1 else halves(pattern.lists[i])[step]
+                for kv in range(kv_heads):
+                    w = work[kv * blocks + i]
+                    w["q_row"] = w["state_row"] = i * TILE
+                    w["rows"], w["kv_head"], w["first_tile"], w["tile_count"] = TILE, kv, len(tiles), len(mine)
+                    w["begins"], w["ends"] = step == 0, step == steps - 1
+                tiles += mine
+            self.keep += [on_device(np.array(tiles, tile_type)), on_device(work)]
+            pointers = dict(zip("mlo", (t.data_ptr() for t in state)))
+            self.calls.append(Call(q=q.data_ptr(), pool=self.pool.data_ptr(), slots=self.slots.data_ptr(), key_rows=self.key_rows.data_ptr(),
+                                   tiles=self.keep[-2].data_ptr(), work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(),
+                                   lse=self.lse.data_ptr(), counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
+                                   tile_count=len(tiles), work_count=len(work), item_count=len(items), heads=heads, kv_heads=kv_heads, head_dim=dim,
+                                   **pointers))
+
+    def __call__(self):
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        for call in self.calls:
+            if self.library.longspan_forward(ctypes.byref(call), stream) != 0:
+                sys.exit("longspan_forward failed")
+        return self.out
+
+
+def flash_attention_4(q, k, v, kind, width, block_map):
+    from flash_attn.cute.interface import _flash_attn_fwd, flash_attn_func
+    q, k, v = q[None], k[None], v[None]
+    first = lambda result: (result[0] if isinstance(result, tuple) else result)[0]
+    if kind == "full":
+        return lambda: first(flash_attn_func(q, k, v))
+    if kind == "causal":
+        return lambda: first(flash_attn_func(q, k, v, causal=True))
+    if kind == "window":
+        return lambda: first(flash_attn_func(q, k, v, window_size=(width - 1, 0)))
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    block, heads, rows = q.shape[1] // block_map.shape[0], q.shape[2], block_map.shape[0]
+    count = torch.tensor(block_map.sum(1), dtype=torch.int32, device="cuda").expand(1, heads, rows).contiguous()
+    order = np.argsort(1 - block_map, 1, kind="stable").astype(np.int32)  # allowed ones first, ascending
+    index = torch.tensor(order, device="cuda").expand(1, heads, rows, rows).contiguous()
+    none = torch.zeros_like(count)
+    lists = BlockSparseTensorsTorch(none, index, count, index, block_size=(block, block))
+    return lambda: first(_flash_attn_fwd(q, k, v, block_sparse_tensors=lists, tile_mn=(block, block)))
+
+
+def cudnn(q, k, v, kind):
+    if kind not in ("full", "causal") or q.shape[1] != k.shape[1]:
+        return None
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
+
+    def run():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(a, b, c, is_causal=kind == "causal")[0].transpose(0, 1)
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    library = ctypes.CDLL(options.library)
+    Ki = 1024
+    cases = [  # name, tokens, heads, KV heads, head_dim, kind, width or block, density, heads of a section
+        ("D128 full 16Ki", 16 * Ki, 16, 16, 128, "full", 0, 1, 1),
+        ("D128 causal 32Ki", 32 * Ki, 16, 16, 128, "causal", 0, 1, 2),
+        ("D64 full 16Ki, 32 heads", 16 * Ki, 32, 32, 64, "full", 0, 1, 1),
+        ("D64 causal 32Ki, 32 heads", 32 * Ki, 32, 32, 64, "causal", 0, 1, 4),
+        ("D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, "window", 4096, 1, 1),
+        ("D128 window 1024 of 64Ki, 16/4", 64 * Ki, 16, 4, 128, "window", 1024, 1, 4),
+        ("D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, "window", 512, 1, 1),
+        ("D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, "window", 4096, 1, 1),
+        ("D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 128, 0.20, 1),
+        ("D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, "blocks", 128, 0.05, 1),
+        ("D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.20, 1),
+        ("D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.05, 1),
+    ]
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; TFLOP/s over allowed pairs")
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ceiling = median_time({"matrix product": lambda: a @ b}, options.rounds)["matrix product"]
+    print(f"{'matrix product 8192^3':34} {2 * 8192**3 / ceiling * 1e-9:8.1f}", flush=True)
+    results = []
+    for name, tokens, heads, kv_heads, dim, kind, width, density, section in cases:
+        if options.only not in name:
+            continue
+        torch.manual_seed(3)
+        q = torch.randn(tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(tokens, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        block_map = (np.random.default_rng(4).random((tokens // width, tokens // width)) < density).astype(np.int64) if kind == "blocks" else None
+        pattern = Pattern(tokens, kind, width, block_map)
+        runs = {"Longspan": Longspan(library, pattern, q, k, v, section)}
+        if name == "D128 full 16Ki":
+            runs["two steps"] = Longspan(library, pattern, q, k, v, section, steps=2)
+        for peer, make in (("FlashAttention-4", lambda: flash_attention_4(q, k, v, kind, width, block_map)), ("cuDNN", lambda: cudnn(q, k, v, kind))):
+            try:
+                run = make()
+                if run:
+                    run()
+                    torch.cuda.synchronize()
+                    runs[peer] = run
+            except Exception as error:  # a peer that is not there, or does not do this
+                print(f"# {name}: {peer}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200])
+        own = runs["Longspan"]().float()
+        times = median_time(runs, options.rounds)
+        flops = 4 * dim * pattern.pairs * heads
+        line = {"case": name}
+        for peer, run in runs.items():
+            line[peer] = flops / times[peer] * 1e-9
+            if peer == "two steps":
+                line["same bits"] = bool(torch.equal(run(), runs["Longspan"]()))
+            elif peer != "Longspan":
+                line[peer + " error"] = float((run().float() - own).norm() / own.norm())
+        results.append(line)
+        print(f"{name:34} " + "  ".join(f"{key} {value:.1f}" if isinstance(value, float) and "error" not in key else
+                                       f"{key} {value:.1e}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items() if key != "case"),
+              flush=True)
+        del runs, q, k, v, own
+        torch.cuda.empty_cache()
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"device": torch.cuda.get_device_name(), "results": results}, file, indent=1)
+
+
+def median_time(runs, rounds):
+    """Milliseconds of each, interleaved."""
+    times = {name: [] for name in runs}
+    for i in range(3 + rounds):
+        for name, run in runs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            if i >= 3:
+                times[name].append(begin.elapsed_time(end))
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+if __name__ == "__main__":
+    main()
