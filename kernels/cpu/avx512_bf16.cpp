@@ -82,14 +82,13 @@ __attribute__((noinline)) void score_block(const uint32_t* k, const float* q, in
   }
 }
 
-void score_panel(const PanelStep& step) {
+void score_panel(const PanelStep& step, Fetch& fetch) {
   const auto* k = reinterpret_cast<const uint32_t*>(step.tile->k);
   const int64_t pairs = step.head_dim / 2;
-  const std::byte* ahead = step.ahead;
   for (int i = 0; i < step.map->live.count; ++i) {
     const int end = (step.map->live.run[i].end + 1) / 2 * 2;
     for (int key = step.map->live.run[i].begin; key < end;) {
-      for (int line = 0; line < 32 && ahead < step.ahead + step.ahead_bytes; ++line, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+      fetch.some();
       if (key + kBlock <= end) {
         score_block<kBlock>(k + key * pairs, step.q, pairs, step.scores + key * kPanel);
         key += kBlock;
@@ -187,11 +186,14 @@ __attribute__((noinline)) void value_block(const KeyRuns& live, const uint32_t* 
 
 void attend_panel(const PanelStep& step) {
   alignas(64) float alphas[kPanel];
-  score_panel(step);
+  Fetch fetch(step, kBlock);
+  score_panel(step, fetch);
   const bool changed = softmax_panel(step, alphas);
   const auto* v = reinterpret_cast<const uint32_t*>(step.tile->v);
-  for (int d = 0; d < step.head_dim; d += kBlock)
+  for (int d = 0; d < step.head_dim; d += kBlock) {
+    fetch.some();
     value_block(step.map->live, v + d * kPairs, step.scores, changed ? alphas : nullptr, step.o + d * kPanel);
+  }
   for (const OddValue& odd : step.tile->odd) {
     if (!is_live(step.map->live, odd.key)) continue;
     const uint32_t allowed = step.map->full ? ~uint32_t{0} : step.map->rows[static_cast<size_t>(odd.key)];

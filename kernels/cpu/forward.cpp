@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace longspan::kernels::cpu {
 
@@ -38,6 +39,34 @@ void fold_sign(float scale, bool pairs, float* queries, int64_t words) {
     }
     std::memcpy(queries + i, &bits, 4);
   }
+}
+
+// What of the next tile's unit is brought near, a slice with each panel, while this tile is in work: its keys [begin, end), then their
+// values.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const std::byte* unit, int64_t unit_bytes, int begin, int end)
+      : at_(unit + unit_bytes / 2 * begin / kTile), left_(unit_bytes / 2 * (end - begin) / kTile), values_(at_ + unit_bytes / 2),
+        bytes_(left_) {}
+  int64_t size() const { return 2 * bytes_; }
+  void take(int64_t slice, PanelStep& panel) {
+    if (left_ == 0 && values_ != nullptr) at_ = std::exchange(values_, nullptr), left_ = bytes_;
+    panel.ahead = at_;
+    panel.ahead_bytes = std::min(slice, left_);
+    if (left_ > 0) at_ += panel.ahead_bytes, left_ -= panel.ahead_bytes;
+  }
+
+ private:
+  const std::byte* at_ = nullptr;
+  int64_t left_ = 0;
+  const std::byte* values_ = nullptr;  // until it is their turn
+  int64_t bytes_ = 0;
+};
+
+Ahead ahead_of(const Tile& tile, const std::byte* unit, int64_t unit_bytes) {
+  const bool all = tile.form == Tile::Form::full, low = all || (tile.quarters & 0b0101) != 0, high = all || (tile.quarters & 0b1010) != 0;
+  return {unit, unit_bytes, low ? 0 : kTile / 2, high ? kTile : kTile / 2};
 }
 
 }  // namespace
@@ -97,10 +126,15 @@ void attend_piece(const Step& step, const Piece& piece, const PanelKernel& kerne
     kernel.pack_queries(kernel, step.q + query * static_cast<int64_t>(size_of(step.type)), int64_t{step.heads} * head_dim, rows, head_dim,
                         q);
     fold_sign(scale, kernel.pairs, q, query_words);
-    kernel.pack_state(step.o + state * head_dim, int64_t{step.heads} * head_dim, rows, head_dim, scratch.o_of(h) + p * panel_floats);
+    const int seen = work.begins ? 0 : rows;  // rows that have a state
+    float* o = scratch.o_of(h) + p * panel_floats;
+    if (seen == 0)
+      std::fill_n(o, panel_floats, 0.0f);
+    else
+      kernel.pack_state(step.o + state * head_dim, int64_t{step.heads} * head_dim, rows, head_dim, o);
     for (int r = 0; r < panel_rows; ++r) {
-      m[r] = r < rows ? step.m[state + int64_t{r} * step.heads] : -std::numeric_limits<float>::infinity();
-      l[r] = r < rows ? step.l[state + int64_t{r} * step.heads] : 0;
+      m[r] = r < seen ? step.m[state + int64_t{r} * step.heads] : -std::numeric_limits<float>::infinity();
+      l[r] = r < seen ? step.l[state + int64_t{r} * step.heads] : 0;
     }
   });
 
@@ -123,21 +157,22 @@ void attend_piece(const Step& step, const Piece& piece, const PanelKernel& kerne
       mapped_keys = keys;  // blocks of a run differ in nothing else
       if (map.live.count == 0) continue;
       kernel.pack_tile(unit_of(resident), head_dim, map.live, !map.full, scratch.k, scratch.v, *scratch.tile);
-      // While this tile is in work the next one is brought near, a slice with each panel.
-      const int64_t next = resident + 1 < end ? resident + 1 : t + 1 < end_tile ? step.tiles[static_cast<size_t>(t + 1)].key : -1;
-      const std::byte* ahead = next < 0 ? nullptr : unit_of(next);
-      panel.ahead_bytes = next < 0 ? 0 : bytes / (piece.heads * (panels - first_panel)) / 64 * 64 + 64;
-      const std::byte* ahead_end = next < 0 ? nullptr : ahead + bytes;
+      Ahead ahead;
+      if (resident + 1 < end)
+        ahead = {unit_of(resident + 1), bytes, 0, kTile};
+      else if (t + 1 < end_tile)
+        ahead = ahead_of(step.tiles[static_cast<size_t>(t + 1)], unit_of(step.tiles[static_cast<size_t>(t + 1)].key), bytes);
+      const auto live_panels = std::count_if(map.panel.begin() + first_panel, map.panel.begin() + panels,
+                                             [](const PanelMap& mapped) { return mapped.live.count != 0; });
+      const int64_t slice = ahead.size() / (piece.heads * live_panels) / 64 * 64 + 64;
       for_each_panel([&](int h, int p, int) {
         panel.map = &map.panel[static_cast<size_t>(p)];
         if (panel.map->live.count == 0) return;
         panel.q = scratch.q_of(h) + p * query_words;
         panel.o = scratch.o_of(h) + p * panel_floats;
         panel.m = scratch.m_of(h) + p * panel_rows, panel.l = scratch.l_of(h) + p * panel_rows;
-        panel.ahead = ahead;
-        panel.ahead_bytes = std::min<int64_t>(panel.ahead_bytes, ahead_end - ahead);
+        ahead.take(slice, panel);
         kernel.attend(panel);
-        ahead += panel.ahead_bytes;
       });
     }
   }

@@ -63,7 +63,16 @@ HWY_INLINE void transpose_quad(const typename Element::Stored* const from[4], in
 // `rows` rows of `columns` elements (a multiple of 4) to [columns][panel]; lanes past the rows become zeros.
 template <class Element>
 void transpose_rows(const typename Element::Stored* from, int64_t stride, int rows, int columns, int panel, float* to) {
+  // Rows of different heads lie side by side, so that a head's are far apart: no prefetcher of the CPU sees them coming.
+  constexpr int kAhead = 8;
+  const auto fetch = [&](int row) {
+    if (row >= rows) return;
+    const auto* bytes = reinterpret_cast<const std::byte*>(from + row * stride);
+    for (int64_t at = 0; at < columns * static_cast<int64_t>(sizeof(*from)); at += 64) __builtin_prefetch(bytes + at);
+  };
+  for (int row = 0; row < kAhead; ++row) fetch(row);
   for (int row = 0; row < panel; row += 4) {
+    for (int r = 0; r < 4; ++r) fetch(row + kAhead + r);
     const typename Element::Stored* quad[4];
     for (int r = 0; r < 4; ++r) quad[r] = row + r < rows ? from + (row + r) * stride : nullptr;
     for (int d = 0; d < columns; d += 4) transpose_quad<Element>(quad, d, to + d * panel + row, panel);
@@ -178,13 +187,12 @@ HWY_NOINLINE void score_block(const float* k, const float* q, int head_dim, floa
 }
 
 // Scores q·k (not scaled) of all live keys, to scores[key]. The tile's scratch holds whole segments, so that a run may be rounded up.
-inline void score_panel(const PanelStep& step) {
+inline void score_panel(const PanelStep& step, Fetch& fetch) {
   const auto* k = reinterpret_cast<const float*>(step.tile->k);
-  const std::byte* ahead = step.ahead;
   for (int i = 0; i < step.map->live.count; ++i) {
     const int end = (step.map->live.run[i].end + 1) / 2 * 2;
     for (int key = step.map->live.run[i].begin; key < end;) {
-      for (int line = 0; line < 32 && ahead < step.ahead + step.ahead_bytes; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+      fetch.some();
       const float* rows = k + int64_t{key} * step.head_dim;
       if (key + LONGSPAN_BLOCK <= end) {
         score_block<LONGSPAN_BLOCK>(rows, step.q, step.head_dim, step.scores + key * kPanel);
@@ -280,9 +288,10 @@ HWY_NOINLINE void value_block(const KeyRuns& live, const float* v, int head_dim,
     for (int c = 0; c < kVectors; ++c) hn::Store(sum[b][c], lane, o + b * kPanel + c * kLanes);
 }
 
-inline void value_panel(const PanelStep& step, const float* alphas) {
+inline void value_panel(const PanelStep& step, const float* alphas, Fetch& fetch) {
   const auto* values = reinterpret_cast<const float*>(step.tile->v);
   for (int d = 0; d < step.head_dim;) {
+    fetch.some();
     if (d + LONGSPAN_BLOCK <= step.head_dim) {
       value_block<LONGSPAN_BLOCK>(step.map->live, values + d, step.head_dim, step.scores, alphas, step.o + d * kPanel);
       d += LONGSPAN_BLOCK;
@@ -301,9 +310,10 @@ inline void value_panel(const PanelStep& step, const float* alphas) {
 
 inline void attend_panel(const PanelStep& step) {
   HWY_ALIGN_MAX float alphas[kPanel];
-  score_panel(step);
+  Fetch fetch(step, LONGSPAN_BLOCK);
+  score_panel(step, fetch);
   const bool changed = softmax_panel(step, alphas);
-  value_panel(step, changed ? alphas : nullptr);
+  value_panel(step, changed ? alphas : nullptr, fetch);
 }
 
 inline void exp2_floats(const float* in, float* out, int64_t count) {

@@ -43,6 +43,25 @@ struct PanelStep {
   int64_t ahead_bytes = 0;
 };
 
+// Brings PanelStep::ahead into the second-level cache, as many lines with each register block: in a burst they would hold up the loads of
+// the products.
+class Fetch {
+ public:
+  Fetch(const PanelStep& step, int block) : at_(step.ahead), end_(at_ + step.ahead_bytes) {
+    int64_t blocks = (step.head_dim + block - 1) / block;
+    for (int i = 0; i < step.map->live.count; ++i) blocks += (step.map->live.run[i].end - step.map->live.run[i].begin + block - 1) / block;
+    lines_ = (step.ahead_bytes / kLine + blocks) / blocks;
+  }
+  void some() {
+    for (int64_t line = 0; line < lines_ && at_ < end_; ++line, at_ += kLine) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const std::byte *at_, *end_;
+  int64_t lines_ = 0;
+};
+
 // The functions of one instruction set for one element type.
 struct PanelKernel {
   const char* name = "";

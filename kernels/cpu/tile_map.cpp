@@ -42,16 +42,7 @@ void look_up(const Tile& tile, std::span<const MaskBits> masks, std::array<Rows,
       for (int64_t key = 0; key < kTile; ++key)
         rows_of[static_cast<size_t>(key)] = rows_between(key + tile.band.lo, key + int64_t{tile.band.hi} + 1);
       break;
-    case Tile::Form::subtiles:
-      for (size_t key = 0; key < kTile; ++key) {
-        if (key % 16 != 0) {
-          rows_of[key] = rows_of[key - 1];
-          continue;
-        }
-        rows_of[key] = {};
-        for (size_t group = 0; group < 8; ++group)
-          if (tile.subtiles >> (8 * group + key / 16) & 1) rows_of[key][group / 4] |= uint64_t{0xffff} << (16 * (group % 4));
-      }
+    case Tile::Form::subtiles:  // map_tile takes them whole
       break;
     case Tile::Form::bits: {
       const MaskBits& mask = masks[static_cast<size_t>(tile.mask)];
@@ -87,8 +78,9 @@ void map_tile(const Tile& tile, std::span<const MaskBits> masks, int first_row, 
   map.full = true;
   uint32_t used = 0;
   const uint32_t every_segment = (1u << ((keys + kSegment - 1) / kSegment)) - 1;
+  const bool in_squares = tile.form == Tile::Form::subtiles;
   std::array<Rows, kTile> rows_of;
-  if (tile.form != Tile::Form::full) look_up(tile, masks, rows_of);
+  if (tile.form != Tile::Form::full && !in_squares) look_up(tile, masks, rows_of);
   for (int p = 0; p < map.panels; ++p) {
     PanelMap& panel = map.panel[static_cast<size_t>(p)];
     const int begin = p * panel_rows;
@@ -97,17 +89,29 @@ void map_tile(const Tile& tile, std::span<const MaskBits> masks, int first_row, 
     if (segments != 0 && tile.form != Tile::Form::full) {
       const uint32_t lanes = static_cast<uint32_t>(rows_between(0, panel_rows)[0]);
       const uint32_t present = static_cast<uint32_t>(rows_between(0, std::min(panel_rows, rows - begin))[0]);
+      const auto with_absent = [&](uint32_t allowed) { return allowed == 0 ? 0 : allowed | (lanes & ~present); };
       uint32_t all = lanes;
       segments = 0;
-      for (int key = 0; key < keys; ++key) {
-        uint32_t allowed =
-            static_cast<uint32_t>(rows_of[static_cast<size_t>(key)][static_cast<size_t>(begin / 64)] >> (begin % 64)) & present;
-        if (allowed != 0) segments |= 1u << (key / kSegment), allowed |= lanes & ~present;
-        panel.rows[static_cast<size_t>(key)] = allowed;
+      if (in_squares) {
+        for (int segment = 0; segment * kSegment < keys; ++segment) {
+          const uint64_t squares = tile.subtiles >> (begin / 16 * 8 + segment);  // of 16 rows; the next 16 rows' is 8 bits up
+          const uint32_t allowed = with_absent(((squares & 1 ? 0xffffu : 0) | (squares >> 8 & 1 ? 0xffff0000u : 0)) & present);
+          if (allowed == 0) continue;
+          segments |= 1u << segment, all &= allowed;
+          std::fill_n(panel.rows.begin() + segment * kSegment, kSegment, allowed);
+        }
+        panel.live = runs_of(segments, keys);
+      } else {
+        for (int key = 0; key < keys; ++key) {
+          const uint64_t rows_word = rows_of[static_cast<size_t>(key)][static_cast<size_t>(begin / 64)];
+          const uint32_t allowed = with_absent(static_cast<uint32_t>(rows_word >> (begin % 64)) & present);
+          if (allowed != 0) segments |= 1u << (key / kSegment);
+          panel.rows[static_cast<size_t>(key)] = allowed;
+        }
+        panel.live = runs_of(segments, keys);
+        for (int i = 0; i < panel.live.count; ++i)
+          for (int key = panel.live.run[i].begin; key < panel.live.run[i].end; ++key) all &= panel.rows[static_cast<size_t>(key)];
       }
-      panel.live = runs_of(segments, keys);
-      for (int i = 0; i < panel.live.count; ++i)
-        for (int key = panel.live.run[i].begin; key < panel.live.run[i].end; ++key) all &= panel.rows[static_cast<size_t>(key)];
       panel.full = all == lanes;
     } else {
       panel.live = runs_of(segments, keys);
