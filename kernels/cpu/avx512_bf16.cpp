@@ -220,31 +220,35 @@ void pack_tile(const std::byte* unit, int head_dim, const KeyRuns& live, bool, f
     return order;
   }();
   const __m512i low = _mm512_load_si512(kOrder[0].data()), high = _mm512_load_si512(kOrder[1].data());
-  const __m512i exponent = _mm512_set1_epi16(0x7f80), fraction = _mm512_set1_epi16(0x007f);
-  __mmask32 odd = 0;
-  for (int i = 0; i < live.count; ++i) {
-    const int end = live.run[i].end;
-    for (int key = live.run[i].begin; key < end; key += 2) {
-      const uint16_t* row = values + int64_t{key} * head_dim;
-      float* to = v + key / 2 * kBlock;
-      for (int d = 0; d < head_dim; d += 32) {
-        const int count = head_dim - d;
-        const __mmask32 present = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
-        const __m512i a = _mm512_maskz_loadu_epi16(present, row + d);
-        const __m512i b = _mm512_maskz_loadu_epi16(key + 1 < end ? present : 0, row + head_dim + d);
+  // Of |bits|: the largest tells of NaN and ∞, the least of those that are not 0 of subnormal numbers.
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff), one = _mm512_set1_epi16(1);
+  __m512i most = _mm512_setzero_si512(), least_less_one = _mm512_set1_epi16(-1);
+  for (int d = 0; d < head_dim; d += 32) {
+    const int count = head_dim - d, blocks = std::min(4, count / kBlock);
+    const __mmask32 present = count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1;
+    for (int i = 0; i < live.count; ++i) {
+      const int end = live.run[i].end;
+      for (int key = live.run[i].begin; key < end; key += 2) {
+        const uint16_t* row = values + int64_t{key} * head_dim + d;
+        const __m512i a = _mm512_maskz_loadu_epi16(present, row);
+        const __m512i b = _mm512_maskz_loadu_epi16(key + 1 < end ? present : 0, row + head_dim);
         for (const __m512i x : {a, b}) {
-          const __m512i e = _mm512_and_si512(x, exponent);
-          odd |= _mm512_cmpeq_epi16_mask(e, exponent) | (_mm512_testn_epi16_mask(x, exponent) & _mm512_test_epi16_mask(x, fraction));
+          const __m512i bits = _mm512_and_si512(x, magnitude);
+          most = _mm512_max_epu16(most, bits);
+          least_less_one = _mm512_min_epu16(least_less_one, _mm512_sub_epi16(bits, one));
         }
         const __m512i words[2] = {_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)};
-        for (int block = 0; block < std::min(4, count / kBlock); ++block) {
+        float* to = v + d * kPairs + key / 2 * kBlock;
+        for (int block = 0; block < blocks; ++block) {
           const __m256i half = block % 2 ? _mm512_extracti64x4_epi64(words[block / 2], 1) : _mm512_castsi512_si256(words[block / 2]);
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (d + block * kBlock) * kPairs), half);
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + block * kBlock * kPairs), half);
         }
       }
     }
   }
-  if (odd == 0) return;
+  const bool odd = (_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(0x7f80)) |
+                    _mm512_cmplt_epu16_mask(least_less_one, _mm512_set1_epi16(0x007f))) != 0;
+  if (!odd) return;
   for (int i = 0; i < live.count; ++i) {
     for (int key = live.run[i].begin; key < live.run[i].end; ++key) {
       for (int d = 0; d < head_dim; ++d) {

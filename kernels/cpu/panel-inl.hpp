@@ -60,19 +60,21 @@ HWY_INLINE void transpose_quad(const typename Element::Stored* const from[4], in
 #endif
 }
 
+// Rows of all heads lie side by side, so that those of one head are far apart: no prefetcher of the CPU sees them coming.
+constexpr int kRowsAhead = 8;
+template <class T>
+HWY_INLINE void fetch_row(const T* from, int64_t stride, int row, int rows, int columns) {
+  if (row >= rows) return;
+  const auto* bytes = reinterpret_cast<const std::byte*>(from + row * stride);
+  for (int64_t at = 0; at < columns * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(bytes + at);
+}
+
 // `rows` rows of `columns` elements (a multiple of 4) to [columns][panel]; lanes past the rows become zeros.
 template <class Element>
 void transpose_rows(const typename Element::Stored* from, int64_t stride, int rows, int columns, int panel, float* to) {
-  // Rows of different heads lie side by side, so that a head's are far apart: no prefetcher of the CPU sees them coming.
-  constexpr int kAhead = 8;
-  const auto fetch = [&](int row) {
-    if (row >= rows) return;
-    const auto* bytes = reinterpret_cast<const std::byte*>(from + row * stride);
-    for (int64_t at = 0; at < columns * static_cast<int64_t>(sizeof(*from)); at += 64) __builtin_prefetch(bytes + at);
-  };
-  for (int row = 0; row < kAhead; ++row) fetch(row);
+  for (int row = 0; row < kRowsAhead; ++row) fetch_row(from, stride, row, rows, columns);
   for (int row = 0; row < panel; row += 4) {
-    for (int r = 0; r < 4; ++r) fetch(row + kAhead + r);
+    for (int r = 0; r < 4; ++r) fetch_row(from, stride, row + kRowsAhead + r, rows, columns);
     const typename Element::Stored* quad[4];
     for (int r = 0; r < 4; ++r) quad[r] = row + r < rows ? from + (row + r) * stride : nullptr;
     for (int d = 0; d < columns; d += 4) transpose_quad<Element>(quad, d, to + d * panel + row, panel);
@@ -92,9 +94,13 @@ inline void unpack_state(const float* from, int64_t stride, int rows, int head_d
   for (int row = 0; row < rows; row += 4) {
     for (int d = 0; d < head_dim; d += 4) {
       const float* const columns[4] = {from + d * kPanel, from + (d + 1) * kPanel, from + (d + 2) * kPanel, from + (d + 3) * kPanel};
+      if (row + 4 <= rows) {
+        transpose_quad<Float32>(columns, row, to + row * stride + d, stride);
+        continue;
+      }
       HWY_ALIGN float quad[16];
       transpose_quad<Float32>(columns, row, quad, 4);
-      for (int r = 0; r < std::min(4, rows - row); ++r) std::copy_n(quad + 4 * r, 4, to + (row + r) * stride + d);
+      for (int r = 0; r < rows - row; ++r) std::copy_n(quad + 4 * r, 4, to + (row + r) * stride + d);
     }
   }
 }

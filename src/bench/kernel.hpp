@@ -12,13 +12,14 @@
 namespace longspan::bench {
 
 struct KernelMeasure {
-  std::string kernel;                      // the instruction set
-  double flop = 0;                         // 4·head_dim for each pair in 64×64 quarters of tiles with an allowed pair, over all heads
-  std::vector<double> seconds;             // each time: clearing the states, all tiles, rounding the output
-  double peak_before = 0, peak_after = 0;  // FLOP/s
+  std::string kernel;           // the instruction set
+  double flop = 0;              // 4·head_dim for each pair in 64×64 quarters of tiles with an allowed pair, over all heads
+  std::vector<double> seconds;  // each time: all tiles, rounding the output
+  std::vector<double> peaks;    // FLOP/s: before the first time, and after each
 
   double rate() const;   // FLOP/s, of the median time
-  double share() const;  // of the mean of the two peaks
+  double peak() const;   // median
+  double share() const;  // the median of each time's rate over the mean of the peaks on both sides of it: clocks change meanwhile
 };
 
 // Synthetic rows. shape.tokens is a multiple of 128. The first run counts too when `times` is 1; else there is one more before.

@@ -44,7 +44,7 @@ int run_bench_kernel(const Settings& settings, const Context&) {
   json["options"] = settings_json(settings);
   json["device"] = {{"kind", "cpu"}, {"name", kernels::cpu::target_names()}, {"threads", threads.threads()}};
   json["measures"] = nlohmann::ordered_json::array();
-  report::Table table({"<type", "head_dim", "<pattern", "<kernel", "time ms", "GFLOP/s", "peak before", "peak after", "of peak"});
+  report::Table table({"<type", "head_dim", "<pattern", "<kernel", "time ms", "GFLOP/s", "peak", "of peak"});
   for (const ElementType type : types) {
     for (const int64_t head_dim : head_dims) {
       shape.type = type, shape.head_dim = static_cast<int>(head_dim);
@@ -59,11 +59,11 @@ int run_bench_kernel(const Settings& settings, const Context&) {
                                     {"flop", measure.flop},
                                     {"seconds", measure.seconds},
                                     {"flop_per_second", measure.rate()},
-                                    {"peak_flop_per_second", {measure.peak_before, measure.peak_after}},
+                                    {"peak_flop_per_second", measure.peaks},
                                     {"share_of_peak", measure.share()}});
         const auto giga = [](double rate) { return fmt::format("{:.1f}", rate / 1e9); };
         table.add({std::string(name_of(type)), std::to_string(head_dim), named.name, measure.kernel, fmt::format("{:.2f}", seconds * 1e3),
-                   giga(measure.rate()), giga(measure.peak_before), giga(measure.peak_after), report::percent_text(measure.share())});
+                   giga(measure.rate()), giga(measure.peak()), report::percent_text(measure.share())});
       }
     }
   }

@@ -378,6 +378,7 @@ TEST_F(Program, BenchKernelComparesWithThePeak) {
   ASSERT_EQ(record["measures"].size(), 3u * 2 * 4);
   for (const nlohmann::json& measure : record["measures"]) {
     EXPECT_EQ(measure["seconds"].size(), 2u);
+    ASSERT_EQ(measure["peak_flop_per_second"].size(), 3u);
     EXPECT_GT(measure["peak_flop_per_second"][0], 0);
     EXPECT_GT(measure["flop_per_second"], 0);
     EXPECT_FALSE(measure["kernel"].get<std::string>().empty());
