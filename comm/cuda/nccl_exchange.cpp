@@ -2,6 +2,9 @@
 //
 //   its stream:   gather what is sent | send and receive everything | scatter what came
 //
+// Each exchange has a communicator of its own, since what one communicator does it does in the order of issue, and two exchanges are not
+// issued in the same order on all ranks.
+//
 // A message that is one run of slots goes straight out of the pool, or into it: many small messages cost far more than one large one
 // (NCCL serves those of one peer one after another).
 #include <fmt/format.h>
@@ -48,7 +51,7 @@ class NcclRanks {
   }
 
   ~NcclRanks() {
-    if (comm_ == nullptr) return;
+    if (!is_up()) return;
     if (std::uncaught_exceptions() > 0) {
       abort();
       return;
@@ -64,6 +67,7 @@ class NcclRanks {
   NcclRanks& operator=(const NcclRanks&) = delete;
 
   ncclComm_t get() const { return comm_; }
+  bool is_up() const { return comm_ != nullptr; }
   // Ends the kernels that wait for other ranks: until then the device is busy, and no memory of it can be given back.
   void abort() {
     if (comm_ != nullptr) nccl().comm_abort(std::exchange(comm_, nullptr));
@@ -134,18 +138,27 @@ bool is_run(const std::vector<int32_t>& slots) {
   return true;
 }
 
+// Communicators that no exchange uses now.
+using Idle = std::vector<std::unique_ptr<NcclRanks>>;
+
 class NcclExchange : public PoolExchange {
  public:
-  NcclExchange(const Communicator& ranks, NcclRanks& comm, std::byte* pool, int64_t block_bytes, int gpu)
+  // Takes a communicator of `idle` and gives it back at the end, if it is still up.
+  NcclExchange(const Communicator& ranks, Idle& idle, std::byte* pool, int64_t block_bytes, int gpu)
       : ranks_(ranks),
-        comm_(comm),
+        idle_(idle),
+        own_(std::move(idle.back())),
+        comm_(*own_),
         gpu_(gpu),
         current_(gpu),
         pool_(pool),
         block_bytes_(block_bytes),
-        stream_(cuda::Stream::Priority::high) {}
+        stream_(cuda::Stream::Priority::high) {
+    idle.pop_back();
+  }
   ~NcclExchange() override {
     if (std::uncaught_exceptions() == 0) cudaStreamSynchronize(stream_.get());
+    if (own_->is_up()) idle_.push_back(std::move(own_));
   }
 
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
@@ -281,6 +294,8 @@ class NcclExchange : public PoolExchange {
   }
 
   const Communicator& ranks_;
+  Idle& idle_;
+  std::unique_ptr<NcclRanks> own_;
   NcclRanks& comm_;
   int gpu_;
   cuda::CurrentDevice current_;
@@ -295,15 +310,19 @@ class NcclExchange : public PoolExchange {
 
 class NcclTransport : public Transport {
  public:
-  NcclTransport(const Communicator& ranks, int gpu, double timeout) : gpu_(gpu), comm_(ranks, gpu, timeout) {}
+  NcclTransport(const Communicator& ranks, int gpu, double timeout) : gpu_(gpu), timeout_(timeout) { add(ranks); }
   std::string name() const override { return "NCCL " + nccl().version; }
   std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
-    return std::make_unique<NcclExchange>(ranks, comm_, pool, block_bytes, gpu_);
+    if (idle_.empty()) add(ranks);
+    return std::make_unique<NcclExchange>(ranks, idle_, pool, block_bytes, gpu_);
   }
 
  private:
+  void add(const Communicator& ranks) { idle_.push_back(std::make_unique<NcclRanks>(ranks, gpu_, timeout_)); }
+
   int gpu_;
-  NcclRanks comm_;
+  double timeout_;
+  Idle idle_;
 };
 
 }  // namespace

@@ -3,10 +3,8 @@
 
 #include <atomic>
 
-#include "kernels/cuda/runtime.hpp"
-#if LONGSPAN_HOPPER
 #include "kernels/cuda/hopper_forward.hpp"
-#endif
+#include "kernels/cuda/runtime.hpp"
 
 namespace longspan::kernels::cuda {
 
@@ -14,16 +12,11 @@ namespace {
 
 std::atomic<bool> portable_only = false;
 
-bool takes_hopper([[maybe_unused]] ElementType type, [[maybe_unused]] int head_dim, [[maybe_unused]] float scale,
-                  [[maybe_unused]] int device_major) {
-#if LONGSPAN_HOPPER
+bool takes_hopper(ElementType type, int head_dim, float scale, int device_major) {
   return !portable_only && hopper_supports(type, head_dim, scale, device_major);
-#else
-  return false;
-#endif
 }
 
-[[maybe_unused]] int current_major() {
+int current_major() {
   int device = 0, major = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
@@ -40,9 +33,7 @@ const char* forward_kernel(ElementType type, int head_dim, float scale, int devi
 }
 
 void forward(const DeviceStep& step, cudaStream_t stream) {
-#if LONGSPAN_HOPPER
   if (takes_hopper(step.step.type, step.step.head_dim, step.step.scale, current_major())) return forward_hopper(step, stream);
-#endif
   forward_portable(step, stream);
 }
 

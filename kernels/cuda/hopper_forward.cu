@@ -22,6 +22,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/hopper/barrier.cuh"
 #include "kernels/cuda/hopper/copy.cuh"
 #include "kernels/cuda/hopper/softmax.cuh"
@@ -44,6 +45,7 @@ constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
 constexpr int kItems = 2;                           // items announced at a time
 constexpr uint32_t kConsumerWarps = kConsumers * kGroup / 32;
+constexpr int kBothConsumers = 1, kOneConsumer = 2;  // named barriers: of both, of each
 
 // What the kernel needs of a DeviceStep, without std::span.
 struct Arguments {
@@ -447,15 +449,32 @@ struct Consumer {
   }
   __device__ __forceinline__ void finish(const Place& entry) { entry.both(group) ? finish<128>(entry) : finish<64>(entry); }
 
-  // O += P·V of a masked entry whose V holds NaN or ∞, pair by pair: 0·NaN must not reach rows that do not look at the key. What is
-  // infinite counts as it is, whatever its probability was rounded to.
-  __device__ __forceinline__ void finish_pairwise(const Entry& entry) {
+  // finish() for a masked entry whose V holds NaN or ∞: 0·NaN must not reach rows that do not look at the key. First every row takes what
+  // it looks at of these values as it is, whatever its probability was rounded to; then they are set to zero in the ring, for both
+  // consumers; and the product takes the rest, with the bits that it would have without them.
+  __device__ __forceinline__ void finish_carefully(const Entry& entry) {
     wait(&shared.v_full[entry.first_slot], entry.parity);
+    take_nonfinite(entry);
+    const bool two = need(entry.flags, 0) && need(entry.flags, 1);
+    const auto meet = [&] { two ? named_sync(kBothConsumers, kConsumers * kGroup) : named_sync(kOneConsumer + group, kGroup); };
+    meet();  // all have read
+    constexpr int kPieces = kPanel / 8;  // of 16 bytes in a line
+    const int lines = entry.flags & kTwoSlots ? 2 * kSlotKeys : kSlotKeys;
+    for (int i = two ? threadIdx.x - kGroup : threadIdx.x % kGroup; i < Ring::kPanels * lines * kPieces; i += two ? 2 * kGroup : kGroup) {
+      auto* piece = reinterpret_cast<uint4*>(shared.v[i / (lines * kPieces)] + entry.first_slot * kPanelElements) + i % (lines * kPieces);
+      uint4 words = *piece;
+      words.x = finite_only<Element>(words.x), words.y = finite_only<Element>(words.y);
+      words.z = finite_only<Element>(words.z), words.w = finite_only<Element>(words.w);
+      *piece = words;
+    }
+    written_for_products();
+    meet();
+    finish(entry);
+  }
+
+  __device__ __forceinline__ void take_nonfinite(const Entry& entry) {
     const Mask mask = mask_of(entry);
-    uint32_t rounded[32];  // indexed at run time: not p, which then would not stay in registers
-#pragma unroll
-    for (int i = 0; i < 32; ++i) rounded[i] = p[i];
-    const int keys = entry.both(group) ? 128 : 64;
+    const int keys = entry.both(group) ? 2 * kSlotKeys : kSlotKeys;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       uint32_t allowed[4];
@@ -463,21 +482,16 @@ struct Consumer {
 #pragma unroll
       for (int w = 0; w < 4; ++w)
         for (int key = 32 * w; key < 32 * w + 32 && key < keys; ++key) {
-          const uint32_t pair = __shfl_sync(0xffffffff, rounded[key / 8 * 2 + r], (lane & ~3) + key % 8 / 2);
-          const float2 weights = unpack<Element>(pair);
-          const float weight = key % 2 ? weights.y : weights.x;
           if (!(allowed[w] >> (key % 32) & 1)) continue;
 #pragma unroll
           for (int n = 0; n < D / 8; ++n) {  // 16-byte pieces are swizzled
             const uint16_t* line = &shared.v[n / 8][entry.slot(group) * kPanelElements + key * kPanel];
             const float2 v = unpack<Element>(*reinterpret_cast<const uint32_t*>(line + ((n % 8) ^ (key % 8)) * 8 + 2 * (lane % 4)));
-            o[4 * n + 2 * r] += isfinite(v.x) ? weight * v.x : v.x;
-            o[4 * n + 2 * r + 1] += isfinite(v.y) ? weight * v.y : v.y;
+            if (!isfinite(v.x)) o[4 * n + 2 * r] += v.x;
+            if (!isfinite(v.y)) o[4 * n + 2 * r + 1] += v.y;
           }
         }
     }
-    settle();
-    release(&shared.v_empty[entry.first_slot]);
   }
 
   // Whether the next entry might need the slot of V that `current` holds: the producer would wait for it for ever.
@@ -557,7 +571,7 @@ struct Consumer {
       if (following.flags & kNonfinite) {
         if (pending) finish(current);
         following.both(group) ? first<128>(following) : first<64>(following);
-        finish_pairwise(following);
+        finish_carefully(following);
         pending = found = false;
         continue;
       }
@@ -599,12 +613,13 @@ struct Consumer {
   }
 
   template <typename Output>
-  __device__ __forceinline__ void write_rounded(const Item& item, const float (&inverse)[2]) const {
+  __device__ __forceinline__ void write_rounded(const Item& item) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const Normalise normalise(l[r]);
       uint32_t pairs[D / 8];
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) pairs[n] = pack<Output>(o[4 * n + 2 * r] * inverse[r], o[4 * n + 2 * r + 1] * inverse[r]);
+      for (int n = 0; n < D / 8; ++n) pairs[n] = pack<Output>(normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1]));
       // A row's four threads hold 2 columns of each 8: after the exchange each holds 8 columns of every fourth, 16 bytes to store.
       exchange(pairs, lane);
       if (row + 8 * r >= item.rows) continue;
@@ -615,24 +630,23 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void write_output(const Item& item) const {
-    float inverse[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      inverse[r] = l[r] == 0 ? 0 : 1 / l[r];  // NaN stays NaN
       const int64_t at = (item.q_row + row + 8 * r) * a.heads + item.head;
-      if (lane % 4 == 0 && row + 8 * r < item.rows) a.lse[at] = (m[r] + log2f(l[r])) * 0.6931471805599453f;
+      if (lane % 4 == 0 && row + 8 * r < item.rows) a.lse[at] = natural_lse(m[r], l[r]);
     }
     if (a.output_type == ElementType::bfloat16) {
-      write_rounded<__nv_bfloat16>(item, inverse);
+      write_rounded<__nv_bfloat16>(item);
     } else if (a.output_type == ElementType::float16) {
-      write_rounded<__half>(item, inverse);
+      write_rounded<__half>(item);
     } else {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if (row + 8 * r >= item.rows) continue;
+        const Normalise normalise(l[r]);
         auto* to = reinterpret_cast<float2*>(a.out + ((item.q_row + row + 8 * r) * a.heads + item.head) * D * 4) + lane % 4;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) to[4 * n] = float2{o[4 * n + 2 * r] * inverse[r], o[4 * n + 2 * r + 1] * inverse[r]};
+        for (int n = 0; n < D / 8; ++n) to[4 * n] = float2{normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1])};
       }
     }
   }

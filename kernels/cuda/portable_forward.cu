@@ -107,12 +107,6 @@ __device__ float with_nonfinite(float sum, float counted) {
   if (count >> 7 & 0x7f) sum -= __int_as_float(0x7f800000);
   return count >> 14 ? __int_as_float(0x7fc00000) : sum;
 }
-template <typename T>
-__device__ uint32_t finite_only(uint32_t pair) {
-  if ((pair & kExponent<T>) == kExponent<T>) pair &= 0xffff0000;
-  if ((pair >> 16 & kExponent<T>) == kExponent<T>) pair &= 0xffff;
-  return pair;
-}
 
 // Rows of kDim elements in shared memory. Eight rows that lie below each other are read at once, so their 16-byte columns are permuted by
 // the row's number: they fall into different banks.
@@ -348,12 +342,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads) forward_mma(const __gri
       if (work.ends) {
         const int64_t result = (work.q_row + first_row + row) * step.heads + item.head;
         if (pair == 0) arguments.lse[result] = natural_lse(m[t][h], l[t][h]);
-        const bool empty = l[t][h] == 0;
+        const Normalise normalise(l[t][h]);
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
           if (n >= head_dim / 8) continue;
-          store_pair(arguments.out, arguments.output_type, result * head_dim + 8 * n + 2 * pair, empty ? 0.0f : o[t][n][2 * h] / l[t][h],
-                     empty ? 0.0f : o[t][n][2 * h + 1] / l[t][h]);
+          store_pair(arguments.out, arguments.output_type, result * head_dim + 8 * n + 2 * pair, normalise(o[t][n][2 * h]),
+                     normalise(o[t][n][2 * h + 1]));
         }
       } else {
         const int64_t state = (work.state_row + first_row + row) * step.heads + item.head;
@@ -509,7 +503,7 @@ __global__ void __launch_bounds__(256) forward_fma(const __grid_constant__ Devic
     if (row >= rows) continue;
     const int64_t result = (work.q_row + first_row + row) * step.heads + item.head;
     const int64_t state = (work.state_row + first_row + row) * step.heads + item.head;
-    const bool empty = l[r] == 0;
+    const Normalise normalise(l[r]);
     if (x == 0) {
       if (work.ends)
         arguments.lse[result] = natural_lse(m[r], l[r]);
@@ -521,8 +515,7 @@ __global__ void __launch_bounds__(256) forward_fma(const __grid_constant__ Devic
       const int column = d / 4 * 64 + 4 * x + d % 4;
       if (column >= head_dim) continue;
       if (work.ends)
-        store_pair(arguments.out, arguments.output_type, result * head_dim + column, empty ? 0.0f : o[r][d] / l[r],
-                   empty ? 0.0f : o[r][d + 1] / l[r]);
+        store_pair(arguments.out, arguments.output_type, result * head_dim + column, normalise(o[r][d]), normalise(o[r][d + 1]));
       else
         *reinterpret_cast<float2*>(step.o + state * head_dim + column) = float2{o[r][d], o[r][d + 1]};
     }

@@ -25,10 +25,10 @@ unsigned blocks_for(int64_t states) { return static_cast<unsigned>(std::min(kMos
 __global__ void finish_states(Finish finish) {
   for_each_state(finish.rows * finish.heads, [&](int64_t state, int lane) {
     const float l = finish.l[state];
-    const bool empty = l == 0;
+    const Normalise normalise(l);
     for (int d = 2 * lane; d < finish.head_dim; d += 64) {
       const int64_t at = state * finish.head_dim + d;
-      store_pair(finish.out, finish.output_type, at, empty ? 0.0f : finish.o[at] / l, empty ? 0.0f : finish.o[at + 1] / l);
+      store_pair(finish.out, finish.output_type, at, normalise(finish.o[at]), normalise(finish.o[at + 1]));
     }
     if (lane == 0) finish.lse[state] = natural_lse(finish.m[state], l);
   });

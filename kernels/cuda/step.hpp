@@ -21,7 +21,7 @@ struct DeviceStep {
   int64_t q_rows = 0;                    // rows of step.q (bound of the tensor map)
   int64_t pool_slots = 0;                // units of the pool
   const uint8_t* nonfinite_v = nullptr;  // [pool_slots] or null: unit's V holds NaN or ∞; a partial tile with one takes the slower path
-  const WorkHead* items = nullptr;       // (work, head) pairs, dearest first; heads of one KV head adjacent
+  const WorkHead* items = nullptr;       // (work, head) pairs as they are taken
   int64_t item_count = 0;
   int32_t* counter = nullptr;  // one int, zeroed by the launch (persistent kernel's queue)
 };

@@ -19,23 +19,22 @@ int64_t units_of(const engine::PeerUnits& peer) {
   return units;
 }
 
-// Units by peer, of both levels.
-std::map<int, int64_t> by_peer(const std::vector<engine::PeerUnits>& first, const std::vector<engine::PeerUnits>& second) {
+std::map<int, int64_t> by_peer(const std::vector<engine::PeerUnits>& list) {
   std::map<int, int64_t> units;
-  for (const auto* list : {&first, &second})
-    for (const engine::PeerUnits& peer : *list) units[peer.peer] += units_of(peer);
+  for (const engine::PeerUnits& peer : list) units[peer.peer] += units_of(peer);
   return units;
 }
 
+// Units by peer: from and to their homes, and of those that ranks of a host pass on to each other.
 struct Step {
-  std::map<int, int64_t> receive, send;
+  std::map<int, int64_t> receive, send, given, passed_on;
 };
 
 std::vector<Step> steps_of(const engine::Schedule& schedule) {
   std::vector<Step> steps;
   for (const auto& stripe : schedule.exchanges)
     for (const engine::StepExchange& step : stripe)
-      steps.push_back({by_peer(step.receive, step.given_receive), by_peer(step.send, step.pass_on)});
+      steps.push_back({by_peer(step.receive), by_peer(step.send), by_peer(step.given_receive), by_peer(step.pass_on)});
   return steps;
 }
 
@@ -44,19 +43,22 @@ int64_t sum_of(const std::map<int, int64_t>& units) {
 }
 
 // The same messages in the same steps, each in one run: what is left of the exchange when nothing need be gathered or scattered.
-std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, int64_t unit_bytes,
+std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, bool two_levels, int64_t unit_bytes,
                                        kernels::Device& device, comm::Transport& transport, double timeout, int times) {
-  int64_t most_received = 0, most_sent = 0;
+  // Slots: what comes, in two halves for two steps; what is given; what goes, likewise; what is passed on.
+  int64_t received = 0, sent = 0, given = 0, passed_on = 0;
   for (const Step& step : steps) {
-    most_received = std::max(most_received, sum_of(step.receive));
-    most_sent = std::max(most_sent, sum_of(step.send));
+    received = std::max(received, sum_of(step.receive)), sent = std::max(sent, sum_of(step.send));
+    given = std::max(given, sum_of(step.given)), passed_on = std::max(passed_on, sum_of(step.passed_on));
   }
-  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, 2 * most_received + 2 * most_sent) * unit_bytes);
+  const int64_t slots = 2 * received + 2 * sent + given + passed_on;
+  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * unit_bytes);
   const std::vector<std::byte> content(static_cast<size_t>(unit_bytes), std::byte{1});
-  for (int64_t slot = 0; slot < 2 * most_received + 2 * most_sent; ++slot)
-    device.upload(content.data(), unit_bytes, pool.get() + slot * unit_bytes);
+  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), unit_bytes, pool.get() + slot * unit_bytes);
   const auto exchange = transport.between_pools(ranks, pool.get(), unit_bytes);
-  exchange->set_timeout(timeout);
+  const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), unit_bytes) : nullptr;
+  for (comm::PoolExchange* each : {exchange.get(), inside.get()})
+    if (each != nullptr) each->set_timeout(timeout);
   const auto messages = [](const std::map<int, int64_t>& units, int64_t slot) {
     std::vector<comm::PoolExchange::Message> result;
     for (const auto& [peer, count] : units) {
@@ -70,8 +72,7 @@ std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const st
   const auto start = [&](size_t t) {
     if (t >= steps.size()) return;
     const auto half = static_cast<int64_t>(t % 2);
-    exchange->start(static_cast<int>(t), messages(steps[t].receive, half * most_received),
-                    messages(steps[t].send, 2 * most_received + half * most_sent));
+    exchange->start(static_cast<int>(t), messages(steps[t].receive, half * received), messages(steps[t].send, 2 * received + half * sent));
   };
   std::vector<double> seconds;
   for (int time = -1; time < times; ++time) {
@@ -79,11 +80,17 @@ std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const st
     const Clock::time_point begin = Clock::now();
     start(0);
     for (size_t t = 0; t < steps.size(); ++t) {
-      if (t > 0) exchange->finish_sends(static_cast<int>(t - 1));
+      const int tag = static_cast<int>(t);
       start(t + 1);
-      exchange->finish_receives(static_cast<int>(t));
+      if (inside) inside->hand_over();
+      exchange->finish_receives(tag);
+      if (!inside) continue;
+      inside->start(tag, messages(steps[t].given, 2 * received + 2 * sent), messages(steps[t].passed_on, 2 * received + 2 * sent + given));
+      exchange->hand_over();
+      inside->finish_receives(tag);
+      inside->finish_sends(tag);
     }
-    if (!steps.empty()) exchange->finish_sends(static_cast<int>(steps.size() - 1));
+    for (size_t t = 0; t < steps.size(); ++t) exchange->finish_sends(static_cast<int>(t));
     if (time >= 0) seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return seconds;
@@ -135,9 +142,9 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
   mine.bytes_from_other_hosts = job.schedule().units_from_other_hosts * plan.unit_bytes;
   mine.bytes_lower_bound = plan.units_lower_bound() * plan.unit_bytes;
   mine.bytes_ring = plan.ring_units(job.shared()) * plan.unit_bytes;
-  mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty(); });
-  measure.contiguous_seconds =
-      slowest(ranks, contiguous_seconds(ranks, steps, plan.unit_bytes, device, transport, job.job().timeout, times));
+  mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty() || !step.given.empty(); });
+  measure.contiguous_seconds = slowest(
+      ranks, contiguous_seconds(ranks, steps, job.schedule().passes_on, plan.unit_bytes, device, transport, job.job().timeout, times));
 
   measure.message_bytes = std::min(ranks.max(mine.steps > 0 ? mine.bytes_received / mine.steps : 0), comm::kPieceBytes);
   if (measure.message_bytes > 0) {
@@ -145,16 +152,17 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
     measure.within_host = measure_link(ranks, neighbours_within_host(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
     measure.across_hosts =
         measure_link(ranks, neighbours_across_hosts(hosts, ranks.rank()), device, transport, measure.message_bytes, times);
-    const auto at_link_speed = [&](const auto side) {
+    const auto at_link_speed = [&](std::map<int, int64_t> Step::*from_homes, std::map<int, int64_t> Step::*inside) {
       double near = 0, far = 0;
-      for (const Step& step : steps)
-        for (const auto& [peer, units] : side(step))
-          (hosts[static_cast<size_t>(peer)] == hosts[static_cast<size_t>(ranks.rank())] ? near : far) +=
-              static_cast<double>(units * plan.unit_bytes);
-      return (near > 0 ? near / measure.within_host.bytes_per_second : 0) + (far > 0 ? far / (measure.across_hosts.bytes_per_second) : 0);
+      for (const Step& step : steps) {
+        for (const auto* units_by_peer : {&(step.*from_homes), &(step.*inside)})
+          for (const auto& [peer, units] : *units_by_peer)
+            (hosts[static_cast<size_t>(peer)] == hosts[static_cast<size_t>(ranks.rank())] ? near : far) +=
+                static_cast<double>(units * plan.unit_bytes);
+      }
+      return (near > 0 ? near / measure.within_host.bytes_per_second : 0) + (far > 0 ? far / measure.across_hosts.bytes_per_second : 0);
     };
-    mine.link_seconds =
-        std::max(at_link_speed([](const Step& step) { return step.receive; }), at_link_speed([](const Step& step) { return step.send; }));
+    mine.link_seconds = std::max(at_link_speed(&Step::receive, &Step::given), at_link_speed(&Step::send, &Step::passed_on));
   }
 
   measure.ranks.resize(static_cast<size_t>(ranks.size()));

@@ -30,16 +30,6 @@ SectionTimes sections_of(const engine::Record& record) {
           .total = record.total};
 }
 
-// Rank 0 alone plans for all of them, as `plan` does without any rank.
-plan::JobTime predict(const PreparedJob& job, int ranks, const plan::Rates& rates) {
-  std::vector<plan::RankWork> works;
-  for (int rank : plan::sampled_ranks(ranks)) {
-    const plan::RankPlan plan = plan::make_rank_plan(job.shared(), job.pattern(), job.blocks(), rank);
-    works.push_back(plan::work_of(job.shared(), job.pattern(), job.blocks(), plan, rates.ranks_per_host));
-  }
-  return plan::play(works, ranks, rates);
-}
-
 ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine::Input& input, kernels::Device& device,
                       comm::Transport& transport, const ScaleoutOptions& options) {
   const Job& what = job.job();
@@ -93,7 +83,8 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine:
   point.row_bytes_moved = ranks.sum(typical.row_bytes_received);
   point.rates = rates;
   point.probe_flop_per_second = 4.0 * 64 * 64 * what.shape.head_dim / rates.full_quarter;
-  if (ranks.rank() == 0) point.predicted = predict(job, ranks.size(), rates);
+  // Rank 0 alone, as `plan` does without any rank.
+  if (ranks.rank() == 0) point.predicted = plan::predict(job.shared(), job.pattern(), job.blocks(), rates);
   ranks.barrier_at_rest();
   return point;
 }
@@ -127,10 +118,11 @@ std::optional<ScaleoutPoint> measure_scaleout(const comm::Communicator& world, i
       Job part = job;
       part.shape.tokens = tokens;
       part.documents = first_documents(job.documents, tokens);
+      const std::unique_ptr<comm::Transport> transport = options.transport(*few);
+      part.through_host_memory = transport->passes_host_memory();
       PreparedJob prepared(*few, std::move(part));
       std::unique_ptr<engine::Input> input;
       few->agreed([&] { input = options.input(prepared); });
-      const std::unique_ptr<comm::Transport> transport = options.transport(*few);
       point = measure(*few, prepared, *input, device, *transport, options);
       point->whole = tokens == job.shape.tokens;
       point->threads = threads;

@@ -136,7 +136,8 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
     std::optional<bench::PreparedJob> job;
     std::unique_ptr<engine::Input> rows;
     bench::Job what = first;
-    ranks.agreed([&] { what.pattern = pattern::Pattern::parse(pattern.text); });
+    what.pattern = pattern::Pattern::parse(pattern.text);
+    what.through_host_memory = transport->passes_host_memory();
     job.emplace(ranks, std::move(what));
     ranks.agreed([&] { rows = bench_rows(*job, corpus); });
     const bench::ExchangeMeasure measure = bench::measure_exchange(ranks, *job, *rows, *place.device, *transport, times);

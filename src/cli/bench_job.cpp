@@ -63,8 +63,9 @@ BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings
   return place;
 }
 
-std::unique_ptr<comm::Transport> bench_transport(const comm::Communicator&, const Settings&, const BenchPlace&) {
-  return std::make_unique<comm::MpiTransport>();
+std::unique_ptr<comm::Transport> bench_transport(const comm::Communicator& ranks, const Settings& settings, const BenchPlace& place) {
+  return comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(), place.gpu, place.gpu_is_shared,
+                              settings.real("timeout"));
 }
 
 void check_bench(const comm::Communicator& ranks, const Settings& settings) {

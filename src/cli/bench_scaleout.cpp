@@ -85,27 +85,30 @@ ordered_json point_json(const Row& row, const ScaleoutPoint& first, const Shape&
   return json;
 }
 
+// The point on fewest ranks that `mode` has; of strong scaling for the point that both modes share.
+const ScaleoutPoint& first_of(const std::vector<Row>& rows, const std::string& mode) {
+  const ScaleoutPoint* first = nullptr;
+  for (const Row& row : rows)
+    if ((row.mode == mode || row.mode == "both" || (mode == "both" && row.mode == "strong")) && (!first || row.point.ranks < first->ranks))
+      first = &row.point;
+  if (!first) internal_error("a mode of scaling without a run");
+  return *first;
+}
+
 report::ScalingCurve curve(const std::string& title, const std::vector<Row>& rows, const std::string& mode, bool dashed,
                            const std::function<double(const ScaleoutPoint& point, const ScaleoutPoint& first)>& speedup) {
   report::ScalingCurve curve{.title = title, .dashed = dashed};
-  const ScaleoutPoint* first = nullptr;
-  for (const Row& row : rows) {
-    if (row.mode != mode && row.mode != "both") continue;
-    if (!first) first = &row.point;
-    curve.points.push_back({static_cast<double>(row.point.ranks), row.point.ranks * speedup(row.point, *first)});
-  }
+  const ScaleoutPoint& first = first_of(rows, mode);
+  for (const Row& row : rows)
+    if (row.mode == mode || row.mode == "both")
+      curve.points.push_back({static_cast<double>(row.point.ranks), row.point.ranks * speedup(row.point, first)});
+  std::sort(curve.points.begin(), curve.points.end(), [](const auto& a, const auto& b) { return a.ranks < b.ranks; });
   return curve;
 }
 
 double predicted_efficiency(const ScaleoutPoint& point, const ScaleoutPoint& first) {
   const double base = first.flop / std::max(first.predicted.seconds, 1e-12) / first.ranks;
   return base > 0 ? point.flop / std::max(point.predicted.seconds, 1e-12) / point.ranks / base : 0;
-}
-
-const ScaleoutPoint& first_of(const std::vector<Row>& rows, const std::string& mode) {
-  for (const Row& row : rows)
-    if (row.mode == mode || row.mode == "both" || mode == "both") return row.point;
-  internal_error("a mode of scaling without a run");
 }
 
 }  // namespace
@@ -191,7 +194,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
         curves.push_back(curve(fmt::format("{}, what the cores give", which), rows, which, true, ceiling));
       }
       report::write_text(
-          report::scaling_svg(job.pattern.canonical(), shape_text(job.shape, job.documents.count()) + "; " + place.text, curves),
+          report::scaling_svg(job.pattern.canonical(), shape_text(job.shape, job.documents.count()) + "\n" + place.text, curves),
           settings.text("svg"));
     }
     if (settings.has("json")) {

@@ -216,6 +216,7 @@ std::vector<Command> make_commands() {
                            kDocuments,
                            optional(kMemory, "no limit"),
                            kPartition,
+                           kExchange,
                            kReproducible,
                            {.name = "machine",
                             .value = "FILE.json",
@@ -337,8 +338,15 @@ std::vector<Command> make_commands() {
     option.when_absent.clear();
     return option;
   };
-  const std::vector<Option> place{
-      optional(kMemory, "what the plan needs at its fastest"), kThreads, kDevice, kShareGpu, kPartition, kExchange, kTimeout, kJson};
+  const std::vector<Option> place{optional(kMemory, "what the plan needs at its fastest"),
+                                  kThreads,
+                                  kDevice,
+                                  kShareGpu,
+                                  kTransport,
+                                  kPartition,
+                                  kExchange,
+                                  kTimeout,
+                                  kJson};
   Command exchange{
       .name = "bench exchange",
       .summary = "move the keys of a job without its compute, and compare with the link's own speed",

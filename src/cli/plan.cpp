@@ -34,6 +34,7 @@ PlanOptions plan_options(const Settings& settings) {
     problems.push_back(settings.problem("rank", "there is no such rank", fmt::format("0 ... {}", options.ranks - 1)));
   options.memory = settings.maybe_integer("memory");
   options.partition = plan::partition_kind_named(settings.text("partition")).value();
+  options.exchange = plan::exchange_kind_named(settings.text("exchange")).value();
   options.reproducible = settings.flag("reproducible");
   options.machine = settings.maybe_text("machine");
   if (const auto count = settings.maybe_integer("ranks-per-host")) options.ranks_per_host = static_cast<int>(*count);
@@ -46,8 +47,8 @@ PlanOptions plan_options(const Settings& settings) {
 
 namespace {
 
-std::vector<int> ranks_to_plan(const PlanOptions& options) {
-  return options.rank ? std::vector<int>{static_cast<int>(*options.rank)} : plan::sampled_ranks(options.ranks);
+std::vector<int> ranks_to_plan(const PlanOptions& options, int ranks_per_host) {
+  return options.rank ? std::vector<int>{static_cast<int>(*options.rank)} : plan::sampled_ranks(options.ranks, ranks_per_host);
 }
 
 std::string prediction_text(const plan::JobTime& time, const plan::JobTime& worst, const MachineRates& machine, const PlanOptions& options,
@@ -99,13 +100,10 @@ int run_plan(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(options.subject.documents);
   plan::Options planning;
   planning.partition = options.partition;
+  planning.exchange = options.exchange;
   planning.reproducible = options.reproducible;
   planning.output_type = options.subject.shape.type;
   planning.memory = options.memory.value_or(int64_t{1} << 50);
-  const std::vector<int> ranks = ranks_to_plan(options);
-  planning.exact_tiles /= static_cast<int64_t>(ranks.size());  // in all
-  const auto start = std::chrono::steady_clock::now();
-  const plan::Shared shared = plan::make_shared(pattern, blocks, options.subject.shape, static_cast<int>(options.ranks), planning);
   std::optional<MachineRates> machine;
   if (options.machine) {
     machine = read_machine(*options.machine, options.subject.shape, planning.output_type);
@@ -116,20 +114,27 @@ int run_plan(const Settings& settings, const Context& context) {
       rates->write_bytes_per_second /= static_cast<double>(options.ranks);
     }
   }
+  const std::vector<int> ranks = ranks_to_plan(options, machine ? machine->typical.ranks_per_host : 1);
+  planning.exact_tiles /= static_cast<int64_t>(ranks.size());  // in all
+  const auto start = std::chrono::steady_clock::now();
+  const plan::Shared shared = plan::make_shared(pattern, blocks, options.subject.shape, static_cast<int>(options.ranks), planning);
   std::vector<std::vector<Figure>> figures;
+  std::vector<plan::RankPlan> plans;
   std::vector<plan::RankWork> works;
   double flop = 0;  // of a rank, mean
   bool estimated = false;
   for (int rank : ranks) {
-    const plan::RankPlan plan = plan::make_rank_plan(shared, pattern, blocks, rank);
+    plan::RankPlan plan = plan::make_rank_plan(shared, pattern, blocks, rank);
     figures.push_back(figures_of(shared, plan, blocks));
     estimated = estimated || plan.estimated();
     if (!machine) continue;
     works.push_back(plan::work_of(shared, pattern, blocks, plan, machine->typical.ranks_per_host));
     flop += plan.flop(options.subject.shape) / static_cast<double>(ranks.size());
+    plans.push_back(std::move(plan));
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
+  if (machine) plan::share_within_hosts(shared, plans, machine->typical.ranks_per_host, works);
   const auto predicted = [&](const plan::Rates& rates) { return plan::play(works, static_cast<int>(options.ranks), rates); };
   const plan::JobTime time = machine ? predicted(machine->typical) : plan::JobTime{};
   const plan::JobTime worst = machine ? predicted(machine->worst) : plan::JobTime{};

@@ -18,6 +18,7 @@ struct PlanOptions {
   std::optional<int64_t> rank;    // show this one only
   std::optional<int64_t> memory;  // bytes per rank; absent: no limit
   plan::PartitionKind partition = plan::PartitionKind::automatic;
+  plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   bool reproducible = false;
   std::optional<std::string> machine;  // file with measured rates: predict times
   std::optional<int> ranks_per_host;   // absent: as many as where the rates were measured

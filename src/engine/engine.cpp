@@ -127,7 +127,10 @@ class Engine::Run {
     return record_;
   }
   // After a failure, before the run is taken down: a device that waits for other ranks would never let go of its memory.
-  void abandon() { exchange_->abandon(); }
+  void abandon() {
+    exchange_->abandon();
+    if (inside_host_) inside_host_->abandon();
+  }
 
   ExchangeTimes exchange(int times) {
     if (!shared_.keys_stay) internal_error("an exchange of keys that are read again");
@@ -317,9 +320,14 @@ class Engine::Run {
                     [&](int kv_head, int64_t block) { return slot_of(kv_head, block); });
   }
 
-  // Inside the host, a step's units go on as soon as those from elsewhere are here; step by step.
+  // Inside the host, a step's units go on as soon as they are here; step by step. Some may have come with the step before, from elsewhere
+  // or from inside, and nobody has waited for that one yet when this one comes early; all steps before it have been waited for.
+  bool may_pass_on(size_t t) {
+    const auto here = [&](size_t step) { return exchange_->received(tag_of(step)) && (step == t || inside_host_->received(tag_of(step))); };
+    return here(t) && (t == 0 || here(t - 1));
+  }
   void pass_on() {
-    while (!inside_waiting_.empty() && exchange_->received(tag_of(inside_waiting_.front().t))) {
+    while (!inside_waiting_.empty() && may_pass_on(inside_waiting_.front().t)) {
       const Inside& next = inside_waiting_.front();
       inside_host_->start(tag_of(next.t), next.receives, next.sends);
       inside_waiting_.pop_front();

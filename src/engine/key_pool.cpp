@@ -18,8 +18,7 @@ KeyPool::KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_byte
   if (slots_ > std::numeric_limits<int32_t>::max()) internal_error("a pool has more slots than their numbers can say");
   memory_ = device.allocate(slots_ * unit_bytes);
   nonfinite_ = device.allocate(slots_);
-  // Handed out in ascending order, so that blocks fetched together lie together and go as one piece.
-  for (int64_t slot = slots_; slot-- > own_slots;) free_.push_back(slot);
+  for (int64_t slot = own_slots; slot < slots_; ++slot) free_.push(slot);
 }
 
 int64_t KeyPool::own_index(int64_t block) const {
@@ -38,8 +37,8 @@ int64_t KeyPool::slot(int kv_head, int64_t block) const {
 
 int64_t KeyPool::take(int kv_head, int64_t block) {
   if (free_.empty()) internal_error("the plan asks for more resident units than it reserved");
-  const int64_t slot = free_.back();
-  free_.pop_back();
+  const int64_t slot = free_.top();
+  free_.pop();
   Copies& copies = fetched_[block * kv_heads_ + kv_head];
   if (copies.newer >= 0) internal_error("a unit is fetched that is here twice");
   (copies.slot < 0 ? copies.slot : copies.newer) = slot;
@@ -49,7 +48,7 @@ int64_t KeyPool::take(int kv_head, int64_t block) {
 void KeyPool::release(int kv_head, int64_t block) {
   const auto found = fetched_.find(block * kv_heads_ + kv_head);
   if (found == fetched_.end()) internal_error("a unit is released that is not here");
-  free_.push_back(found->second.slot);
+  free_.push(found->second.slot);
   if (found->second.newer >= 0) {
     found->second = {found->second.newer, -1};
   } else {

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <queue>
 #include <unordered_map>
 #include <vector>
 
@@ -35,7 +37,8 @@ class KeyPool {
   int64_t own_blocks_ = 0, slots_ = 0, unit_bytes_;
   int kv_heads_;
   kernels::Buffer memory_, nonfinite_;
-  std::vector<int64_t> free_;  // the next one last
+  // The lowest first, also when slots come back in any order: blocks fetched together lie together and go as few pieces.
+  std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> free_;
   struct Copies {
     int64_t slot = -1, newer = -1;
   };

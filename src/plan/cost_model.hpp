@@ -67,6 +67,11 @@ struct RankWork {
 RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
                  int sampled_rows = 48);
 
+// Where the exchange goes in two levels (engine/host_routes.hpp), a block comes to a host once and is passed on inside. For hosts all of
+// whose ranks are in `plans` (and, in the same places, in `works`), and where Options::exchange says so: the part of what they fetch from
+// other hosts that would be a repetition comes from within. Takes it that every rank has room for what it passes on.
+void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans, int ranks_per_host, std::vector<RankWork>& works);
+
 // Seconds by section, as the engine records them.
 struct RankTime {
   double load = 0, plan = 0, exchange = 0, attend = 0, rows = 0, io = 0;  // rows: queries, rounding, results; io: waiting for the file
@@ -89,7 +94,11 @@ struct JobTime {
 // `works`: of all ranks, or of some evenly spaced ones of `ranks`.
 JobTime play(const std::vector<RankWork>& works, int ranks, const Rates& rates);
 
-// Ranks to look at for a job of `ranks`: all, or `most` evenly spaced ones, the first and the last among them.
-std::vector<int> sampled_ranks(int64_t ranks, int64_t most = 64);
+// Ranks to look at for a job of `ranks`, ascending: all, or about `most` of them, those of evenly spaced hosts, the first and the last
+// among them.
+std::vector<int> sampled_ranks(int64_t ranks, int ranks_per_host = 1, int64_t most = 64);
+
+// All of it: plans the sampled ranks, and plays them.
+JobTime predict(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const Rates& rates);
 
 }  // namespace longspan::plan

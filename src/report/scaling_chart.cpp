@@ -12,7 +12,7 @@ namespace longspan::report {
 
 namespace {
 
-constexpr int kLeft = 64, kTop = 76, kWidth = 560, kHeight = 400;
+constexpr int kLeft = 64, kTop = 96, kWidth = 560, kHeight = 400;
 // Told apart by people who do not see all colours as well (Okabe and Ito, "Color Universal Design", 2008).
 constexpr std::array kColours{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"};
 
@@ -37,8 +37,9 @@ std::string scaling_svg(const std::string& title, const std::string& subtitle, c
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} {1}\" role=\"img\">\n<title>{2}</title>\n"
       "<style>text{{font:13px sans-serif;fill:#222}}.b{{font-weight:bold}}.g{{stroke:#ddd;fill:none}}.i{{stroke:#888;fill:none;"
       "stroke-dasharray:2 4;stroke-width:1.5}}</style>\n<rect width=\"{0}\" height=\"{1}\" fill=\"#fff\"/>\n"
-      "<text x=\"{3}\" y=\"26\" class=\"b\">{2}</text>\n<text x=\"{3}\" y=\"48\">{4}</text>\n",
-      kLeft + kWidth + 40, height, escaped_for_svg(title), kLeft, escaped_for_svg(subtitle));
+      "<text x=\"{3}\" y=\"26\" class=\"b\">{2}</text>\n<text x=\"{3}\" y=\"48\">{4}</text>\n<text x=\"{3}\" y=\"68\">{5}</text>\n",
+      kLeft + kWidth + 40, height, escaped_for_svg(title), kLeft, escaped_for_svg(subtitle.substr(0, subtitle.find('\n'))),
+      subtitle.find('\n') == std::string::npos ? "" : escaped_for_svg(subtitle.substr(subtitle.find('\n') + 1)));
   for (double exponent = 0; exponent <= columns; ++exponent)
     svg += fmt::format("<path class=\"g\" d=\"M{0:.1f} {1}v{2}\"/><text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\">{4:.0f}</text>\n",
                        x(std::exp2(exponent)), kTop, kHeight, kTop + kHeight + 18, std::exp2(exponent));

@@ -15,7 +15,8 @@ struct ScalingCurve {
   bool dashed = false;  // not measured
 };
 
-// One SVG document with the ideal line, which is speedup = ranks. At most six curves are told apart. The same input gives the same bytes.
+// One SVG document with the ideal line, which is speedup = ranks; `subtitle` of two lines at most. At most six curves are told apart. The
+// same input gives the same bytes.
 std::string scaling_svg(const std::string& title, const std::string& subtitle, const std::vector<ScalingCurve>& curves);
 
 }  // namespace longspan::report

@@ -26,9 +26,12 @@ class JobFolder : public ::testing::Test {
     folder_ = name;
   }
   // The same tests run on GPUs when the options' variables say so (LONGSPAN_DEVICE=cuda).
-  void SetUp() override {
+  static bool on_gpus() {
     const char* device = std::getenv("LONGSPAN_DEVICE");
-    if (device == nullptr || std::string(device) != "cuda") return;
+    return device != nullptr && std::string(device) == "cuda";
+  }
+  void SetUp() override {
+    if (!on_gpus()) return;
     const kernels::Gpus gpus = kernels::find_gpus();
     if (gpus.usable.empty()) GTEST_SKIP() << gpus.why_none;
   }

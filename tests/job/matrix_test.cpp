@@ -51,7 +51,7 @@ TEST_F(Matrix, ProcessesKeepToTheirMemory) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "a sanitizer's own memory would be measured";
 #endif
-  if (std::getenv("LONGSPAN_DEVICE") != nullptr) GTEST_SKIP() << "--memory is a GPU's then";
+  if (on_gpus()) GTEST_SKIP() << "--memory is a GPU's then";
   const auto peak_of = [&](int ranks, const std::string& input, const std::string& options) {
     const Outcome outcome = attend(ranks, "--input " + file(input) + " --output " + file("o.h5") + " --threads 1 --overwrite " + options);
     EXPECT_EQ(outcome.code, 0) << outcome.text;

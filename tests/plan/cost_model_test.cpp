@@ -208,6 +208,32 @@ TEST(CostModel, SampledRanks) {
   EXPECT_EQ(many.front(), 0);
   EXPECT_EQ(many.back(), 10'239);
   EXPECT_EQ(sampled_ranks(1), std::vector<int>{0});
+  EXPECT_EQ(sampled_ranks(1, 8), std::vector<int>{0});
+  EXPECT_EQ(sampled_ranks(100, 4, 8), (std::vector<int>{0, 1, 2, 3, 96, 97, 98, 99}));
+  EXPECT_EQ(sampled_ranks(10, 4, 4), (std::vector<int>{0, 1, 2, 3, 8, 9}));  // the last host has two
+  EXPECT_EQ(sampled_ranks(7, 4), (std::vector<int>{0, 1, 2, 3, 4, 5, 6}));
+}
+
+// All ranks need all keys: 4 ranks on 2 hosts fetch 2/4 of them from the other host each, twice the same on a host.
+TEST(CostModel, AHostFetchesABlockOnce) {
+  for (ExchangeKind kind : {ExchangeKind::flat, ExchangeKind::automatic, ExchangeKind::node}) {
+    Case job("full", 1 << 14, 4, 1);
+    job.shared->options.exchange = kind;
+    std::vector<RankPlan> plans;
+    std::vector<RankWork> works;
+    for (int rank = 0; rank < 4; ++rank) plans.push_back(job.plan(rank)), works.push_back(job.work(rank, 2));
+    const auto across = [&] {
+      int64_t sum = 0;
+      for (const StripeWork& stripe : works[1].stripes)
+        for (const StepWork& step : stripe.steps) sum += step.bytes_across;
+      return sum;
+    };
+    const int64_t all = fetched(works[1]), before = across();
+    EXPECT_EQ(3 * before, 2 * all);
+    share_within_hosts(*job.shared, plans, 2, works);
+    EXPECT_EQ(fetched(works[1]), all);
+    EXPECT_NEAR(static_cast<double>(across()), static_cast<double>(before) / (kind == ExchangeKind::flat ? 1 : 2), 8);
+  }
 }
 
 }  // namespace
