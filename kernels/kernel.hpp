@@ -56,7 +56,7 @@ struct Work {
   int32_t kv_head = 0;
   int64_t first_tile = 0, tile_count = 0;  // in Step::tiles
   int32_t first_head = 0, head_count = 0;  // in Step::head_lists
-  bool begins = false;                     // the rows have seen nothing: their state is not read (device kernels)
+  bool begins = false;                     // the rows have seen nothing: their state is not read
   bool ends = false;                       // their last tiles: a device kernel writes O and LSE, not the state
 };
 

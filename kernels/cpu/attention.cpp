@@ -11,45 +11,24 @@
 // clang-format on
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <utility>
+#include <vector>
 
-#include "kernels/cpu/exp2-inl.hpp"
 #include "kernels/cpu/exp2.hpp"
-#include "kernels/cpu/forward-inl.hpp"
-#include "kernels/cpu/scratch.hpp"
+#include "kernels/cpu/forward.hpp"
+#include "kernels/cpu/panel-inl.hpp"
 #include "kernels/cpu/states-inl.hpp"
-
-HWY_BEFORE_NAMESPACE();
-namespace longspan::kernels::cpu {
-namespace HWY_NAMESPACE {
-
-void exp2_floats(const float* in, float* out, int64_t count) {
-  const Lane lane;
-  HWY_ALIGN_MAX float lanes[kLanes];
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t n = std::min<int64_t>(kLanes, count - i);
-    std::copy_n(in + i, n, lanes);
-    std::fill(lanes + n, lanes + kLanes, 0.0f);
-    hn::Store(exp2_vector(lane, hn::Load(lane, lanes)), lane, lanes);
-    std::copy_n(lanes, n, out + i);
-  }
-}
-
-const char* name() { return hwy::TargetName(HWY_TARGET); }
-
-}  // namespace HWY_NAMESPACE
-}  // namespace longspan::kernels::cpu
-HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace longspan::kernels::cpu {
 
-HWY_EXPORT(attend_item);
+HWY_EXPORT(panel_kernel);
 HWY_EXPORT(finish_states);
 HWY_EXPORT(merge_states);
-HWY_EXPORT(exp2_floats);
-HWY_EXPORT(name);
 
 namespace {
 
@@ -62,13 +41,22 @@ int64_t item_end(int64_t item, int64_t states) { return std::min((item + 1) * kS
 // Kept from item to item and from step to step, on the memory of its own thread.
 thread_local ScratchMemory scratch_memory;
 
+bool bf16_allowed = true;
+
+const PanelKernel& kernel_for(ElementType type) {
+  const PanelKernel* kernel = HWY_DYNAMIC_DISPATCH(panel_kernel)(type);
+  const PanelKernel* dot = type == ElementType::bfloat16 && bf16_allowed ? avx512_bf16_kernel(*kernel) : nullptr;
+  return dot != nullptr ? *dot : *kernel;
+}
+
 }  // namespace
 
 void start_forward(const Step& step, ThreadPool& threads) {
-  threads.start(static_cast<int64_t>(step.work.size()), [step](int64_t item, int) {
-    const Work& work = step.work[static_cast<size_t>(item)];
-    if (work.head_count <= 0 || work.tile_count <= 0 || work.rows <= 0) return;
-    HWY_DYNAMIC_DISPATCH(attend_item)(step, work, scratch_memory.of(step.head_dim, work.head_count));
+  std::vector<Piece> pieces = cut_into_pieces(step, threads.threads());
+  const auto count = static_cast<int64_t>(pieces.size());
+  threads.start(count, [step, pieces = std::move(pieces), kernel = &kernel_for(step.type)](int64_t item, int) {
+    const Piece& piece = pieces[static_cast<size_t>(item)];
+    attend_piece(step, piece, *kernel, scratch_memory.of(step.head_dim, piece.heads));
   });
 }
 
@@ -99,9 +87,30 @@ void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, Thr
   });
 }
 
-const char* target_name() { return HWY_DYNAMIC_DISPATCH(name)(); }
+double peak_rate(ElementType type, double seconds, ThreadPool& threads) {
+  using Clock = std::chrono::steady_clock;
+  const PanelKernel& kernel = kernel_for(type);
+  std::vector<double> rates(static_cast<size_t>(threads.threads()));
+  threads.for_each(threads.threads(), [&](int64_t item, int) {
+    constexpr int64_t kRounds = 20000;  // about 0.1 ms
+    double flop = 0, passed = 0;
+    for (const auto start = Clock::now(); passed < seconds; passed = std::chrono::duration<double>(Clock::now() - start).count())
+      flop += kernel.multiply(kRounds);
+    rates[static_cast<size_t>(item)] = passed > 0 ? flop / passed : 0;
+  });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
+}
 
-void exp2_array(const float* in, float* out, int64_t count) { HWY_DYNAMIC_DISPATCH(exp2_floats)(in, out, count); }
+const char* target_name(ElementType type) { return kernel_for(type).name; }
+
+std::string target_names() {
+  const std::string all = target_name(ElementType::float32), bfloat16 = target_name(ElementType::bfloat16);
+  return bfloat16 == all ? all : all + ", bfloat16 " + bfloat16;
+}
+
+void allow_avx512_bf16(bool allowed) { bf16_allowed = allowed; }
+
+void exp2_array(ElementType type, const float* in, float* out, int64_t count) { kernel_for(type).exp2(in, out, count); }
 
 }  // namespace longspan::kernels::cpu
 #endif  // HWY_ONCE

@@ -6,12 +6,11 @@
 namespace longspan::kernels::cpu {
 
 Scratch ScratchMemory::of(int head_dim, int heads) {
-  constexpr int64_t kRows = kTile;
-  const int64_t tile = kRows * padded_dim(head_dim);
   Scratch scratch;
-  scratch.query_floats = tile;
-  scratch.head_floats = 2 * tile + 2 * kRows;
-  const auto size = static_cast<size_t>(2 * tile + kRows * kRows + std::min(heads, kHeadGroup) * scratch.head_floats);
+  scratch.tile_floats = int64_t{kTile} * head_dim;
+  constexpr int64_t kScores = int64_t{kTile} * kMostPanel;
+  const auto size =
+      static_cast<size_t>(2 * scratch.tile_floats + kScores + std::min(heads, kHeadGroup) * (2 * scratch.tile_floats + 2 * kTile));
   if (size > size_) {
     floats_.reset();
     size_ = 0;
@@ -21,9 +20,11 @@ Scratch ScratchMemory::of(int head_dim, int heads) {
     std::fill_n(floats_.get(), size, 0.0f);  // also puts the pages on the memory of the thread that will use them
   }
   scratch.k = floats_.get();
-  scratch.v = scratch.k + tile;
-  scratch.scores = scratch.v + tile;
-  scratch.heads = scratch.scores + kRows * kRows;
+  scratch.v = scratch.k + scratch.tile_floats;
+  scratch.scores = scratch.v + scratch.tile_floats;
+  scratch.heads = scratch.scores + kScores;
+  scratch.tile = &tile_;
+  scratch.map = &map_;
   return scratch;
 }
 

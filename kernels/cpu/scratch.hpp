@@ -1,32 +1,29 @@
-// Working memory of one thread: one tile of K and V in float32, its scores, and queries and states of a few heads.
+// Working memory of one thread: one tile of K and V, its scores, and queries and states of a few heads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "hwy/aligned_allocator.h"
-#include "kernels/kernel.hpp"
+#include "kernels/cpu/panel.hpp"
 
 namespace longspan::kernels::cpu {
 
-constexpr int kHeadGroup = 8;  // query heads that share a converted tile; bounds the scratch
-constexpr int kWidest = 16;    // floats in the widest vector of any instruction set
-
-// head_dim rounded up to whole vectors of every instruction set.
-constexpr int64_t padded_dim(int64_t head_dim) { return (head_dim + kWidest - 1) / kWidest * kWidest; }
+constexpr int kHeadGroup = 8;  // query heads that share a tile made ready; bounds the scratch
 
 // Views into a ScratchMemory, each aligned for vectors.
 struct Scratch {
-  float* k = nullptr;       // [128/panel][head_dim][panel]
-  float* v = nullptr;       // [head_dim/panel][128][panel]
-  float* scores = nullptr;  // [128][128]
-  float* heads = nullptr;   // kHeadGroup times: queries [16][head_dim][8], o [128][padded], m [128], l [128]
-  int64_t head_floats = 0, query_floats = 0;
+  float *k = nullptr, *v = nullptr;  // [128][head_dim]
+  float* scores = nullptr;           // [128][panel]
+  float* heads = nullptr;            // kHeadGroup times: queries and o, each [128/panel][head_dim][panel], m [128], l [128]
+  PackedTile* tile = nullptr;
+  TileMap* map = nullptr;
+  int64_t tile_floats = 0;
 
-  float* q_of(int64_t h) const { return heads + h * head_floats; }
-  float* o_of(int64_t h) const { return q_of(h) + query_floats; }
-  float* m_of(int64_t h) const { return q_of(h + 1) - int64_t{2} * kTile; }
-  float* l_of(int64_t h) const { return q_of(h + 1) - kTile; }
+  float* q_of(int64_t h) const { return heads + h * (2 * tile_floats + 2 * kTile); }
+  float* o_of(int64_t h) const { return q_of(h) + tile_floats; }
+  float* m_of(int64_t h) const { return o_of(h) + tile_floats; }
+  float* l_of(int64_t h) const { return m_of(h) + kTile; }
 };
 
 // Grows when a larger head_dim or group comes and is kept until its thread ends.
@@ -38,6 +35,8 @@ class ScratchMemory {
  private:
   hwy::AlignedFreeUniquePtr<float[]> floats_;
   size_t size_ = 0;
+  PackedTile tile_;
+  TileMap map_;
 };
 
 }  // namespace longspan::kernels::cpu

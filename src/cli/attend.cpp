@@ -139,7 +139,7 @@ class Notes {
 };
 
 std::string device_text(const launch::GpuChoice& choice, const comm::Transport& transport) {
-  if (!choice.gpu) return kernels::cpu::target_name();
+  if (!choice.gpu) return kernels::cpu::target_names();
   return fmt::format("{} (compute capability {}.{}), CUDA {}, driver for {}, keys by {}", choice.gpu->name, choice.gpu->major,
                      choice.gpu->minor, kernels::cuda_toolkit_version(), kernels::cuda_driver_version(), transport.name());
 }
@@ -208,7 +208,7 @@ int run_attend(const Settings& settings, const Context& context) {
       .dry_run = options.dry_run,
       .timeout = options.timeout,
       .build = fmt::format("{} {} {} {} {}", report::version(), report::git_commit(), report::compiler(), report::build_type(),
-                           kernels::cpu::target_name()),
+                           kernels::cpu::target_name(ElementType::bfloat16)),
       .version = report::version()};
   if (settings.given("partition")) request.partition = options.partition;
   const bool to_stdout = options.record == "-";
@@ -234,7 +234,7 @@ int run_attend(const Settings& settings, const Context& context) {
   log.info(fmt::format("Ranks: {} on {} host{}, {}\n{}", ranks.size(), ranks.hosts(), ranks.hosts() == 1 ? "" : "s",
                        device_text(choice, *transport), launch::map_text(places, 2)));
   const std::string kernel = choice.gpu ? kernels::gpu_kernel(*choice.gpu, shape.type, shape.head_dim, static_cast<float>(job.scale()))
-                                        : kernels::cpu::target_name();
+                                        : kernels::cpu::target_name(shape.type);
   lines = {
       {"pattern", options.pattern.canonical()},
       {"shape", fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {} -> {}", report::count_text(shape.tokens),
@@ -257,7 +257,7 @@ int run_attend(const Settings& settings, const Context& context) {
   record["command_line"] = context.command_line;
   ordered_json& effective = record["options"] = ordered_json::object();
   for (const Setting& setting : settings.all()) effective[setting.name] = {{"value", setting.shown}, {"origin", setting.origin}};
-  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"target", kernels::cpu::target_name()}};
+  record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}, {"target", kernels::cpu::target_name(shape.type)}};
   for (const launch::Place& place : places) record["ranks"]["map"].push_back(place_json(place));
   record["device"] = device_json(choice, *device, *transport);
   record["device"]["kernel"] = kernel;

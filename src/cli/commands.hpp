@@ -20,6 +20,7 @@ struct Context {
 
 // Each returns the exit code; Error for anything a user can mend. On every rank: attend, bench …, doctor, generate. On one: the others.
 int run_attend(const Settings& settings, const Context& context);
+int run_bench_kernel(const Settings& settings, const Context& context);
 int run_bench_exchange(const Settings& settings, const Context& context);
 int run_bench_scaleout(const Settings& settings, const Context& context);
 int run_plan(const Settings& settings, const Context& context);

@@ -244,7 +244,7 @@ int run_doctor(const Settings& settings, const Context& context) {
                           {"hosts", ranks.hosts()},
                           {"ranks_per_host", ranks.max(ranks.local_size())},
                           {"device", "cpu"},
-                          {"target", kernels::cpu::target_name()},
+                          {"target", kernels::cpu::target_names()},
                           {"threads", ranks.min(launched.place.threads)},
                           {"compute", ordered_json::array()},
                           {"row_seconds_per_state", nullptr}};

@@ -102,6 +102,7 @@ Runner runner_of(const std::string& command) {
   if (command == "inspect pattern") return cli::run_inspect_pattern;
   if (command == "inspect file") return cli::run_inspect_file;
   if (command == "plan") return cli::run_plan;
+  if (command == "bench kernel") return cli::run_bench_kernel;
   if (command == "bench exchange") return cli::run_bench_exchange;
   if (command == "bench scaleout") return cli::run_bench_scaleout;
   if (command == "generate") return cli::run_generate;

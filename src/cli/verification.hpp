@@ -35,7 +35,7 @@ struct Verdict {
 struct VerifyOptions {
   double scale = 1;
   int threads = 1;
-  bool rounded_weights = false;             // of a GPU's result with 16-bit inputs: its matrix units take weights in that type
+  bool rounded_weights = false;             // the result's device takes weights in the (16-bit) type of the inputs
   int64_t piece_bytes = int64_t{64} << 20;  // keys and values in memory at one time, as stored
 };
 

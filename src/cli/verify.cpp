@@ -49,6 +49,12 @@ void check_match(const io::CorpusLayout& input, const io::ResultLayout& output, 
   }
 }
 
+// GPUs' matrix units take weights in the 16-bit type of the inputs; of CPUs' kernels only the dot product of AVX-512 BF16 does.
+bool rounds_weights(const std::string& device, ElementType type) {
+  if (device.starts_with("cuda")) return type != ElementType::float32;
+  return device == "cpu AVX512_BF16" && type == ElementType::bfloat16;
+}
+
 std::string where(const ErrorSummary& summary) {
   return summary.worst_token < 0 ? "-" : fmt::format("token {}, head {}", summary.worst_token, summary.worst_head);
 }
@@ -88,7 +94,7 @@ int run_verify(const Settings& settings, const Context&) {
   const io::ResultFile output(result, io::ResultFile::Access::read);
   VerifyOptions options;
   options.scale = result.attributes.scale;
-  options.rounded_weights = result.attributes.device.starts_with("cuda") && layout.shape.type != ElementType::float32;
+  options.rounded_weights = rounds_weights(result.attributes.device, layout.shape.type);
   options.threads = static_cast<int>(settings.maybe_integer("threads").value_or(kernels::cpu::available_cpus()));
   const std::vector<int64_t> rows = sample_rows(documents, settings.integer("rows"), static_cast<uint64_t>(settings.integer("seed")));
   const Verdict verdict = verify_rows(input, output, result.output_type, bound, rows, options);

@@ -35,7 +35,7 @@ std::string version_text() {
                              {"compiler", fmt::format("{} ({})", report::compiler(), report::build_type())},
                              {"MPI", fmt::format("built with {}, found {}", built_with_mpi(), first_line(comm::library_version()))},
                              {"HDF5", fmt::format("built with {}, found {}", io::hdf5_built_with(), io::hdf5_running_with())},
-                             {"CPU kernels", kernels::cpu::target_name()},
+                             {"CPU kernels", kernels::cpu::target_names()},
                              {"CUDA", cuda.empty()     ? "not built in"
                                       : driver.empty() ? fmt::format("built with {}, no driver here", cuda)
                                                        : fmt::format("built with {}, driver for {}", cuda, driver)},

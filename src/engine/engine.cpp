@@ -420,10 +420,11 @@ class Engine::Run {
     }
   }
 
-  // Where the kernels finish rows themselves, only those without any tile need a state, and their results before the others'.
+  // Kernels begin the states of rows with tiles (Work::begins); only those without any need one, and where the kernels also finish rows,
+  // their results before the others'.
   void prepare_states(size_t s) {
     const Timed timed(record_.finish);
-    bool needed = !device_.finishes_in_steps() || lists_->some_rows_see_nothing;
+    bool needed = lists_->some_rows_see_nothing;
     for_each_block(s, [&](int64_t block, int64_t) { needed = needed || long_rows_.has_states(block); });
     if (!needed) return;
     device_.clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m(), l(), o());

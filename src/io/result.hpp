@@ -20,7 +20,7 @@ struct ResultAttributes {
   int64_t input_bytes = 0;
   int64_t input_modified_ns = 0;
   int complete = 0;
-  std::string device = "cpu";  // what computed it: "cpu", "cuda 9.0" (files of older versions do not say: CPUs)
+  std::string device = "cpu";  // what computed it: "cpu AVX3", "cuda 9.0" (files of older versions do not say: CPUs)
 };
 
 // Where O and LSE lie in the file; plain values that rank 0 broadcasts.

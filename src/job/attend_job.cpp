@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "job/ledger.hpp"
+#include "kernels/cpu/attention.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::job {
@@ -228,6 +229,11 @@ struct AttendJob::State {
             {"build", request.build}};
   }
 
+  // CPUs by the instruction set of their kernel: one of them rounds weights, which `verify` must know.
+  std::string computed_by() const {
+    return request.device == "cpu" ? fmt::format("cpu {}", kernels::cpu::target_name(corpus.shape.type)) : request.device;
+  }
+
   void open_output() {
     const std::string ledger_path = Ledger::path_of(request.output);
     std::string layout;
@@ -244,7 +250,7 @@ struct AttendJob::State {
                                       .input_name = request.input.file,
                                       .input_bytes = corpus.file_bytes,
                                       .input_modified_ns = corpus.modified_ns,
-                                      .device = request.device};
+                                      .device = computed_by()};
       const Shape& shape = corpus.shape;
       layout = io::create_result(request.output, shape.tokens, shape.heads, shape.head_dim, output_type, attributes).to_json();
       Ledger::create(ledger_path, make_head(), ranks.size(), stripes);

@@ -369,6 +369,26 @@ TEST_F(Program, AMachineThatTellsNothingIsRefused) {
   EXPECT_EQ(run_program("plan --pattern causal --tokens 1Ki --ranks 2 --ranks-per-host 4").code, 2);
 }
 
+TEST_F(Program, BenchKernelComparesWithThePeak) {
+  const Outcome outcome =
+      run_program("bench kernel --tokens 512 --heads 4 --kv-heads 2 --iterations 2 --threads 2 --json=" + file("k.json"));
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  for (const char* name : {"full", "causal", "window", "bigbird", "of peak", "float16"}) EXPECT_THAT(outcome.text, HasSubstr(name));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("k.json")));
+  ASSERT_EQ(record["measures"].size(), 3u * 2 * 4);
+  for (const nlohmann::json& measure : record["measures"]) {
+    EXPECT_EQ(measure["seconds"].size(), 2u);
+    ASSERT_EQ(measure["peak_flop_per_second"].size(), 3u);
+    EXPECT_GT(measure["peak_flop_per_second"][0], 0);
+    EXPECT_GT(measure["flop_per_second"], 0);
+    EXPECT_FALSE(measure["kernel"].get<std::string>().empty());
+  }
+  // 8 × 8 squares of 64 × 64; causal leaves 36 of them.
+  EXPECT_EQ(record["measures"][0]["flop"], 4.0 * 64 * 512 * 512 * 4);
+  EXPECT_EQ(record["measures"][1]["flop"], 4.0 * 64 * 64 * 64 * 36 * 4);
+  EXPECT_EQ(run_program("bench kernel --tokens 100").code, 2);
+}
+
 TEST_F(Program, BenchExchangeTellsWhatMoves) {
   const Outcome outcome = mpirun(3, "bench exchange --tokens 3000 --heads 2 --head-dim 16 --iterations 2 --json=" + file("x.json"));
   ASSERT_EQ(outcome.code, 0) << outcome.text;
@@ -394,7 +414,7 @@ TEST_F(Program, BenchExchangeTellsWhatMoves) {
   const Outcome small = mpirun(2, "bench exchange --memory 1Mi --tokens 64Ki");
   EXPECT_EQ(small.code, 2);
   EXPECT_EQ(occurrences(small.text, "too little memory"), 1) << small.text;
-  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench exchange, bench scaleout"));
+  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench kernel, bench exchange, bench scaleout"));
 }
 
 TEST_F(Program, BenchScaleoutTellsHowAJobScales) {

@@ -73,10 +73,10 @@ TEST(Attention, MoreHeadsInAnItemThanShareATile) {
 
 TEST(Attention, EveryInstructionSetAgreesWithTheReference) {
   std::set<std::string> names;
-  for (int64_t target : runnable_targets()) {
+  for (const Target& target : runnable_targets()) {
     const ForcedTarget forced(target);
-    names.insert(cpu::target_name());
-    SCOPED_TRACE(cpu::target_name());
+    names.insert(target.name);
+    SCOPED_TRACE(target.name);
     uint32_t seed = 200;
     for (ElementType type : kTypes) {
       for (int head_dim : {8, 40, 64}) {
@@ -114,16 +114,16 @@ TEST(Attention, LoadsEveryHalfAndBfloat16) {
         std::memcpy(problem.pool.data() + 2 * problem.value_element(0, block, 0, i), &bits, 2);
       }
     }
-    for (int64_t target : runnable_targets()) {
+    for (const Target& target : runnable_targets()) {
       const ForcedTarget forced(target);
       const States states = problem.run();
       for (uint32_t pattern = 0; pattern < 0x10000; ++pattern) {
         const auto bits = static_cast<uint16_t>(pattern);
         const float expected = type == ElementType::float16 ? float_from_float16(bits) : float_from_bfloat16(bits);
         if (std::isnan(expected))
-          ASSERT_TRUE(std::isnan(states.o[pattern])) << pattern << cpu::target_name();
+          ASSERT_TRUE(std::isnan(states.o[pattern])) << pattern << target.name;
         else
-          ASSERT_EQ(states.o[pattern], expected) << pattern << cpu::target_name();
+          ASSERT_EQ(states.o[pattern], expected) << pattern << target.name;
       }
     }
   }
@@ -149,7 +149,7 @@ TEST(Attention, BitsDoNotDependOnTheNumberOfThreads) {
 }
 
 TEST(Attention, BitsDoNotDependOnStepsOrRuns) {
-  for (int64_t target : runnable_targets()) {
+  for (const Target& target : runnable_targets()) {
     const ForcedTarget forced(target);
     for (uint32_t seed = 20; seed < 23; ++seed) {
       const Problem problem = mixed_problem(kTypes[seed % 3], seed);
@@ -186,7 +186,7 @@ TEST(Attention, BitsDoNotDependOnStepsOrRuns) {
         step.work = work, step.tiles = tiles;
         cpu::forward(step, threads);
       }
-      EXPECT_TRUE(states == whole) << cpu::target_name() << " seed " << seed;
+      EXPECT_TRUE(states == whole) << target.name << " seed " << seed;
     }
   }
 }
@@ -256,7 +256,7 @@ bool same_state(const States& a, const States& b, size_t state, size_t dim) {
 }
 
 TEST(Attention, PoisonReachesOnlyTheRowsThatLookAtIt) {
-  for (int64_t target : runnable_targets()) {
+  for (const Target& target : runnable_targets()) {
     const ForcedTarget forced(target);
     for (uint32_t seed = 50; seed < 53; ++seed) {
       const ElementType type = kTypes[seed % 3];
@@ -300,8 +300,8 @@ TEST(Attention, PoisonReachesOnlyTheRowsThatLookAtIt) {
             }
             EXPECT_TRUE(!std::isnan(poison) || std::isnan(key_output.lse[state]));
           } else {
-            EXPECT_TRUE(same_state(with_value, before, state, kDim)) << cpu::target_name() << " state " << state;
-            EXPECT_TRUE(same_state(with_key, before, state, kDim)) << cpu::target_name() << " state " << state;
+            EXPECT_TRUE(same_state(with_value, before, state, kDim)) << target.name << " state " << state;
+            EXPECT_TRUE(same_state(with_key, before, state, kDim)) << target.name << " state " << state;
           }
         }
       }

@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <string_view>
 
 #include "kernels/reference/reference.hpp"
 
@@ -198,6 +199,7 @@ void expect_right(const Problem& problem, const States& states, ElementType outp
   const Output output = finished(problem, states, output_type);
   std::vector<double> expected(states.o.size());
   std::vector<double> lse(states.l.size());
+  const bool rounded_weights = std::string_view(cpu::target_name(problem.options.type)) == "AVX512_BF16";
   double allowed_error = 0;
   std::vector<float> q(dim), keys, values, narrow(dim);
   for (const Work& item : problem.work) {
@@ -216,7 +218,10 @@ void expect_right(const Problem& problem, const States& states, ElementType outp
         for (size_t d = 0; d < dim; ++d) q[d] = load_element(problem.q.data(), problem.options.type, query * dim + d);
         const std::span<double> o = std::span(expected).subspan(state * dim, dim);
         lse[state] = reference::attend_row<double>(q, keys, values, double{problem.options.scale}, o);
-        reference::attend_row<float>(q, keys, values, problem.options.scale, narrow);
+        if (rounded_weights)
+          reference::attend_row_rounded(q, keys, values, problem.options.scale, problem.options.type, narrow);
+        else
+          reference::attend_row<float>(q, keys, values, problem.options.scale, narrow);
         for (size_t d = 0; d < dim; ++d) {
           unsigned char rounded[4];
           store_element(rounded, output_type, 0, narrow[d]);

@@ -37,7 +37,7 @@ TEST(Finish, RoundsLikeTheElementTypes) {
   const auto rows = static_cast<int64_t>(values.size() / kDim);
   const std::vector<float> m(static_cast<size_t>(rows), 1), l(static_cast<size_t>(rows), 1);
   cpu::ThreadPool threads(2);
-  for (int64_t target : runnable_targets()) {
+  for (const Target& target : runnable_targets()) {
     const ForcedTarget forced(target);
     for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
       std::vector<std::byte> out(values.size() * size_of(type));
@@ -57,10 +57,10 @@ TEST(Finish, RoundsLikeTheElementTypes) {
         store_element(expected, type, 0, values[i]);
         if (std::isnan(values[i]))
           ASSERT_TRUE(std::isnan(load_element(out.data(), type, i)))
-              << std::hex << std::bit_cast<uint32_t>(values[i]) << " " << name_of(type) << cpu::target_name();
+              << std::hex << std::bit_cast<uint32_t>(values[i]) << " " << name_of(type) << target.name;
         else
           ASSERT_EQ(std::memcmp(expected, out.data() + i * size_of(type), size_of(type)), 0)
-              << values[i] << " " << name_of(type) << cpu::target_name();
+              << values[i] << " " << name_of(type) << target.name;
       }
       for (float value : lse) ASSERT_FLOAT_EQ(value, std::log(2.0f));
     }
@@ -104,7 +104,7 @@ TEST(Finish, NothingToDo) {
 
 // The lists of all items are cut in two; the halves are computed apart and merged. Same result as one after the other, up to rounding.
 TEST(Merge, EqualsGoingOn) {
-  for (int64_t target : runnable_targets()) {
+  for (const Target& target : runnable_targets()) {
     const ForcedTarget forced(target);
     for (uint32_t seed = 1; seed < 5; ++seed) {
       const Problem problem({.type = ElementType::float32,

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <limits>
 #include <random>
 #include <vector>
@@ -18,20 +20,40 @@ TEST(TileMap, AgreesWithTheTilePairByPair) {
   const auto check = [&](const Tile& tile) {
     for (int rows : {1, 7, 64, 100, 128}) {
       for (int keys : {1, 15, 16, 17, 64, 65, 127, 128}) {
-        const cpu::TileMap map = cpu::map_tile(tile, masks, rows, keys);
-        ASSERT_EQ(map.keys, keys);
-        std::array<uint8_t, cpu::kRowBlocks> live{};
-        uint8_t used = 0;
-        for (int row = 0; row < kTile; ++row) {
-          for (int key = 0; key < kTile; ++key) {
-            const bool expected = row < rows && key < keys && is_allowed(tile, masks, row, key);
-            ASSERT_EQ(map.words[row][key / 64] >> (key % 64) & 1, expected) << row << " " << key << " of " << rows << "×" << keys;
-            if (expected) live[row / 8] |= 1 << key / 16;
+        for (int panel_rows : {8, 16, 32}) {
+          for (int first_row : {0, 32, 96}) {
+            if (first_row >= rows) continue;
+            cpu::TileMap map;
+            cpu::map_tile(tile, masks, first_row, rows, keys, panel_rows, map);
+            ASSERT_EQ(map.panels, (rows + panel_rows - 1) / panel_rows);
+            bool all_full = true;
+            std::array<bool, kTile> used{};
+            for (int p = 0; p < map.panels; ++p) {
+              const cpu::PanelMap& panel = map.panel[static_cast<size_t>(p)];
+              std::array<bool, kTile> live{};
+              bool full = true;
+              const auto is_set = [&](int key, int row) { return row >= first_row && row < rows && is_allowed(tile, masks, row, key); };
+              for (int key = 0; key < keys; ++key)
+                for (int row = p * panel_rows; row < (p + 1) * panel_rows; ++row)
+                  if (is_set(key, row))
+                    for (int k = key / 16 * 16; k < std::min(key / 16 * 16 + 16, keys); ++k)
+                      live[static_cast<size_t>(k)] = used[static_cast<size_t>(k)] = true;
+              for (int key = 0; key < kTile; ++key) {
+                ASSERT_EQ(cpu::is_live(panel.live, key), live[static_cast<size_t>(key)])
+                    << p << " " << key << " of " << rows << "×" << keys;
+                if (!live[static_cast<size_t>(key)]) continue;
+                for (int r = 0; r < std::min(panel_rows, rows - p * panel_rows); ++r) full &= is_set(key, p * panel_rows + r);
+              }
+              ASSERT_EQ(panel.full, full);
+              all_full &= full;
+              for (int key = 0; key < keys && !full; ++key)
+                for (int r = 0; live[static_cast<size_t>(key)] && r < std::min(panel_rows, rows - p * panel_rows); ++r)
+                  ASSERT_EQ(panel.rows[static_cast<size_t>(key)] >> r & 1, is_set(key, p * panel_rows + r)) << p << " " << key << " " << r;
+            }
+            ASSERT_EQ(map.full, all_full);
+            for (int key = 0; key < kTile; ++key) ASSERT_EQ(cpu::is_live(map.live, key), used[static_cast<size_t>(key)]);
           }
-          used |= live[row / 8];
         }
-        ASSERT_EQ(map.live, live);
-        ASSERT_EQ(map.used, used);
       }
     }
   };
