@@ -371,7 +371,7 @@ TEST_F(Program, AMachineThatTellsNothingIsRefused) {
 
 TEST_F(Program, BenchKernelComparesWithThePeak) {
   const Outcome outcome =
-      run_program("bench kernel --tokens 512 --heads 4 --kv-heads 2 --iterations 2 --threads 2 --json=" + file("k.json"));
+      run_program("bench kernel --device cpu --tokens 512 --heads 4 --kv-heads 2 --iterations 2 --threads 2 --json=" + file("k.json"));
   ASSERT_EQ(outcome.code, 0) << outcome.text;
   for (const char* name : {"full", "causal", "window", "bigbird", "of peak", "float16"}) EXPECT_THAT(outcome.text, HasSubstr(name));
   const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("k.json")));

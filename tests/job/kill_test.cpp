@@ -16,6 +16,9 @@ constexpr int kRanks = 4;
 
 void sleep_for(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
 
+// Long enough to be hit in its middle on a fast machine.
+const std::string kShape = std::string("--tokens 16000 --kv-heads 2 --head-dim 64 --heads ") + (LONGSPAN_SLOWDOWN > 1 ? "4" : "8");
+
 // A job of a few seconds in many stripes and steps. Made once: its result is what every other one is compared with.
 class Killed : public JobFolder {
  protected:
@@ -27,8 +30,7 @@ class Killed : public JobFolder {
   void SetUp() override {
     if (!undisturbed_.o.empty()) return;
     std::filesystem::create_directories(shared(""));
-    const Outcome made = run({LONGSPAN_PROGRAM, "generate", "--output", shared("/c.h5")},
-                             words("--tokens 16000 --heads 4 --kv-heads 2 --head-dim 64 --seed 7"));
+    const Outcome made = run({LONGSPAN_PROGRAM, "generate", "--output", shared("/c.h5")}, words(kShape + " --seed 7"));
     ASSERT_EQ(made.code, 0) << made.text;
     const Outcome outcome = attend(kRanks, options_for(shared("/undisturbed.h5")));
     ASSERT_EQ(outcome.code, 0) << outcome.text;
@@ -234,7 +236,7 @@ TEST_F(Killed, WhatIsLeftIsCheckedStripeByStripe) {
 
 TEST_F(Killed, AnotherJobDoesNotGoOn) {
   ASSERT_NO_FATAL_FAILURE(interrupt("k.h5"));
-  generate("other.h5", "--tokens 16000 --heads 4 --kv-heads 2 --head-dim 64 --seed 8");
+  generate("other.h5", kShape + " --seed 8");
   const std::string base = "--output " + file("k.h5") + " --threads 1 --continue ";
   struct Case {
     int ranks;
