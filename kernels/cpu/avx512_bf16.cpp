@@ -246,8 +246,8 @@ void pack_tile(const std::byte* unit, int head_dim, const KeyRuns& live, bool, f
       }
     }
   }
-  const bool odd = (_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(0x7f80)) |
-                    _mm512_cmplt_epu16_mask(least_less_one, _mm512_set1_epi16(0x007f))) != 0;
+  const bool odd =
+      (_mm512_cmpge_epu16_mask(most, _mm512_set1_epi16(0x7f80)) | _mm512_cmplt_epu16_mask(least_less_one, _mm512_set1_epi16(0x007f))) != 0;
   if (!odd) return;
   for (int i = 0; i < live.count; ++i) {
     for (int key = live.run[i].begin; key < live.run[i].end; ++key) {

@@ -47,7 +47,9 @@ class Ahead {
  public:
   Ahead() = default;
   Ahead(const std::byte* unit, int64_t unit_bytes, int begin, int end)
-      : at_(unit + unit_bytes / 2 * begin / kTile), left_(unit_bytes / 2 * (end - begin) / kTile), values_(at_ + unit_bytes / 2),
+      : at_(unit + unit_bytes / 2 * begin / kTile),
+        left_(unit_bytes / 2 * (end - begin) / kTile),
+        values_(at_ + unit_bytes / 2),
         bytes_(left_) {}
   int64_t size() const { return 2 * bytes_; }
   void take(int64_t slice, PanelStep& panel) {

@@ -457,7 +457,7 @@ struct Consumer {
     take_nonfinite(entry);
     const bool two = need(entry.flags, 0) && need(entry.flags, 1);
     const auto meet = [&] { two ? named_sync(kBothConsumers, kConsumers * kGroup) : named_sync(kOneConsumer + group, kGroup); };
-    meet();  // all have read
+    meet();                              // all have read
     constexpr int kPieces = kPanel / 8;  // of 16 bytes in a line
     const int lines = entry.flags & kTwoSlots ? 2 * kSlotKeys : kSlotKeys;
     for (int i = two ? threadIdx.x - kGroup : threadIdx.x % kGroup; i < Ring::kPanels * lines * kPieces; i += two ? 2 * kGroup : kGroup) {

@@ -80,7 +80,8 @@ struct WholeStep {
   void run(const Shape& shape, kernels::cpu::ThreadPool& threads) {
     if (some_rows_see_nothing) kernels::cpu::clear_states(shape.tokens * shape.heads, shape.head_dim, step.m, step.l, step.o, threads);
     kernels::cpu::forward(step, threads);
-    kernels::cpu::finish({shape.heads, shape.head_dim, shape.tokens, step.m, step.l, step.o, shape.type, out.get(), float_at(lse)}, threads);
+    kernels::cpu::finish({shape.heads, shape.head_dim, shape.tokens, step.m, step.l, step.o, shape.type, out.get(), float_at(lse)},
+                         threads);
   }
 
   pattern::BoundPattern bound;
