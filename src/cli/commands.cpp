@@ -368,7 +368,8 @@ std::vector<Command> make_commands() {
       .more =
           "GFLOP/s count 4 * head_dim for each pair of query and key in 64x64 squares with an allowed pair. The peak is that of a "
           "loop of multiply-adds out of registers (float32, or bfloat16 dot products where the kernel uses them), on all threads "
-          "at once, or of cuBLAS' product of two 8192 x 8192 matrices on a GPU, before and after."};
+          "at once, or of cuBLAS' product of two 8192 x 8192 matrices on a GPU, before the first time and after each; a share of it is "
+          "the median over the times."};
 
   Command scaleout{.name = "bench scaleout",
                    .summary = "run a job on 1, 2, 4, ... of the ranks of this launch: scaling, and the cost model beside it",

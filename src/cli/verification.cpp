@@ -222,6 +222,11 @@ struct Sample {
 
 }  // namespace
 
+bool rounds_weights(std::string_view device, ElementType type) {
+  if (device.starts_with("cuda")) return type != ElementType::float32;
+  return device == "cpu AVX512_BF16" && type == ElementType::bfloat16;
+}
+
 double unit_in_last_place(double value, ElementType type) {
   const int digits = type == ElementType::float32 ? 23 : type == ElementType::float16 ? 10 : 7;  // stored bits of the significand
   const int least = type == ElementType::float16 ? -14 : -126;                                   // exponent of the smallest normal number

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "io/corpus.hpp"
@@ -47,6 +48,10 @@ struct VerifyOptions {
 // and for its LSE 1e-5 · (1 + |LSE|). A row that looks at nothing must have O = 0 and LSE = −∞; NaN must meet NaN.
 Verdict verify_rows(const io::CorpusReader& input, const io::ResultFile& output, ElementType output_type,
                     const pattern::BoundPattern& pattern, const std::vector<int64_t>& tokens, const VerifyOptions& options);
+
+// VerifyOptions::rounded_weights by a result's attribute `device` and the type of its input: GPUs' matrix units take weights in 16-bit
+// types, of CPUs' kernels only the dot product of AVX-512 BF16 does.
+bool rounds_weights(std::string_view device, ElementType type);
 
 // One unit in the last place of `type` at |value| (the spacing of its numbers there).
 double unit_in_last_place(double value, ElementType type);

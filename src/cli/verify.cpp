@@ -49,12 +49,6 @@ void check_match(const io::CorpusLayout& input, const io::ResultLayout& output, 
   }
 }
 
-// GPUs' matrix units take weights in the 16-bit type of the inputs; of CPUs' kernels only the dot product of AVX-512 BF16 does.
-bool rounds_weights(const std::string& device, ElementType type) {
-  if (device.starts_with("cuda")) return type != ElementType::float32;
-  return device == "cpu AVX512_BF16" && type == ElementType::bfloat16;
-}
-
 std::string where(const ErrorSummary& summary) {
   return summary.worst_token < 0 ? "-" : fmt::format("token {}, head {}", summary.worst_token, summary.worst_head);
 }

@@ -389,6 +389,20 @@ TEST_F(Program, BenchKernelComparesWithThePeak) {
   EXPECT_EQ(run_program("bench kernel --tokens 100").code, 2);
 }
 
+TEST_F(Program, ResultsNameTheKernelThatComputedThem) {
+  for (const std::string type : {"float32", "bfloat16", "float16"}) {
+    const std::string input = file(type + ".h5"), output = file(type + "_o.h5"), record_file = file(type + ".json");
+    ASSERT_EQ(run_program("generate --output " + input + " --tokens 700 --heads 2 --head-dim 64 --type " + type).code, 0);
+    const Outcome outcome =
+        run_program("attend --pattern causal --device cpu --input " + input + " --output " + output + " --json=" + record_file);
+    ASSERT_EQ(outcome.code, 0) << outcome.text;
+    const nlohmann::json record = nlohmann::json::parse(std::ifstream(record_file));
+    EXPECT_EQ(longspan::io::inspect_result(output).attributes.device, "cpu " + record["device"]["kernel"].get<std::string>());
+    const Outcome verdict = run_program("verify --rows 700 --input " + input + " --output " + output);
+    EXPECT_EQ(verdict.code, 0) << verdict.text;
+  }
+}
+
 TEST_F(Program, BenchExchangeTellsWhatMoves) {
   const Outcome outcome = mpirun(3, "bench exchange --tokens 3000 --heads 2 --head-dim 16 --iterations 2 --json=" + file("x.json"));
   ASSERT_EQ(outcome.code, 0) << outcome.text;

@@ -37,6 +37,15 @@ TEST(UnitInLastPlace, IsTheSpacingOfNumbers) {
   EXPECT_EQ(unit_in_last_place(0, ElementType::float16), 0x1p-24);
 }
 
+TEST(RoundsWeights, OfSixteenBitTypesWhereTheDeviceDoes) {
+  for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
+    const bool half = type != ElementType::float32;
+    EXPECT_EQ(rounds_weights("cuda 9.0", type), half);
+    EXPECT_EQ(rounds_weights("cpu AVX512_BF16", type), type == ElementType::bfloat16);
+    for (const char* device : {"cpu", "cpu AVX2", "cpu AVX3", ""}) EXPECT_FALSE(rounds_weights(device, type)) << device;
+  }
+}
+
 TEST(Synthetic, ElementsDependOnTheSeedOnly) {
   kernels::cpu::ThreadPool pool(2);
   const auto make = [&](uint64_t seed, int64_t begin, int64_t count, int heads, int head_dim) {

@@ -191,6 +191,20 @@ TEST(Attention, BitsDoNotDependOnStepsOrRuns) {
   }
 }
 
+TEST(Attention, ItemsThatBeginDoNotReadTheirStates) {
+  for (ElementType type : kTypes) {
+    Problem problem({.type = type, .head_dim = 40, .group = 2, .query_rows = {128, 37}, .key_rows = {128, 90}, .seed = 5});
+    const States cleared = problem.run();
+    for (Work& item : problem.work) item.begins = true;
+    States states = problem.empty_states();
+    for (auto* floats : {&states.m, &states.l, &states.o})
+      std::fill(floats->begin(), floats->end(), std::numeric_limits<float>::quiet_NaN());
+    cpu::ThreadPool threads(2);
+    cpu::forward(problem.step(states), threads);
+    EXPECT_TRUE(states == cleared);
+  }
+}
+
 TEST(Attention, AnyOrderOfTilesIsRight) {
   Problem problem({.type = ElementType::float32, .head_dim = 64, .query_rows = {50}, .key_rows = std::vector<int>(9, 128), .seed = 31});
   std::mt19937 random(5);
