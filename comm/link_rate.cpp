@@ -129,7 +129,7 @@ uint64_t word_of(int rank, size_t i) { return (static_cast<uint64_t>(rank) << 40
 
 std::optional<LinkRate> measure_link(const Communicator& ranks, Link link, int64_t most_bytes) {
   const std::optional<Ring> ring = ring_of(ranks, link);
-  most_bytes = std::clamp<int64_t>(ranks.min(most_bytes), 1024, int64_t{512} << 20);
+  most_bytes = std::clamp<int64_t>(ranks.min(most_bytes), 1024, int64_t{512} << 20) / sizeof(uint64_t) * sizeof(uint64_t);
   LinkRate rate;
   rate.latency = half_round_trip(ranks, ring);
 
