@@ -26,6 +26,8 @@ class PoolExchange {
   virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;
   // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
   virtual bool takes_sends_ahead() const = 0;
+  // All ranks must start the steps of all their exchanges in one order: a start may wait until the peers have started theirs.
+  virtual bool starts_in_one_order() const { return false; }
   virtual void progress() = 0;
   // On return everything that was started goes on by itself. To be called before this rank waits for others outside of this exchange: they
   // may be waiting for its blocks.

@@ -1,9 +1,6 @@
 // Blocks between GPU pools by NCCL. All ranks go through the same steps in the same order; a step is one group with one message per peer:
 //
-//   gather what is sent | send and receive everything | scatter what came      each on a stream of its own:
-//
-//   step   0   gather  link     scatter
-//          1           gather   link     scatter        two steps' messages lie packed at a time
+//   its stream:   gather what is sent | send and receive everything | scatter what came
 //
 // Each exchange has a communicator of its own, since what one communicator does it does in the order of issue, and two exchanges are not
 // issued in the same order on all ranks.
@@ -14,7 +11,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -157,14 +153,14 @@ class NcclExchange : public PoolExchange {
         current_(gpu),
         pool_(pool),
         block_bytes_(block_bytes),
-        gather_(cuda::Stream::Priority::high),
-        link_(cuda::Stream::Priority::high),
-        scatter_(cuda::Stream::Priority::high) {
+        stream_(cuda::Stream::Priority::high) {
     idle.pop_back();
   }
   ~NcclExchange() override {
     if (std::uncaught_exceptions() == 0)
-      for (const cuda::Stream* stream : {&gather_, &link_, &scatter_}) cudaStreamSynchronize(stream->get());
+      cudaStreamSynchronize(stream_.get());
+    else
+      comm_.abort();  // or giving memory back would wait for ranks that may be gone
     if (own_->is_up()) idle_.push_back(std::move(own_));
   }
 
@@ -174,36 +170,30 @@ class NcclExchange : public PoolExchange {
     for (const Message& message : sends) step.add(message, block_bytes_, step.sent);
     if (step.peers.empty()) return;
     const cuda::CurrentDevice current(gpu_);
-    Lane& lane = lanes_[turn_++ % lanes_.size()];
+    // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
-    after(lane.sent, gather_);
-    out.place(lane.out, lane.out_slots, gather_);
+    out.place(out_, out_slots_, stream_);
+    in.place(in_, in_slots_, stream_);
     for (const Packed::Part& part : out.parts)
-      if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, gather_.get());
-    lane.gathered.record(gather_.get());
-
-    in.place(lane.in, lane.in_slots, scatter_);  // after the lane's last scatter
-    lane.emptied.record(scatter_.get());
-    after(lane.gathered, link_), after(lane.emptied, link_);
+      if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
-      check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), link_.get()),
+      check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
                  "ncclSend");
     for (const Packed::Part& part : in.parts)
-      check_nccl(nccl().receive(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), link_.get()),
-                 "ncclRecv");
+      check_nccl(
+          nccl().receive(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
+          "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
-    lane.sent.record(link_.get());
-
-    after(lane.sent, scatter_);
     for (const Packed::Part& part : in.parts)
-      if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, scatter_.get());
-    step.done.record(scatter_.get());
+      if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
+    step.done.record(stream_.get());
     steps_.emplace(tag, std::move(step));
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
+  bool starts_in_one_order() const override { return true; }
 
   void progress() override { comm_.is_busy(); }
   void abandon() override { comm_.abort(); }
@@ -243,15 +233,6 @@ class NcclExchange : public PoolExchange {
       bytes += static_cast<int64_t>(message.slots.size()) * block_bytes;
     }
   };
-
-  // Packed messages of every other step.
-  struct Lane {
-    cuda::DeviceMemory out, in, out_slots, in_slots;
-    cuda::Event gathered, emptied, sent;
-  };
-  static void after(const cuda::Event& event, const cuda::Stream& stream) {
-    cuda::check(cudaStreamWaitEvent(stream.get(), event.get(), 0), "cudaStreamWaitEvent");
-  }
 
   // Where each message of one direction lies: in the pool, or packed in a buffer with its list of slots.
   struct Packed {
@@ -324,9 +305,8 @@ class NcclExchange : public PoolExchange {
   cuda::CurrentDevice current_;
   std::byte* pool_;
   int64_t block_bytes_;
-  cuda::Stream gather_, link_, scatter_;
-  std::array<Lane, 2> lanes_;
-  size_t turn_ = 0;
+  cuda::Stream stream_;
+  cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
   std::map<int, Step> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;

@@ -103,18 +103,19 @@ int run_bench_kernel(const Settings& settings, const Context&) {
                                                                    *place.device, [&, type = type] { return place.peak(type); });
         const std::string kernel = place.kernel(type, shape.head_dim);
         const double seconds = bench::median(measure.seconds);
-        json["measures"].push_back({{"type", name_of(type)},
-                                    {"head_dim", head_dim},
-                                    {"pattern", named.text},
-                                    {"kernel", kernel},
-                                    {"flop", measure.flop},
-                                    {"seconds", measure.seconds},
-                                    {"flop_per_second", measure.rate()},
-                                    {"peak_flop_per_second", measure.peaks},
-                                    {"share_of_peak", measure.share()}});
+        json["measures"].push_back(
+            {{"type", name_of(type)},
+             {"head_dim", head_dim},
+             {"pattern", named.text},
+             {"kernel", kernel},
+             {"flop", measure.flop},
+             {"seconds", measure.seconds},
+             {"flop_per_second", measure.rate()},
+             {"peak_flop_per_second", measure.peaks},
+             {"share_of_peak", measure.peak() > 0 ? nlohmann::ordered_json(measure.share()) : nlohmann::ordered_json()}});
         const auto giga = [](double rate) { return fmt::format("{:.1f}", rate / 1e9); };
         table.add({std::string(name_of(type)), std::to_string(head_dim), named.name, kernel, fmt::format("{:.2f}", seconds * 1e3),
-                   giga(measure.rate()), giga(measure.peak()), report::percent_text(measure.share())});
+                   giga(measure.rate()), giga(measure.peak()), measure.peak() > 0 ? report::percent_text(measure.share()) : "-"});
       }
     }
   }

@@ -326,8 +326,8 @@ class Engine::Run {
     const auto here = [&](size_t step) { return exchange_->received(tag_of(step)) && (step == t || inside_host_->received(tag_of(step))); };
     return here(t) && (t == 0 || here(t - 1));
   }
-  void pass_on() {
-    while (!inside_waiting_.empty() && may_pass_on(inside_waiting_.front().t)) {
+  void pass_on(size_t last) {
+    while (!inside_waiting_.empty() && inside_waiting_.front().t <= last && may_pass_on(inside_waiting_.front().t)) {
       const Inside& next = inside_waiting_.front();
       inside_host_->start(tag_of(next.t), next.receives, next.sends);
       inside_waiting_.pop_front();
@@ -343,7 +343,8 @@ class Engine::Run {
   void move_messages() {
     exchange_->progress();
     if (inside_host_) {
-      pass_on();
+      // Where all ranks must start all in one order, step t is passed on once step t + 1 has been started, and not before.
+      if (!exchange_->starts_in_one_order()) pass_on(order_.size());
       inside_host_->progress();
     }
   }
@@ -361,7 +362,7 @@ class Engine::Run {
       if (inside_host_) inside_host_->hand_over();
       exchange_->finish_receives(tag_of(t));
       if (inside_host_) {
-        pass_on();
+        pass_on(t);
         exchange_->hand_over();
         inside_host_->finish_receives(tag_of(t));
       }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kWord = 4;
 constexpr int kTags = 1 << 19;         // queries use tags [0, kTags), states [kTags, 2·kTags)
-constexpr size_t kStatesInFlight = 2;  // received ahead of the merge
+constexpr size_t kStatesInFlight = 1;  // received while one is merged: what the plan has room for
 
 }  // namespace
 

@@ -28,9 +28,9 @@ int64_t block_row_bytes(const Shape& shape, ElementType output_type) {
 Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks, int64_t resting, bool& keys_stay) {
   const int64_t block_of_keys = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
   const int64_t home = most_blocks * block_of_keys;
-  // Long rows: with their states, what travels needs room for three more at least, part of it where results will lie.
+  // Long rows: with their states, what travels needs room for four more at least, part of it where results will lie.
   const auto travel = [&](int64_t blocks) {
-    return resting > 0 ? std::max<int64_t>(0, 3 * block_state_bytes(shape) - 2 * blocks * block_result_bytes(shape, options.output_type))
+    return resting > 0 ? std::max<int64_t>(0, 4 * block_state_bytes(shape) - 2 * blocks * block_result_bytes(shape, options.output_type))
                        : 0;
   };
   const int64_t least = least_room(shape, options.output_type, block_of_keys) + resting + travel(1);

@@ -357,8 +357,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     const auto count = [](const auto& set) { return static_cast<int64_t>(set.size()); };
     most_queries = std::max(most_queries, count(queries));
     most_states = std::max(most_states, count(computed));
-    // Packed queries of all, or packed states and two more that arrive.
-    travelling = std::max({travelling, (count(queries) + count(own)) * block_query_bytes(shared.shape),
+    // Queries that come, packed and as rows, those that leave, and the block that is being packed; or packed states and two that arrive.
+    travelling = std::max({travelling, (2 * count(queries) + count(own) + 1) * block_query_bytes(shared.shape),
                            (count(computed) + (own.empty() ? 0 : 2)) * block_state_bytes(shared.shape)});
   }
   // What travels for long rows lies where results will lie afterwards.

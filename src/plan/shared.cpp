@@ -127,11 +127,11 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
   // Batches such that what travels fits where the results of a stripe will lie: copies of a rank's states and two that arrive; or the
-  // queries that come to it and those that leave, which a home packs for all other ranks at once.
+  // queries that come to it, packed and as rows, those that leave, which a home packs for all other ranks at once, and one block more.
   const int64_t stripe_blocks = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type));
   const int64_t spare = 2 * stripe_blocks * block_result_bytes(shape, options.output_type) + shared.memory.long_rows - most_resting;
   const int64_t most_pieces =
-      std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, spare / (2 * block_query_bytes(shape))), 1, stripe_blocks);
+      std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, (spare / block_query_bytes(shape) - 1) / 3), 1, stripe_blocks);
   std::vector<int64_t> filled(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
   int64_t last_block = -1;
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
