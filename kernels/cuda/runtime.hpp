@@ -86,7 +86,6 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
-  cudaEvent_t get() const { return event_; }
   bool done() const;  // what was in the stream at record() has run; true when nothing was recorded yet
   void wait() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
 
