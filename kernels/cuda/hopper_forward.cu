@@ -8,8 +8,9 @@
 //   k_full, v_full    one arrival (the producer) and the bytes of the copy;
 //   k_empty, v_empty  one arrival of each consumer warp; for V of an entry that a consumer does not look at, the producer arrives for it.
 //
-// A consumer overlaps the softmax of one entry with P·V of the entry before (FlashAttention-3's intra-warp-group overlap). Its ping-pong,
-// turns of the consumers in issuing products, gained nothing here.
+// A consumer issues Q·Kᵀ of one entry and P·V of the entry before together, and its softmax runs beside the other's products. Measured
+// without gain: turns of the consumers (FlashAttention-3's ping-pong), exponentials while P·V is under way, no maximum at all until the
+// probabilities show that it is needed.
 //
 // Bits: an entry maps the state (m, l, O) of a row to the next one, and nothing but the state passes from one entry to the next. So a
 // list cut into steps gives the same bits. In particular l is summed over the four threads of a row in every entry, not at the end.
@@ -297,6 +298,7 @@ template <typename Element, int D>
 struct Consumer {
   using Ring = Shared<D>;
   static constexpr uint32_t kPanelBytes = sizeof(Ring::k[0]);
+  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const Arguments& a;
   Ring& shared;
   const int group, warp, lane;  // 0 or 1; in the group; in the warp
@@ -307,11 +309,12 @@ struct Consumer {
   uint32_t p[32];  // probabilities of the latest entry rounded, as A of P·V
   float o[D / 2];
   float m[2], l[2];
-  float alpha[2], sum[2];  // of the latest entry: what older sums are multiplied by, and this thread's share of its probabilities
+  float sum[2];  // this thread's share of the latest entry's probabilities, not in l yet
 
-  __device__ __forceinline__ void release(uint64_t* barrier) {
+  template <typename... Barriers>
+  __device__ __forceinline__ void release(Barriers*... barriers) {
     __syncwarp();
-    if (lane == 0) arrive(barrier);
+    if (lane == 0) (arrive(barriers), ...);
   }
 
   // Waits for the item's next entry; whether this consumer looks at it.
@@ -335,8 +338,8 @@ struct Consumer {
 
   // Issues S = Q·Kᵀ for Keys keys.
   template <int Keys>
-  __device__ __forceinline__ void scores(const Place& entry, float (&s)[Keys / 2]) {
-    const Matrix q(shared.q[group][0]), k(&shared.k[0][entry.slot(group) * kPanelElements]);
+  __device__ __forceinline__ void scores(int slot, float (&s)[Keys / 2]) {
+    const Matrix q(shared.q[group][0]), k = Matrix(shared.k[0]).moved(slot * kPanelElements * 2);
     products_begin();
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
@@ -348,8 +351,8 @@ struct Consumer {
 
   // Issues O += P·V for Keys keys.
   template <int Keys>
-  __device__ __forceinline__ void output(const Place& entry) {
-    const Matrix v(&shared.v[0][entry.slot(group) * kPanelElements], kPanelBytes);
+  __device__ __forceinline__ void output(int slot) {
+    const Matrix v = Matrix(shared.v[0], kPanelBytes).moved(slot * kPanelElements * 2);
     products_begin();
 #pragma unroll
     for (int step = 0; step < Keys / 16; ++step)
@@ -360,88 +363,124 @@ struct Consumer {
   static __device__ __forceinline__ Mask mask_of(const Entry& entry) {
     return {static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
   }
-
-  // One entry's scores become probabilities; m moves on, alpha and sum are this entry's.
-  template <int Keys>
-  __device__ __forceinline__ void soften(const Entry& entry, float (&s)[Keys / 2]) {
-    if (entry.flags & kMasked) {
-      const Mask mask = mask_of(entry);
-      uint32_t allowed[2][4];
+  __device__ __forceinline__ void look_up_mask(const Entry& entry, uint32_t (&allowed)[2][4]) const {
+    const Mask mask = mask_of(entry);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
-      forbid(s, allowed);
-    }
-    online_softmax(s, m, alpha, sum, a.scale);
+    for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
   }
 
-  // l takes the latest entry in. Done while products are under way, so that no one waits for the shuffles.
+  // l takes the latest entry in.
   __device__ __forceinline__ void settle() {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) l[r] = l[r] * alpha[r] + row_sum(sum[r]);
+    for (int r = 0; r < 2; ++r) l[r] += row_sum(sum[r]), sum[r] = 0;
   }
 
-  // Waits for O and multiplies it. Multiplying by 1 changes nothing, and most entries do not raise any maximum of the warp's 16 rows.
-  // The wait stands in both branches because the assembler moves one in straight code up, before the softmax that it should follow.
-  __device__ __forceinline__ void rescale() {
-    if (__any_sync(0xffffffff, alpha[0] != 1 || alpha[1] != 1)) {
-      products_wait<0>();
-      pin(o);
+  // Rows whose maximum has moved too far get a new one. No product is under way.
+  template <int Count>
+  __device__ __forceinline__ void raise(const float (&s)[Count]) {
+    float high[2], factor[2];
+    largest(s, high);
+    settle();
 #pragma unroll
-      for (int i = 0; i < D / 2; ++i) o[i] *= alpha[i / 2 % 2];
-    } else {
+    for (int r = 0; r < 2; ++r) {
+      const float most = row_maximum(high[r]) * a.scale;
+      const bool far = most > highest_without_new_maximum(m[r], l[r]);
+      factor[r] = far ? exp2_approximate(m[r] - most) : 1;
+      if (far) m[r] = most;
+      l[r] *= factor[r];
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; ++i) o[i] *= factor[i / 2 % 2];
+  }
+
+  // The same in the rare case that there are such rows, while P·V of the entry before may be under way.
+  template <int Count>
+  __device__ __forceinline__ void keep_up(const float (&s)[Count]) {
+    // The shuffles of settle() run beside the search for the maximum. Nothing but this tie to the scores keeps the assembler from putting
+    // them between the products, which then wait for them. No bit changes: there are not that many heads.
+    const uint32_t none = a.heads >> 31;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = __uint_as_float(__float_as_uint(sum[r]) | (__float_as_uint(s[r]) & none));
+    settle();
+    float high[2];
+    largest(s, high);
+    if (__any_sync(0xffffffff, high[0] * a.scale > highest_without_new_maximum(m[0], l[0]) ||
+                                   high[1] * a.scale > highest_without_new_maximum(m[1], l[1]))) {
       products_wait<0>();
       pin(o);
+      raise(s);
     }
   }
 
-  template <int Keys>
-  __device__ __forceinline__ void round(const float (&s)[Keys]) {
+  // An entry's scores become P. The exponentials take the longest, one every 8 cycles of a warp: all else that can runs beside them.
+  template <int Count>
+  __device__ __forceinline__ void soften(float (&s)[Count]) {
+    const float shift[2] = {m[0] == -kInfinity ? 0 : m[0], m[1] == -kInfinity ? 0 : m[1]};  // not exp2(−∞ + ∞)
 #pragma unroll
-    for (int i = 0; i < Keys / 2; ++i) p[i] = pack<Element>(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < Count; ++i) {
+      s[i] = exp2_approximate(fmaf(s[i], a.scale, -shift[i / 2 % 2]));
+      sum[i / 2 % 2] += s[i];
+      if (i % 2) p[i / 2] = pack<Element>(s[i - 1], s[i]);
+    }
   }
 
+  // P of the item's first entry, or of one after finish().
   template <int Keys>
   __device__ __forceinline__ void first(const Entry& entry) {
     float s[Keys / 2];
-    scores<Keys>(entry, s);
+    scores<Keys>(entry.slot(group), s);
+    uint32_t allowed[2][4];
+    const bool masked = entry.flags & kMasked;
+    if (masked) look_up_mask(entry, allowed);
     products_wait<0>();
     pin(s);
     release(&shared.k_empty[entry.first_slot]);
-    soften<Keys>(entry, s);
-    pin(s);
-    rescale();
-    round(s);
+    if (masked) forbid(s, allowed);
+    raise(s);
+    soften(s);
   }
 
-  // From P of `current`, CurrentKeys keys, to P of `following`. All products that this issues are over when it returns, and no branch
-  // but that around masks touches their registers while they are under way: else the compiler serialises them (ptxas C7515). While the
-  // scores are computed the next entry is looked for: that is a chain of waits, loads and branches that no one should wait for later.
+  // What can be known of the next entry without waiting: its flags, 0 if its K is not there yet.
+  __device__ __forceinline__ uint32_t glance() {
+    const bool there = test(&shared.k_full[walk.slot], walk.parity(walk.slot));
+    // In a uniform register: the compiler serialises products in branches that might diverge (ptxas C7520), and addresses cost less.
+    return __reduce_and_sync(0xffffffff, there & more ? shared.messages[walk.slot].flags : 0);
+  }
+
+  // From P of `current`, CurrentKeys keys, to P of `following`; whether `upcoming` is the next entry then. All products that this issues
+  // are over when it returns, and no branch but that around masks touches their registers while they are under way: else the compiler
+  // serialises them (ptxas C7515).
   template <int CurrentKeys, int Keys>
   __device__ __forceinline__ bool step(const Place& current, const Entry& following, Entry& upcoming) {
     float s[Keys / 2];
     pin(p), pin(o);
-    scores<Keys>(following, s);
+    scores<Keys>(following.slot(group), s);
     wait(&shared.v_full[current.first_slot], current.parity);
-    output<CurrentKeys>(current);
-    const bool found = more && !crowded(current) && look(upcoming);
-    settle();
+    output<CurrentKeys>(current.slot(group));
+    uint32_t allowed[2][4];
+    const bool masked = following.flags & kMasked;
+    if (masked) look_up_mask(following, allowed);
     products_wait<1>();
     pin(s);
-    release(&shared.k_empty[following.first_slot]);
-    soften<Keys>(following, s);
-    pin(s);
-    rescale();
-    pin(p);
-    release(&shared.v_empty[current.first_slot]);
-    round(s);
-    return found;
+    if (masked) forbid(s, allowed);
+    keep_up(s);
+    products_wait<0>();
+    pin(p), pin(o);
+    release(&shared.k_empty[following.first_slot], &shared.v_empty[current.first_slot]);
+    const uint32_t flags = glance();
+    soften(s);
+    if (need(flags, group) == 0) return false;
+    const Message& message = shared.messages[walk.slot];
+    upcoming.keys = message.keys, upcoming.payload[0] = message.payload[0], upcoming.payload[1] = message.payload[1];
+    static_cast<Place&>(upcoming) = take(flags);
+    return true;
   }
 
   template <int Keys>
   __device__ __forceinline__ void finish(const Place& entry) {
     wait(&shared.v_full[entry.first_slot], entry.parity);
     pin(p), pin(o);
-    output<Keys>(entry);
+    output<Keys>(entry.slot(group));
     settle();
     products_wait<0>();
     pin(o);
@@ -500,14 +539,6 @@ struct Consumer {
     return (free < 0 ? free + Ring::kSlots : free) < 2;
   }
 
-  // --- Runs of whole entries: step() without the choices. -----------------------------------------------------------------------------
-
-  // Flags of the next entry, its K there; 0 if that must not be waited for. It stays the next.
-  __device__ __forceinline__ uint32_t peek(const Place& current) {
-    if (!more || crowded(current)) return 0;
-    wait(&shared.k_full[walk.slot], walk.parity(walk.slot));
-    return __reduce_or_sync(0xffffffff, shared.messages[walk.slot].flags);
-  }
   __device__ __forceinline__ Place take(uint32_t flags) {
     const Place place{flags, walk.slot, walk.parity(walk.slot)};
     walk.pass(flags);
@@ -515,28 +546,29 @@ struct Consumer {
     return place;
   }
 
-  // P of `current` waits to be multiplied, and so it does at the end.
+  // Runs of whole entries: step() without its choices. P of `current` waits to be multiplied, and so it does at the end.
   __device__ __forceinline__ void run(Place& current, Place following) {
+    bool v_there = false;
     while (true) {
       float s[64];
       pin(p), pin(o);
-      scores<128>(following, s);
-      wait(&shared.v_full[current.first_slot], current.parity);
-      output<128>(current);
-      const uint32_t flags = peek(current);
-      settle();
+      scores<128>(following.first_slot, s);
+      if (!v_there) wait(&shared.v_full[current.first_slot], current.parity);
+      output<128>(current.first_slot);
       products_wait<1>();
       pin(s);
-      release(&shared.k_empty[following.first_slot]);
-      online_softmax(s, m, alpha, sum, a.scale);
-      pin(s);
-      rescale();
-      pin(p);
-      release(&shared.v_empty[current.first_slot]);
-      round(s);
+      keep_up(s);
+      products_wait<0>();
+      pin(p), pin(o);
+      release(&shared.k_empty[following.first_slot], &shared.v_empty[current.first_slot]);
+      v_there = test(&shared.v_full[following.first_slot], following.parity);
+      const uint32_t flags = glance();
+      soften(s);
       current = following;
       if (!(flags & kWhole)) return;
-      following = take(flags);
+      following = {flags, walk.slot, walk.parity(walk.slot)};
+      walk.pass(kTwoSlots);
+      more = !(flags & kLast);
     }
   }
 
@@ -587,7 +619,7 @@ struct Consumer {
   __device__ __forceinline__ void read_state(const Item& item) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      m[r] = -std::numeric_limits<float>::infinity(), l[r] = 0;
+      m[r] = -kInfinity, l[r] = 0, sum[r] = 0;
       const bool read = !item.begins && row + 8 * r < item.rows;
       const int64_t state = (item.state_row + row + 8 * r) * a.heads + item.head;
       if (read) m[r] = a.m[state], l[r] = a.l[state];

@@ -343,6 +343,29 @@ TEST_P(Gpu, LargeScoresAndAnyScale) {
   }
 }
 
+// A row's largest score grows by powers of two from one key block to the next, now and then by more than any probability may hold.
+TEST_P(Gpu, MaximaThatMoveAgainAndAgain) {
+  uint32_t seed = 300;
+  for (float size : {4.0f, 12.0f, 60.0f}) {
+    for (int head_dim : {40, 64, 128}) {
+      for (ElementType type : {ElementType::bfloat16, ElementType::float16}) {
+        const Problem problem(
+            {.type = type,
+             .head_dim = head_dim,
+             .query_rows = {128, 90},
+             .key_rows = std::vector<int>(24, 128),
+             .forms = seed % 2 == 0 ? std::vector<Tile::Form>{Tile::Form::full} : std::vector<Tile::Form>(kForms, kForms + 4),
+             .q_size = size,
+             .seed = ++seed});
+        GpuProblem gpu(problem);
+        gpu.run();
+        expect_right_on_gpu(problem, gpu.finished(type));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(Gpu, RowsThatSeeNothing) {
   for (int head_dim : {16, 64, 128}) {
     Problem problem(

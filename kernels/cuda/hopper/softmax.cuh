@@ -80,29 +80,27 @@ __device__ inline float row_sum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
-// The scores become probabilities against the new maximum m (base 2, scaled); alpha is what everything older is multiplied by, sum the
-// thread's share of the sum of the probabilities. `scale` is positive.
+// A row's probabilities are 2^(s·scale − m), `scale` positive, and l is their sum so far. m must move on only where a score lies over this:
+// over m and over l/8 (and over 256, for float16's sake). A score under it may get a probability over 1, which is rounded where that of the
+// maximum, 1, is not; but it is a small part of the row then. So most entries need no new m, and multiply nothing older by anything (the
+// lazy rescaling of FlashAttention-4, which has another limit).
+__device__ inline float highest_without_new_maximum(float m, float l) {
+  float log;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(l));
+  return m + fminf(fmaxf(log - 3, 0), 8);
+}
+
+// The largest of this thread's scores of each row.
 template <int Count>
-__device__ inline void online_softmax(float (&s)[Count], float (&m)[2], float (&alpha)[2], float (&sum)[2], float scale) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  float shift[2];
+__device__ inline void largest(const float (&s)[Count], float (&high)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float high[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // four chains: a maximum takes several cycles
+    float chain[4] = {s[2 * r], s[2 * r + 1], s[2 * r + 4], s[2 * r + 5]};  // a maximum takes several cycles
 #pragma unroll
     for (int i = 8 + 2 * r; i < Count; i += 8)
-      high[0] = fmaxf(high[0], s[i]), high[1] = fmaxf(high[1], s[i + 1]), high[2] = fmaxf(high[2], s[i + 4]),
-      high[3] = fmaxf(high[3], s[i + 5]);
-    const float before = m[r];
-    m[r] = fmaxf(before, row_maximum(fmaxf(fmaxf(high[0], high[1]), fmaxf(high[2], high[3]))) * scale);
-    shift[r] = m[r] == -kInfinity ? 0 : m[r];  // nothing seen: exp2(−∞ − 0) is 0 where exp2(−∞ + ∞) is not
-    alpha[r] = exp2_approximate(before - shift[r]);
-    sum[r] = 0;
-  }
-#pragma unroll
-  for (int i = 0; i < Count; ++i) {
-    s[i] = exp2_approximate(fmaf(s[i], scale, -shift[i / 2 % 2]));
-    sum[i / 2 % 2] += s[i];
+      chain[0] = fmaxf(chain[0], s[i]), chain[1] = fmaxf(chain[1], s[i + 1]), chain[2] = fmaxf(chain[2], s[i + 4]),
+      chain[3] = fmaxf(chain[3], s[i + 5]);
+    high[r] = fmaxf(fmaxf(chain[0], chain[1]), fmaxf(chain[2], chain[3]));
   }
 }
 

@@ -26,6 +26,11 @@ struct Matrix {
   uint32_t low;
   __device__ explicit Matrix(const void* first, uint32_t panel_stride = 16)
       : low((shared_address(first) & 0x3ffff) >> 4 | (panel_stride / 16) << 16) {}
+  __device__ Matrix moved(uint32_t bytes) const {
+    Matrix matrix = *this;
+    matrix.low += bytes / 16;
+    return matrix;
+  }
   // The descriptor of what lies `bytes` on: 128-byte swizzle, 1,024 bytes from 8 rows to the next.
   __device__ uint64_t at(uint32_t bytes) const {
     uint64_t descriptor;
