@@ -16,10 +16,12 @@ class PoolExchange {
  public:
   virtual ~PoolExchange() = default;
 
-  // Blocks in the order in which both sides count them.
+  // Blocks in the order in which both sides count them. `runs`: how many of them belong together, one run after another, as both sides see
+  // it (empty: all do). A long run may travel by itself, straight from or into the pool where its slots follow each other.
   struct Message {
     int peer = 0;
     std::vector<int32_t> slots;
+    std::vector<int64_t> runs = {};
   };
   // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
   // `takes_sends_ahead()` they may come in an earlier one than its receives.

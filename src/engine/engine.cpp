@@ -84,7 +84,8 @@ class Engine::Run {
         device_(device),
         options_(options),
         heads_(engine.pattern_, shape_),
-        pool_(shared_.keys_stay ? plan_.own : Intervals{}, shape_.kv_heads, engine.schedule_.most_fetched_units, plan_.unit_bytes, device),
+        pool_(shared_.keys_stay ? plan_.own : Intervals{}, engine.blocks_.count(), shape_.kv_heads, engine.schedule_.most_fetched_units,
+              plan_.unit_bytes, device),
         exchange_(transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes)),
         long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device) {
     exchange_->set_timeout(options.timeout);
@@ -309,6 +310,8 @@ class Engine::Run {
     std::vector<comm::PoolExchange::Message> messages;
     for (const PeerUnits& peer : peers) {
       messages.push_back({peer.peer, {}});
+      for (const UnitRun& run : peer.runs)
+        messages.back().runs.insert(messages.back().runs.end(), static_cast<size_t>(run.kv_heads), run.count);
       for_each_unit(peer.runs, [&](int kv_head, int64_t block) { messages.back().slots.push_back(slot(kv_head, block)); });
     }
     return messages;

@@ -1,58 +1,54 @@
 #include "engine/key_pool.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "longspan/error.hpp"
 
 namespace longspan::engine {
 
-KeyPool::KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device)
-    : own_(std::move(own)), unit_bytes_(unit_bytes), kv_heads_(kv_heads) {
-  for (const Interval& run : own_) {
-    own_before_.push_back(own_blocks_);
-    own_blocks_ += run.length();
-  }
-  const int64_t own_slots = own_blocks_ * kv_heads;
-  slots_ = own_slots + fetched;
+KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device)
+    : blocks_(blocks),
+      own_slots_(size_of(own) * kv_heads),
+      slots_(own_slots_ + fetched),
+      unit_bytes_(unit_bytes),
+      slot_of_(static_cast<size_t>(kv_heads * blocks), -1) {
   if (slots_ > std::numeric_limits<int32_t>::max()) internal_error("a pool has more slots than their numbers can say");
+  int32_t next = 0;
+  for (int kv_head = 0; kv_head < kv_heads; ++kv_head)
+    for (const Interval& run : own)
+      for (int64_t block = run.begin; block < run.end; ++block) slot_of_[static_cast<size_t>(unit(kv_head, block))] = next++;
   memory_ = device.allocate(slots_ * unit_bytes);
   nonfinite_ = device.allocate(slots_);
-  for (int64_t slot = own_slots; slot < slots_; ++slot) free_.push(slot);
-}
-
-int64_t KeyPool::own_index(int64_t block) const {
-  const auto next = std::upper_bound(own_.begin(), own_.end(), block, [](int64_t b, const Interval& run) { return b < run.begin; });
-  if (next == own_.begin()) return -1;
-  const auto run = static_cast<size_t>(next - own_.begin()) - 1;
-  return block < own_[run].end ? own_before_[run] + block - own_[run].begin : -1;
-}
-
-int64_t KeyPool::slot(int kv_head, int64_t block) const {
-  const int64_t index = own_index(block);
-  if (index >= 0) return kv_head * own_blocks_ + index;
-  const auto found = fetched_.find(block * kv_heads_ + kv_head);
-  return found == fetched_.end() ? -1 : found->second.slot;
+  free_.resize(static_cast<size_t>(slots_ / 64 + 1));
+  for (int64_t slot = own_slots_; slot < slots_; ++slot) free_[static_cast<size_t>(slot / 64)] |= uint64_t{1} << slot % 64;
 }
 
 int64_t KeyPool::take(int kv_head, int64_t block) {
-  if (free_.empty()) internal_error("the plan asks for more resident units than it reserved");
-  const int64_t slot = free_.top();
-  free_.pop();
-  Copies& copies = fetched_[block * kv_heads_ + kv_head];
-  if (copies.newer >= 0) internal_error("a unit is fetched that is here twice");
-  (copies.slot < 0 ? copies.slot : copies.newer) = slot;
+  while (lowest_ < free_.size() && free_[lowest_] == 0) ++lowest_;
+  if (lowest_ == free_.size()) internal_error("the plan asks for more resident units than it reserved");
+  const auto slot = static_cast<int32_t>(lowest_ * 64) + std::countr_zero(free_[lowest_]);
+  free_[lowest_] &= free_[lowest_] - 1;
+  int32_t& older = slot_of_[static_cast<size_t>(unit(kv_head, block))];
+  if (older < 0)
+    older = slot;
+  else if (!newer_.emplace(unit(kv_head, block), slot).second)
+    internal_error("a unit is fetched that is here twice");
   return slot;
 }
 
 void KeyPool::release(int kv_head, int64_t block) {
-  const auto found = fetched_.find(block * kv_heads_ + kv_head);
-  if (found == fetched_.end()) internal_error("a unit is released that is not here");
-  free_.push(found->second.slot);
-  if (found->second.newer >= 0) {
-    found->second = {found->second.newer, -1};
-  } else {
-    fetched_.erase(found);
+  int32_t& slot = slot_of_[static_cast<size_t>(unit(kv_head, block))];
+  if (slot < own_slots_) internal_error("a unit is released that is not here");
+  const auto word = static_cast<size_t>(slot / 64);
+  free_[word] |= uint64_t{1} << slot % 64;
+  lowest_ = std::min(lowest_, word);
+  slot = -1;
+  if (newer_.empty()) return;
+  if (const auto newer = newer_.find(unit(kv_head, block)); newer != newer_.end()) {
+    slot = newer->second;
+    newer_.erase(newer);
   }
 }
 

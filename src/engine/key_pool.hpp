@@ -3,8 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <queue>
 #include <unordered_map>
 #include <vector>
 
@@ -15,34 +13,31 @@ namespace longspan::engine {
 
 class KeyPool {
  public:
-  // `own`: key blocks with a slot for good, for each of `kv_heads`; `fetched`: slots for others.
-  KeyPool(Intervals own, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device);
+  // `own`: key blocks with a slot for good, of `blocks` in all, for each of `kv_heads`; `fetched`: slots for others.
+  KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device);
 
   kernels::Pool memory() const { return {memory_.get(), reinterpret_cast<uint8_t*>(nonfinite_.get()), slots_}; }
   int64_t bytes() const { return slots_ * unit_bytes_; }
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
-  int64_t slot(int kv_head, int64_t block) const;
+  int64_t slot(int kv_head, int64_t block) const { return slot_of_[static_cast<size_t>(unit(kv_head, block))]; }
   // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that the last step of a
   // stripe uses and the first of the next fetches anew is here twice for a while: slot() tells the older one until it is released.
   int64_t take(int kv_head, int64_t block);
   void release(int kv_head, int64_t block);
-  bool is_own(int64_t block) const { return contains(own_, block); }
 
  private:
-  int64_t own_index(int64_t block) const;
+  int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }
 
-  Intervals own_;
-  std::vector<int64_t> own_before_;  // own blocks before each interval of own_
-  int64_t own_blocks_ = 0, slots_ = 0, unit_bytes_;
-  int kv_heads_;
+  int64_t blocks_, own_slots_, slots_, unit_bytes_;
   kernels::Buffer memory_, nonfinite_;
-  // The lowest first, also when slots come back in any order: blocks fetched together lie together and go as few pieces.
-  std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> free_;
-  struct Copies {
-    int64_t slot = -1, newer = -1;
-  };
-  std::unordered_map<int64_t, Copies> fetched_;
+  // By unit. Tens of thousands of units come and go in a millisecond of the link's time: neither takes a search.
+  std::vector<int32_t> slot_of_;
+  std::unordered_map<int64_t, int32_t> newer_;  // second slots of units that are here twice
+  // A bit per slot. The lowest free slot is taken, also when slots come back in any order: blocks fetched together lie together and go as
+  // few pieces. No word before lowest_ has a bit set.
+  std::vector<uint64_t> free_;
+  size_t lowest_ = 0;
 };
 
 }  // namespace longspan::engine

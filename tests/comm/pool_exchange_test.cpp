@@ -95,6 +95,39 @@ TEST_P(PoolExchangeTest, BlocksArriveWhereTheyBelong) {
   EXPECT_EQ(exchange->bytes_sent(), given);
 }
 
+// Runs of 33 MiB, which NCCL sends by themselves, and short ones between them, scattered or not on either side.
+TEST_P(PoolExchangeTest, LongAndShortRuns) {
+  if (GetParam() != TestDevice::gpu_nccl) GTEST_SKIP() << "others send messages whole";
+  if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  const std::vector<int64_t> runs = {2, 33, 33, 1, 3, 34, 1};
+  constexpr int kBlocks = 107;
+  const int ranks = world_.size(), rank = world_.rank();
+  const kernels::Buffer memory = open_.device->allocate(2 * kBlocks * kMiB);
+  std::vector<std::byte> host(static_cast<size_t>(2 * kBlocks * kMiB), std::byte{0xee});
+  for (int slot = 0; slot < kBlocks; ++slot)
+    for (int64_t at = 0; at < kMiB; ++at) host[static_cast<size_t>(slot * kMiB + at)] = mark(rank, slot, at);
+  open_.device->upload(host.data(), 2 * kBlocks * kMiB, memory.get());
+  const auto exchange = open_.transport->between_pools(world_, memory.get(), kMiB);
+  exchange->set_timeout(60);
+  for (int step = 0; step < 3; ++step) {
+    const int to = (rank + 1) % ranks, from = (rank + ranks - 1) % ranks;
+    const auto there = [&](int i) { return step == 0 ? i : i * 50 % kBlocks; };            // scattered at the sender
+    const auto here = [&](int i) { return kBlocks + (step < 2 ? i : i * 31 % kBlocks); };  // and at the receiver
+    comm::PoolExchange::Message in{from, {}, runs}, out{to, {}, runs};
+    for (int i = 0; i < kBlocks; ++i) in.slots.push_back(here(i)), out.slots.push_back(there(i));
+    exchange->start(step, {in}, {out});
+    exchange->finish_receives(step);
+    exchange->finish_sends(step);
+    open_.device->download(memory.get(), 2 * kBlocks * kMiB, host.data());
+    for (int i = 0; i < kBlocks; ++i)
+      for (int64_t at = 0; at < kMiB; at += 4099)
+        ASSERT_EQ(host[static_cast<size_t>(here(i) * kMiB + at)], mark(from, there(i), at)) << "step " << step << " block " << i;
+    world_.barrier();
+  }
+  EXPECT_EQ(exchange->bytes_received(), 3 * kBlocks * kMiB);
+}
+
 TEST_P(PoolExchangeTest, ARankThatDoesNotSendIsNamed) {
   if (world_.size() < 2) GTEST_SKIP() << "nobody to wait for";
   if (GetParam() == TestDevice::gpu_nccl) GTEST_SKIP() << "NCCL's communicator is of no use after that";
