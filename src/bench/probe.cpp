@@ -78,7 +78,10 @@ void Probe::sample() {
     ranks_.barrier();
     const engine::Record record = job->run(*input_, device_);
     quarter->push_back(record.attend / job->quarters());
-    state_.push_back((record.input + record.finish + record.output) / job->states());
+    state_.push_back(record.finish / job->states());
+    if (job == full_.get())
+      state_in_.push_back((record.plan + record.input) / job->states());  // queries come while the short lists are made
+    state_out_.push_back(record.output / job->states());
     load_.push_back(job->key_bytes() / std::max(record.load, 1e-9));
     if (job == partial_.get()) entry_.push_back(record.plan / job->entries());
   }
@@ -90,6 +93,8 @@ plan::Rates Probe::rates() const {
   rates.full_quarter = over_ranks(full_quarter_);
   rates.partial_quarter = over_ranks(partial_quarter_);
   rates.state = over_ranks(state_);
+  rates.state_in = over_ranks(state_in_);
+  rates.state_out = over_ranks(state_out_);
   rates.list_entry = over_ranks(entry_);
   rates.key_bytes_per_second = over_ranks(load_);
   return rates;

@@ -34,7 +34,7 @@ class Probe {
   kernels::Device& device_;
   std::unique_ptr<engine::Input> input_;
   std::unique_ptr<SelfJob> full_, partial_;
-  std::vector<double> full_quarter_, partial_quarter_, state_, entry_, load_;
+  std::vector<double> full_quarter_, partial_quarter_, state_, state_in_, state_out_, entry_, load_;
 };
 
 }  // namespace longspan::bench

@@ -105,6 +105,8 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   const double state_bytes = shape.head_dim * (2 * element + 4 + 4 + 3 * result);
   const auto state = reader.figure(machine, "row_seconds_per_state", false);
   rates.state = state ? *state : copy && *copy > 0 ? state_bytes / *copy : 0;
+  rates.state_in = reader.figure(machine, "row_read_seconds_per_state", false).value_or(0);
+  rates.state_out = reader.figure(machine, "row_write_seconds_per_state", false).value_or(0);
   const auto load = reader.figure(machine, "key_load_bytes_per_second", true);
   if (load && *load > 0)
     rates.key_bytes_per_second = *load;
@@ -179,6 +181,8 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
                                             {"partial", {{"seconds_per_quarter", spread(rates.partial_quarter)}}},
                                             {"flop_per_second", spread(4.0 * 64 * 64 * shape.head_dim / rates.full_quarter)}}})},
           {"row_seconds_per_state", number(rates.state)},
+          {"row_read_seconds_per_state", number(rates.state_in)},
+          {"row_write_seconds_per_state", number(rates.state_out)},
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},
           {"memory", nullptr},

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -110,6 +111,13 @@ Runner runner_of(const std::string& command) {
   internal_error("command " + command + " has no function");
 }
 
+// Every rank leaves with the same code by itself. srun --kill-on-bad-exit does not know that: it ends those that take longer than the
+// first, and reports how they ended.
+int leave_with(int code) {
+  if (code != 0) std::signal(SIGTERM, SIG_IGN);
+  return code;
+}
+
 // Set-up problems reach here on all ranks alike (Communicator::agree); rank 0 prints them.
 int run_collective(const cli::Command& command, const std::vector<std::string>& arguments, const std::string& command_line, int* argc,
                    char*** argv) {
@@ -119,10 +127,10 @@ int run_collective(const cli::Command& command, const std::vector<std::string>& 
     cli::Settings settings;
     ranks.agreed([&] { settings = cli::read_settings(command, cli::commands(), arguments, cli::process_environment()); });
     agree_on_settings(ranks, settings);
-    return runner_of(command.name)(settings, {.ranks = &ranks, .command_line = command_line});
+    return leave_with(runner_of(command.name)(settings, {.ranks = &ranks, .command_line = command_line}));
   } catch (const comm::AgreedError& error) {
     if (ranks.rank() == 0) report_exception(error);
-    return static_cast<int>(error.code());
+    return leave_with(static_cast<int>(error.code()));
   } catch (const Error& error) {  // this and what follows: on this rank alone, and the others wait for it
     ranks.abort(error.problems().front());
   } catch (const std::bad_alloc&) {

@@ -182,10 +182,11 @@ RankTime play(const RankWork& work, const Rates& rates) {
     now += seconds;
   };
   // One I/O thread: reads and writes one after another in the order asked for.
-  const auto ask_file = [&](int64_t bytes, double rate) {
-    file_free = std::max(file_free, now) + static_cast<double>(bytes) / rate;
+  const auto ask_file = [&](int64_t bytes, double rate, double more = 0) {
+    file_free = std::max(file_free, now) + static_cast<double>(bytes) / rate + more;
     return file_free;
   };
+  double& reading = rates.read_bytes_per_second < kUnlimited ? time.io : time.rows;  // what a wait for queries or results waits for
 
   spend(static_cast<double>(work.key_bytes) / rates.key_bytes_per_second, time.load);
   wait_for(ask_file(work.key_bytes, rates.read_bytes_per_second), time.load);
@@ -215,7 +216,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
   const auto read_queries = [&](size_t s) {
     while (s < work.stripes.size() && work.stripes[s].bytes_in == 0) ++s;
     if (s < work.stripes.size() && queries_there[s] == 0)
-      queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second);
+      queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in);
   };
   read_queries(0);
   start_fetch(0);
@@ -225,7 +226,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     if (s == 0) spend(stripe.entries * rates.list_entry, time.plan);  // later ones are made beside compute
     if (stripe.row_bytes > 0) spend(2 * far.latency + static_cast<double>(stripe.row_bytes) / far.bytes_per_second, time.exchange);
     if (stripe.bytes_in > 0) {
-      wait_for(queries_there[s], time.io);
+      wait_for(queries_there[s], reading);
       read_queries(s + 1);
     }
     spend(stripe.states * rates.state, time.rows);
@@ -240,11 +241,11 @@ RankTime play(const RankWork& work, const Rates& rates) {
       spend(compute, time.attend);
     }
     if (stripe.bytes_out > 0) {
-      if (written.size() >= 2) wait_for(written[written.size() - 2], time.io);  // two buffers
-      written.push_back(ask_file(stripe.bytes_out, rates.write_bytes_per_second));
+      if (written.size() >= 2) wait_for(written[written.size() - 2], reading);  // two buffers
+      written.push_back(ask_file(stripe.bytes_out, rates.write_bytes_per_second, stripe.states * rates.state_out));
     }
   }
-  if (!written.empty()) wait_for(written.back(), time.io);
+  if (!written.empty()) wait_for(written.back(), reading);
   return time;
 }
 

@@ -28,7 +28,9 @@ struct LinkRates {
 struct Rates {
   double full_quarter = 0;     // seconds for one 64×64 quarter of one query head, 4·64·64·head_dim FLOP, in a run of full tiles
   double partial_quarter = 0;  // the same in a partial tile, per visited quarter
-  double state = 0;            // seconds per row and query head: queries in, states cleared and rounded, results out
+  double state = 0;            // seconds per row and query head that no thread does beside: states cleared and rounded
+  double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
+  double state_out = 0;        // and to take results away
   double list_entry = 0;       // seconds to make one entry of a tile list
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
