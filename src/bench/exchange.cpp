@@ -105,8 +105,9 @@ std::vector<double> slowest(const comm::Communicator& ranks, const std::vector<d
   return most;
 }
 
-// Bytes that all hosts have sent, on every rank; nothing where a host cannot tell.
+// Bytes that all hosts have sent when all ranks have come here, on every rank; nothing where a host cannot tell.
 std::optional<int64_t> sent_by_all_hosts(const comm::Communicator& ranks) {
+  ranks.barrier();
   const std::optional<int64_t> here = ranks.local_rank() == 0 ? launch::network_bytes_sent() : 0;
   if (ranks.min(here ? 1 : 0) == 0) return std::nullopt;
   return ranks.sum(here.value_or(0));
