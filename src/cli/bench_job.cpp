@@ -52,9 +52,13 @@ BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings
   if (choice.gpu) place.gpu = choice.gpu->ordinal;
   place.gpu_is_shared = choice.sharers > 1;
   place.kind = choice.gpu ? "cuda" : "cpu";
+  place.identity = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu";
+  place.memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory;
+  if (settings.command().find("host-memory")) place.host_memory = settings.integer("host-memory");
   ranks.agreed([&] {
     if (choice.gpu)
-      place.device = kernels::open_gpu(*choice.gpu);
+      place.device =
+          place.host_memory > 0 ? kernels::open_gpu(*choice.gpu, {.host_bytes = place.host_memory}) : kernels::open_gpu(*choice.gpu);
     else
       place.device = std::make_unique<kernels::cpu::CpuDevice>(place.threads);
   });

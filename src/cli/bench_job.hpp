@@ -1,4 +1,4 @@
-// What bench exchange and bench scaleout have in common: the job of their options, and what it runs on.
+// What the benchmarks of jobs have in common: the job of their options, and what it runs on.
 #pragma once
 
 #include <memory>
@@ -26,9 +26,12 @@ struct BenchPlace {
   std::unique_ptr<kernels::Device> device;
   std::optional<int> gpu;  // its ordinal
   bool gpu_is_shared = false;
-  int threads = 1;   // of this rank
-  std::string kind;  // "cpu", "cuda"
-  std::string text;  // "AVX3_ZEN4, 2 threads each"
+  int threads = 1;          // of this rank
+  std::string kind;         // "cpu", "cuda"
+  std::string identity;     // as job::AttendRequest::device has it: "cpu", "cuda 9.0"
+  int64_t memory = 0;       // bytes that a rank's job may take unless --memory says otherwise
+  int64_t host_memory = 0;  // pinned, of --host-memory where the command has it
+  std::string text;         // "AVX3_ZEN4, 2 threads each"
 };
 // Collective: of --device, --share-gpu, --threads. Throws AgreedError.
 BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings);

@@ -333,6 +333,11 @@ std::vector<Command> make_commands() {
                         .value = "TIME",
                         .fallback = "10min",
                         .help = "break off when ranks wait that long for a message"};
+  const Option kProbeTime{.name = "probe-time",
+                          .kind = Kind::duration,
+                          .value = "TIME",
+                          .fallback = "150ms",
+                          .help = "about how long each of the small jobs takes that measure the rates of the cost model"};
   const auto with_default = [](Option option, const std::string& value) {
     option.fallback = value;
     option.when_absent.clear();
@@ -389,16 +394,37 @@ std::vector<Command> make_commands() {
                                 .help = "strong: all tokens on any number of ranks; weak: on P of N ranks, P/N of the tokens",
                                 .choices = {"strong", "weak", "both"}},
                                kIterations,
-                               {.name = "probe-time",
-                                .kind = Kind::duration,
-                                .value = "TIME",
-                                .fallback = "150ms",
-                                .help = "about how long each of the small jobs takes that measure the rates of the cost model"},
+                               kProbeTime,
                                {.name = "svg", .value = "FILE", .help = "draw the curves to FILE", .when_absent = "none"}},
                    .more = "The ranks that have no part in a run sleep. --json writes what plan --machine takes.",
                    .collective = true};
   scaleout.options = joined(joined(scaleout.options, place), paths);
-  return {attend, verify, pattern, file, plan, generate, doctor, kernel, exchange, scaleout};
+
+  Command whole_job{
+      .name = "bench job",
+      .summary = "run a job from file to file, and compare with what its disk and its kernel allow",
+      .usage = "--input C.h5 --pattern \"...\" [--folder DIR] [options]",
+      .options = {input("file with Q, K, V", true),
+                  kPattern,
+                  {.name = "folder", .value = "DIR", .fallback = ".", .help = "where the output is written, and removed again"},
+                  {.name = "iterations", .kind = Kind::integer, .value = "N", .fallback = "3", .help = "runs", .least = 1, .most = 1 << 20},
+                  {.name = "disk-bytes",
+                   .kind = Kind::bytes,
+                   .value = "SIZE",
+                   .fallback = "256Mi",
+                   .help = "what each rank writes to the folder and reads back after a run, to measure the disk",
+                   .least = 4096,
+                   .most = int64_t{1} << 40},
+                  kProbeTime,
+                  kHostMemory},
+      .more =
+          "Before each run the system is asked to forget what it has of the input in memory. After it the disk is measured, and "
+          "the kernel by two small jobs, so that both see the same moods of the machine.",
+      .collective = true};
+  whole_job.options = joined(joined(whole_job.options, place), paths);
+  for (Option& option : whole_job.options)
+    if (option.name == "memory") option = kMemory;
+  return {attend, verify, pattern, file, plan, generate, doctor, kernel, exchange, scaleout, whole_job};
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ int run_attend(const Settings& settings, const Context& context);
 int run_bench_kernel(const Settings& settings, const Context& context);
 int run_bench_exchange(const Settings& settings, const Context& context);
 int run_bench_scaleout(const Settings& settings, const Context& context);
+int run_bench_job(const Settings& settings, const Context& context);
 int run_plan(const Settings& settings, const Context& context);
 int run_verify(const Settings& settings, const Context& context);
 int run_inspect_pattern(const Settings& settings, const Context& context);

@@ -106,6 +106,7 @@ Runner runner_of(const std::string& command) {
   if (command == "bench kernel") return cli::run_bench_kernel;
   if (command == "bench exchange") return cli::run_bench_exchange;
   if (command == "bench scaleout") return cli::run_bench_scaleout;
+  if (command == "bench job") return cli::run_bench_job;
   if (command == "generate") return cli::run_generate;
   if (command == "doctor") return cli::run_doctor;
   internal_error("command " + command + " has no function");

@@ -428,7 +428,7 @@ TEST_F(Program, BenchExchangeTellsWhatMoves) {
   const Outcome small = mpirun(2, "bench exchange --memory 1Mi --tokens 64Ki");
   EXPECT_EQ(small.code, 2);
   EXPECT_EQ(occurrences(small.text, "too little memory"), 1) << small.text;
-  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench kernel, bench exchange, bench scaleout"));
+  EXPECT_THAT(run_program("bench exchagne").text, HasSubstr("expected one of bench kernel, bench exchange, bench scaleout, bench job"));
 }
 
 TEST_F(Program, BenchScaleoutTellsHowAJobScales) {
@@ -465,6 +465,28 @@ TEST_F(Program, BenchScaleoutTellsHowAJobScales) {
   EXPECT_EQ(sample.code, 0) << sample.text;
   EXPECT_THAT(sample.text, Not(HasSubstr("weak  ")));
   EXPECT_EQ(mpirun(2, "bench scaleout --pattern causal --tokens 1").code, 2);
+}
+
+TEST_F(Program, BenchJobComparesAJobWithItsDiskAndKernel) {
+  const std::string command =
+      "bench job --device cpu --pattern 'causal & window(255)' --iterations 2 --probe-time 2ms --disk-bytes 64Ki --folder " + file("") +
+      " --json=" + file("j.json") + " --input ";
+  const Outcome outcome = mpirun(2, command + LONGSPAN_SAMPLE);
+  ASSERT_EQ(outcome.code, 0) << outcome.text;
+  EXPECT_THAT(outcome.text, HasSubstr("the kernel alone"));
+  const nlohmann::json record = nlohmann::json::parse(std::ifstream(file("j.json")));
+  EXPECT_EQ(record["command"], "bench job");
+  EXPECT_EQ(record["runs"].size(), 2u);
+  for (const nlohmann::json& run : record["runs"])
+    for (const char* key : {"seconds", "disk_read_bytes_per_second", "disk_write_bytes_per_second"}) EXPECT_GT(run[key], 0) << key;
+  // 4,154 tokens of 9 heads, 3 KV heads, head_dim 64, bfloat16; O and one float32 a row and head.
+  EXPECT_EQ(record["result"]["bytes_read"], 4154 * (9 + 2 * 3) * 64 * 2);
+  EXPECT_EQ(record["result"]["bytes_written"], 4154 * 9 * (64 * 2 + 4));
+  for (const char* key : {"median_seconds", "disk_seconds", "kernel_seconds", "over_bound"}) EXPECT_GT(record["result"][key], 0) << key;
+  for (const auto& entry : std::filesystem::directory_iterator(file("")))
+    EXPECT_THAT(entry.path().filename().string(), Not(HasSubstr("longspan-bench"))) << "left behind";
+  EXPECT_EQ(mpirun(2, command + file("none.h5")).code, 3);
+  EXPECT_EQ(mpirun(2, std::string("bench job --pattern causal --folder /nowhere --input ") + LONGSPAN_SAMPLE).code, 7);
 }
 
 }  // namespace
