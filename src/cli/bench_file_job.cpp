@@ -157,9 +157,10 @@ int run_bench_job(const Settings& settings, const Context& context) {
   add("the disk alone: writing, synced", written / disk_write, written);
   add("the kernel alone", compute, 0);
   log.info(table.text());
-  log.info(fmt::format("# {:.2f} times the larger of disk ({:.3g} s) and kernel ({:.3g} s), each at the rate measured after the runs.\n"
-                       "# sections: of the rank that took longest. the disk: {} a rank written to {} and read back, not from memory.",
-                       typical.seconds / bound, disk, compute, report::bytes_text(settings.integer("disk-bytes")), settings.text("folder")));
+  log.info(
+      fmt::format("# {:.2f} times the larger of disk ({:.3g} s) and kernel ({:.3g} s), each at the rate measured after the runs.\n"
+                  "# sections: of the rank that took longest. the disk: {} a rank written to {} and read back, not from memory.",
+                  typical.seconds / bound, disk, compute, report::bytes_text(settings.integer("disk-bytes")), settings.text("folder")));
 
   if (settings.has("json")) {
     ordered_json record = report::new_record("bench job");
@@ -169,7 +170,7 @@ int run_bench_job(const Settings& settings, const Context& context) {
     record["device"] = {{"kind", place.kind}, {"name", place.device->name()}, {"threads", place.threads}};
     record["transport"] = transport->name();
     record["pattern"] = request.pattern.canonical();
-    record["shape"] = {{"tokens", shape.tokens},     {"documents", documents},       {"heads", shape.heads},
+    record["shape"] = {{"tokens", shape.tokens},     {"documents", documents},     {"heads", shape.heads},
                        {"kv_heads", shape.kv_heads}, {"head_dim", shape.head_dim}, {"type", name_of(shape.type)}};
     ordered_json& all = record["runs"] = ordered_json::array();
     for (const Run& run : runs)
@@ -184,8 +185,9 @@ int run_bench_job(const Settings& settings, const Context& context) {
                        {"output", run.slowest.output}}},
                      {"disk_read_bytes_per_second", run.disk_read},
                      {"disk_write_bytes_per_second", run.disk_write}});
-    record["result"] = {{"median_seconds", typical.seconds}, {"bytes_read", read},         {"bytes_written", written},
-                        {"disk_seconds", disk},              {"kernel_seconds", compute}, {"over_bound", typical.seconds / bound}};
+    record["result"] = {{"median_seconds", typical.seconds}, {"bytes_read", read},
+                        {"bytes_written", written},          {"disk_seconds", disk},
+                        {"kernel_seconds", compute},         {"over_bound", typical.seconds / bound}};
     ranks.on_root([&] { report::write_record(record, settings.text("json")); });
   }
   return 0;

@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
+#include <set>
+
 #include "../pattern/brute_force.hpp"
 #include "kernels/cpu/device.hpp"
 #include "longspan/error.hpp"
@@ -100,6 +103,58 @@ const std::vector<std::string>& patterns() {
 Shape shape_of(ElementType type, int heads = 4, int kv_heads = 2, int head_dim = 16) {
   return {.tokens = 0, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .type = type};
 }
+
+// Between host pools, but as NCCL has it where launches are made one after another: the start of a step returns when all its peers have
+// started it too. Each pair of ranks tells each other what it starts; two orders would be a difference, or wait for ever.
+class OrderedTransport : public comm::Transport {
+ public:
+  explicit OrderedTransport(const comm::Communicator& ranks) : ranks_(ranks.handle(), comm::kPieceBytes) {}
+  std::string name() const override { return "MPI, in one order"; }
+  std::unique_ptr<comm::PoolExchange> between_pools(const comm::Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
+    return std::make_unique<Exchange>(ranks_, exchanges_++, comm::MpiTransport().between_pools(ranks, pool, block_bytes));
+  }
+
+ private:
+  class Exchange : public comm::PoolExchange {
+   public:
+    Exchange(const comm::Communicator& ranks, int number, std::unique_ptr<comm::PoolExchange> inner)
+        : ranks_(ranks), number_(number), inner_(std::move(inner)) {}
+    void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+      inner_->start(tag, receives, sends);
+      std::set<int> peers;
+      for (const auto* messages : {&receives, &sends})
+        for (const Message& message : *messages)
+          if (!message.slots.empty()) peers.insert(message.peer);
+      const std::array<int, 2> mine{number_, tag};
+      std::vector<std::array<int, 2>> theirs(peers.size());
+      std::vector<MPI_Request> requests(2 * peers.size());
+      size_t i = 0;
+      for (int peer : peers) {
+        MPI_Irecv(theirs[i].data(), 2, MPI_INT, peer, 0, ranks_.handle(), &requests[2 * i]);
+        MPI_Isend(mine.data(), 2, MPI_INT, peer, 0, ranks_.handle(), &requests[2 * i + 1]);
+        ++i;
+      }
+      MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE);
+      for (const std::array<int, 2>& started : theirs) EXPECT_EQ(started, mine) << "exchange and step that a peer has started";
+    }
+    bool takes_sends_ahead() const override { return false; }
+    bool starts_in_one_order() const override { return true; }
+    void progress() override { inner_->progress(); }
+    bool received(int tag) override { return inner_->received(tag); }
+    void finish_receives(int tag) override { inner_->finish_receives(tag); }
+    void finish_sends(int tag) override { inner_->finish_sends(tag); }
+    void set_timeout(double seconds) override { inner_->set_timeout(seconds); }
+    int64_t bytes_received() const override { return inner_->bytes_received(); }
+    int64_t bytes_sent() const override { return inner_->bytes_sent(); }
+
+   private:
+    const comm::Communicator& ranks_;
+    int number_;
+    std::unique_ptr<comm::PoolExchange> inner_;
+  };
+  comm::Communicator ranks_;
+  int exchanges_ = 0;
+};
 
 class EngineTest : public ::testing::TestWithParam<TestDevice> {
  protected:
@@ -292,6 +347,26 @@ TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
           EXPECT_TRUE(node.schedule.passes_on);
           EXPECT_LT(crossing, if_flat);
         }
+      }
+    }
+  }
+}
+
+TEST(EngineOrderTest, AllRanksStartTheirStepsInOneOrder) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  if (world.size() < 3) GTEST_SKIP() << "fewer than three ranks cannot be two hosts of which one has two";
+  kernels::cpu::CpuDevice cpu(2);
+  for (const std::string& text : patterns()) {
+    for (int ranks_per_host : {2, 3}) {
+      if (ranks_per_host >= world.size()) continue;
+      for (int64_t blocks_of_room : {0, 6}) {
+        SCOPED_TRACE(text + ", " + std::to_string(ranks_per_host) + " ranks a host, room " + std::to_string(blocks_of_room));
+        Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
+        OrderedTransport ordered(world);
+        const Outcome outcome = attend_on(
+            cpu, ordered, world, problem,
+            {.blocks_of_room = blocks_of_room, .stripes = 3, .ranks_per_host = ranks_per_host, .exchange = plan::ExchangeKind::node});
+        testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 97, false);
       }
     }
   }
