@@ -98,6 +98,22 @@ TEST(CostModel, FullTilesCostWhatTheyCost) {
   EXPECT_EQ(time.exchange, 0);
 }
 
+// Two stripes of 10 rows: lists of 3 s at first, compute of 10 s, queries take 5 s to come and results 4 s to go.
+TEST(CostModel, RowsComeAndGoBesideTheRest) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{.full_quarters = 10}};
+  stripe.states = 10, stripe.entries = 3, stripe.bytes_in = stripe.bytes_out = 1;
+  work.stripes = {stripe, stripe};
+  Rates rates;
+  rates.full_quarter = rates.list_entry = 1;
+  rates.state_in = 0.5, rates.state_out = 0.4;
+  const RankTime time = play(work, rates);
+  EXPECT_NEAR(time.plan, 3, 1e-9);      // the second lists are made while the first stripe is computed
+  EXPECT_NEAR(time.rows, 2 + 4, 1e-9);  // the rest of the first queries' 5 s, and the last results
+  EXPECT_NEAR(time.total(), 3 + 2 + 10 + 10 + 4, 1e-9);
+}
+
 // The picture at the head of cost_model.hpp: compute 10 each; keys of step 1 take 4, of step 2 15.
 TEST(CostModel, NextKeysComeWhileAStepComputes) {
   RankWork work;
