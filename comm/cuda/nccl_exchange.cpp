@@ -1,16 +1,16 @@
 // Blocks between GPU pools by NCCL. All ranks go through the same steps in the same order; a step is one group with one message per peer,
-// and one more for each of its long runs:
+// cut at its long runs:
 //
 //   its stream:   gather what is sent | send and receive everything | scatter what came
 //
 // Example: 16 heads of 1,000 blocks each for one peer are 16 runs of 62.5 MiB. Their slots follow each other at home, and mostly where they
-// come to, so that nothing is gathered or scattered, which costs a third of the link's time.
+// come to, so that nothing is gathered or scattered, which would cost about as much again as a quarter of the link's time.
 //
 // Each exchange has a communicator of its own, since what one communicator does it does in the order of issue, and two exchanges are not
 // issued in the same order on all ranks.
 //
-// What is one run of slots goes straight out of the pool, or into it; short runs share a message: many small ones cost far more than one
-// large one (NCCL serves those of one peer one after another).
+// What is one run of slots goes straight out of the pool, or into it; short runs share a message with their neighbours: many small ones
+// cost far more than one large one (NCCL serves those of one peer one after another).
 #include <fmt/format.h>
 #include <sched.h>
 

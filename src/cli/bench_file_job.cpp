@@ -33,7 +33,7 @@ struct Run {
   double disk_read = 0, disk_write = 0;  // bytes per second of all ranks together, right after it
 };
 
-// Where the output goes for the time of one run; away with it, whatever happens.
+// Where the output goes for the time of the runs. It stays behind only where the program is ended from outside or by MPI_Abort.
 class ScratchOutput {
  public:
   ScratchOutput(const comm::Communicator& ranks, const std::string& folder) : here_(ranks.rank() == 0) {

@@ -113,7 +113,7 @@ Runner runner_of(const std::string& command) {
 }
 
 // Every rank leaves with the same code by itself. srun --kill-on-bad-exit does not know that: it ends those that take longer than the
-// first, and reports how they ended.
+// first, and reports how they ended. (A rank that then hangs in MPI_Finalize is ended by Slurm's SIGKILL only, after its KillWait.)
 int leave_with(int code) {
   if (code != 0) std::signal(SIGTERM, SIG_IGN);
   return code;
@@ -130,8 +130,9 @@ int run_collective(const cli::Command& command, const std::vector<std::string>& 
     agree_on_settings(ranks, settings);
     return leave_with(runner_of(command.name)(settings, {.ranks = &ranks, .command_line = command_line}));
   } catch (const comm::AgreedError& error) {
+    const int code = leave_with(static_cast<int>(error.code()));
     if (ranks.rank() == 0) report_exception(error);
-    return leave_with(static_cast<int>(error.code()));
+    return code;
   } catch (const Error& error) {  // this and what follows: on this rank alone, and the others wait for it
     ranks.abort(error.problems().front());
   } catch (const std::bad_alloc&) {

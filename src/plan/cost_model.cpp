@@ -182,11 +182,12 @@ RankTime play(const RankWork& work, const Rates& rates) {
     now += seconds;
   };
   // One I/O thread: reads and writes one after another in the order asked for.
-  const auto ask_file = [&](int64_t bytes, double rate, double more = 0) {
-    file_free = std::max(file_free, now) + static_cast<double>(bytes) / rate + more;
+  const auto ask_file = [&](int64_t bytes, double rate, double beside = 0) {  // what goes to or from the device meanwhile
+    file_free = std::max(file_free, now) + std::max(static_cast<double>(bytes) / rate, beside);
     return file_free;
   };
-  double& reading = rates.read_bytes_per_second < kUnlimited ? time.io : time.rows;  // what a wait for queries or results waits for
+  double& queries = rates.read_bytes_per_second < kUnlimited ? time.io : time.rows;  // what a wait for them waits for
+  double& results = rates.write_bytes_per_second < kUnlimited ? time.io : time.rows;
 
   spend(static_cast<double>(work.key_bytes) / rates.key_bytes_per_second, time.load);
   wait_for(ask_file(work.key_bytes, rates.read_bytes_per_second), time.load);
@@ -226,7 +227,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     if (s == 0) spend(stripe.entries * rates.list_entry, time.plan);  // later ones are made beside compute
     if (stripe.row_bytes > 0) spend(2 * far.latency + static_cast<double>(stripe.row_bytes) / far.bytes_per_second, time.exchange);
     if (stripe.bytes_in > 0) {
-      wait_for(queries_there[s], reading);
+      wait_for(queries_there[s], queries);
       read_queries(s + 1);
     }
     spend(stripe.states * rates.state, time.rows);
@@ -241,11 +242,11 @@ RankTime play(const RankWork& work, const Rates& rates) {
       spend(compute, time.attend);
     }
     if (stripe.bytes_out > 0) {
-      if (written.size() >= 2) wait_for(written[written.size() - 2], reading);  // two buffers
+      if (written.size() >= 2) wait_for(written[written.size() - 2], results);  // two buffers
       written.push_back(ask_file(stripe.bytes_out, rates.write_bytes_per_second, stripe.states * rates.state_out));
     }
   }
-  if (!written.empty()) wait_for(written.back(), reading);
+  if (!written.empty()) wait_for(written.back(), results);
   return time;
 }
 

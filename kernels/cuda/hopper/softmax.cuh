@@ -81,9 +81,9 @@ __device__ inline float row_sum(float x) {
 }
 
 // A row's probabilities are 2^(s·scale − m), `scale` positive, and l is their sum so far. m must move on only where a score lies over this:
-// over m and over l/8 (and over 256, for float16's sake). A score under it may get a probability over 1, which is rounded where that of the
-// maximum, 1, is not; but it is a small part of the row then. So most entries need no new m, and multiply nothing older by anything (the
-// lazy rescaling of FlashAttention-4, which has another limit).
+// where its probability would be over 1 and over l/8, and over 256 in any case, for float16's sake. A score under it may get a probability
+// over 1, which is rounded where that of the maximum, 1, is not; but it is a small part of the row then. So most entries need no new m, and
+// multiply nothing older by anything (the lazy rescaling of FlashAttention-4, which has another limit).
 __device__ inline float highest_without_new_maximum(float m, float l) {
   float log;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(l));
