@@ -5,9 +5,8 @@
 #include <numeric>
 
 #include "bench/exchange.hpp"
-#include "cli/bench_job.hpp"
+#include "cli/bench_launch.hpp"
 #include "cli/commands.hpp"
-#include "cli/effective.hpp"
 #include "cli/subject.hpp"
 #include "report/format.hpp"
 #include "report/log.hpp"
@@ -170,14 +169,8 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
       "# on the wire: bytes that all hosts' network interfaces sent, over those planned between hosts.");
 
   if (settings.has("json")) {
-    ordered_json record = report::new_record("bench exchange");
-    record["command_line"] = context.command_line;
-    record["options"] = settings_json(settings);
-    record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}};
-    record["device"] = {{"kind", place.kind}, {"name", place.device->name()}, {"threads", place.threads}};
+    ordered_json record = bench_record(settings, context, place, first.shape, first.documents.count());
     record["transport"] = transport->name();
-    record["shape"] = {{"tokens", first.shape.tokens},     {"documents", first.documents.count()}, {"heads", first.shape.heads},
-                       {"kv_heads", first.shape.kv_heads}, {"head_dim", first.shape.head_dim},     {"type", name_of(first.shape.type)}};
     record["iterations"] = times;
     record["results"] = std::move(results);
     ranks.on_root([&] { report::write_record(record, settings.text("json")); });

@@ -1,101 +1,189 @@
-#include "cli/bench_job.hpp"
-
+// longspan bench job: a whole job from file to file beside what its disk and its kernel allow, all measured in turns in one launch.
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
+#include <algorithm>
 #include <filesystem>
 
-#include "bench/rows.hpp"
+#include "bench/link.hpp"
+#include "bench/probe.hpp"
+#include "cli/bench_launch.hpp"
+#include "cli/commands.hpp"
 #include "cli/subject.hpp"
-#include "kernels/cpu/device.hpp"
-#include "kernels/gpus.hpp"
-#include "launch/gpu_choice.hpp"
-#include "launch/topology.hpp"
+#include "doctor/disk_rate.hpp"
+#include "io/posix_file.hpp"
+#include "job/attend_job.hpp"
+#include "report/build_info.hpp"
 #include "report/format.hpp"
+#include "report/log.hpp"
+#include "report/record.hpp"
+#include "report/table.hpp"
 
 namespace longspan::cli {
 
-bench::Job bench_job(const Settings& settings, const pattern::Pattern& pattern) {
-  Subject subject = subject_from(settings, pattern);
-  bench::Job job{.pattern = pattern,
-                 .shape = subject.shape,
-                 .documents = std::move(subject.documents),
-                 .sources = std::move(subject.sources),
-                 .output_type = subject.shape.type,
-                 .partition = plan::partition_kind_named(settings.text("partition")).value(),
-                 .exchange = plan::exchange_kind_named(settings.text("exchange")).value(),
-                 .memory = settings.maybe_integer("memory"),
-                 .timeout = settings.real("timeout")};
-  return job;
+namespace {
+
+using nlohmann::ordered_json;
+
+// One run; sections of the rank that took longest.
+struct Run {
+  engine::Record slowest;
+  double seconds = 0;
+  double disk_read = 0, disk_write = 0;  // bytes per second of all ranks together, right after it
+};
+
+// Where the output goes for the time of the runs. It stays behind only where the program is ended from outside or by MPI_Abort.
+class ScratchOutput {
+ public:
+  ScratchOutput(const comm::Communicator& ranks, const std::string& folder) : here_(ranks.rank() == 0) {
+    const std::string name = fmt::format("longspan-bench-{}.h5", getpid());
+    path_ = (std::filesystem::path(folder) / ranks.broadcast(name)).string();
+  }
+  ~ScratchOutput() {
+    std::error_code ignored;
+    for (const char* suffix : {"", ".ledger"})
+      if (here_) std::filesystem::remove(path_ + suffix, ignored);
+  }
+  ScratchOutput(const ScratchOutput&) = delete;
+  ScratchOutput& operator=(const ScratchOutput&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  bool here_;
+  std::string path_;
+};
+
+Run slowest_of(const comm::Communicator& ranks, const engine::Record& mine) {
+  Run run;
+  const std::vector<double> totals = ranks.all_gather(mine.total);
+  const auto rank = static_cast<size_t>(std::max_element(totals.begin(), totals.end()) - totals.begin());
+  run.seconds = totals[rank];
+  for (double engine::Record::*section : {&engine::Record::load, &engine::Record::plan, &engine::Record::exchange, &engine::Record::attend,
+                                          &engine::Record::finish, &engine::Record::input, &engine::Record::output})
+    run.slowest.*section = ranks.all_gather(mine.*section)[rank];
+  return run;
 }
 
-std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, const Settings& settings) {
-  if (!settings.has("input")) return std::nullopt;
-  std::string layout;
-  ranks.on_root([&] { layout = io::inspect_corpus(corpus_paths(settings)).to_json(); });
-  return io::CorpusLayout::from_json(ranks.broadcast(layout));
+// Seconds of the rank with most to compute, at the rates that were measured.
+double compute_seconds(const comm::Communicator& ranks, const job::AttendJob& job, const plan::Rates& rates) {
+  const plan::Blocks blocks(job.pattern().documents());
+  double seconds = 0;
+  for (const plan::StripeWork& stripe : plan::work_of(job.shared(), job.pattern(), blocks, job.plan(), ranks.size()).stripes)
+    for (const plan::StepWork& step : stripe.steps)
+      seconds += step.full_quarters * rates.full_quarter + step.partial_quarters * rates.partial_quarter;
+  const std::vector<double> all = ranks.all_gather(seconds);
+  return *std::max_element(all.begin(), all.end());
 }
 
-std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus) {
-  if (!corpus) return std::make_unique<bench::SyntheticRows>(job.job().shape);
-  return std::make_unique<bench::HeldRows>(io::CorpusReader(*corpus), job.tokens());
-}
+std::string gigabytes(double bytes) { return fmt::format("{:.3g}", bytes / 1e9); }
 
-BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings) {
-  BenchPlace place;
-  const launch::Share share = launch::share_of_host(ranks);
-  const launch::GpuChoice choice =
-      launch::choose_gpu(ranks, device_kind_named(settings.text("device")).value(), settings.flag("share-gpu"));
-  place.threads = static_cast<int>(settings.maybe_integer("threads").value_or(share.threads));
-  if (choice.gpu) place.gpu = choice.gpu->ordinal;
-  place.gpu_is_shared = choice.sharers > 1;
-  place.kind = choice.gpu ? "cuda" : "cpu";
-  place.identity = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu";
-  place.memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory;
-  if (settings.command().find("host-memory")) place.host_memory = settings.integer("host-memory");
-  ranks.agreed([&] {
-    if (choice.gpu)
-      place.device =
-          place.host_memory > 0 ? kernels::open_gpu(*choice.gpu, {.host_bytes = place.host_memory}) : kernels::open_gpu(*choice.gpu);
-    else
-      place.device = std::make_unique<kernels::cpu::CpuDevice>(place.threads);
-  });
-  place.text = place.device->name();
-  if (!choice.gpu) place.text += fmt::format(", {} thread{} each", place.threads, place.threads == 1 ? "" : "s");
-  return place;
-}
+}  // namespace
 
-std::unique_ptr<comm::Transport> bench_transport(const comm::Communicator& ranks, const Settings& settings, const BenchPlace& place) {
-  return comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(), place.gpu, place.gpu_is_shared,
-                              settings.real("timeout"));
-}
+int run_bench_job(const Settings& settings, const Context& context) {
+  const comm::Communicator& ranks = *context.ranks;
+  check_bench(ranks, settings);
+  job::AttendRequest request;
+  ranks.agreed([&] { request.pattern = pattern_from(settings); });
+  const io::CorpusLayout corpus = *bench_corpus(ranks, settings);
+  const BenchPlace place = bench_place(ranks, settings);
+  const std::unique_ptr<comm::Transport> transport = bench_transport(ranks, settings, place);
+  const ScratchOutput output(ranks, settings.text("folder"));
+  request.input = corpus.paths;
+  request.output = output.path();
+  request.memory = settings.maybe_integer("memory");
+  request.default_memory = place.memory;
+  request.step_bytes = transport->passes_host_memory() ? place.host_memory / 4 : 0;
+  request.device = place.identity;
+  if (settings.given("partition")) request.partition = plan::partition_kind_named(settings.text("partition"));
+  request.exchange = plan::exchange_kind_named(settings.text("exchange")).value();
+  request.overwrite = true;
+  request.timeout = settings.real("timeout");
+  request.version = request.build = report::version();
 
-void check_bench(const comm::Communicator& ranks, const Settings& settings) {
-  std::vector<Problem> problems;
-  if (const auto lonely = launch::lonely_rank(ranks.size())) problems.push_back(*lonely);
-  ranks.agree(problems);
-  ranks.on_root([&] {
-    for (const char* option : {"json", "svg"}) {
-      if (!settings.command().find(option) || !settings.has(option)) continue;
-      const std::string file = settings.text(option);
-      if (file == "-" || std::filesystem::exists(file)) continue;
-      const std::filesystem::path folder = std::filesystem::absolute(file).parent_path();
-      if (access(folder.c_str(), W_OK | X_OK) == 0) continue;
-      throw Error({.code = ExitCode::io,
-                   .what = "the file cannot be written",
-                   .seen = fmt::format("{} for folder {}", std::strerror(errno), folder.string()),
-                   .from = fmt::format("{}, option --{}", file, option),
-                   .mend = "name a folder that exists and may be written to"});
+  const bool to_stdout = settings.maybe_text("json") == "-";
+  report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
+  const auto times = static_cast<int>(settings.integer("iterations"));
+  const Shape& shape = corpus.shape;
+  const int64_t documents = corpus.document_offsets.empty() ? 1 : static_cast<int64_t>(corpus.document_offsets.size()) - 1;
+  log.info(fmt::format("# longspan bench job: {} rank{} on {} host{}, {}, {}\n# {}\n# {}\n# {} run{}, the input out of memory before each",
+                       ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
+                       transport->name(), request.pattern.canonical(), shape_text(shape, documents), times, times == 1 ? "" : "s"));
+
+  bench::Probe probe(ranks, shape, shape.type, *place.device, settings.real("probe-time"));
+  std::vector<Run> runs;
+  double compute = 0;
+  for (int time = 0; time < times; ++time) {
+    io::forget_cached(corpus.paths.file);
+    ranks.barrier();
+    {
+      job::AttendJob job(ranks, request);
+      runs.push_back(slowest_of(ranks, job.run(*place.device, *transport, [](int64_t, int64_t) {})));
+      probe.sample();
+      compute = compute_seconds(ranks, job, probe.rates());
     }
-  });
-}
+    const doctor::DiskRate disk = doctor::disk_rate(ranks, settings.text("folder"), settings.integer("disk-bytes"));
+    std::vector<Problem> problems;
+    if (!disk.problem.empty())
+      problems.push_back({.code = ExitCode::io, .what = "the folder cannot be measured", .seen = disk.problem, .from = "option --folder"});
+    ranks.agree(problems);
+    runs.back().disk_read = disk.read_bytes_per_second;
+    runs.back().disk_write = disk.write_bytes_per_second;
+  }
 
-std::string shape_text(const Shape& shape, int64_t documents) {
-  return fmt::format("{} tokens in {} document{}, {} heads, {} KV heads, head_dim {}, {}", report::count_text(shape.tokens),
-                     report::count_text(documents), documents == 1 ? "" : "s", shape.heads, shape.kv_heads, shape.head_dim,
-                     name_of(shape.type));
+  const auto tokens = static_cast<double>(shape.tokens), element = static_cast<double>(size_of(shape.type));
+  const double read = tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim * element;
+  const double written = tokens * shape.heads * (shape.head_dim * element + sizeof(float));
+  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.seconds < b.seconds; });
+  const Run& typical = runs[runs.size() / 2];
+  std::vector<double> reads, writes;
+  for (const Run& run : runs) reads.push_back(run.disk_read), writes.push_back(run.disk_write);
+  const double disk_read = bench::median(reads), disk_write = bench::median(writes);
+  const double disk = read / disk_read + written / disk_write, bound = std::max(disk, compute);
+
+  report::Table table({"<", "seconds", "GB", "GB/s", "of the run"});
+  const auto add = [&](const std::string& what, double seconds, double bytes) {
+    table.add({what, fmt::format("{:.3f}", seconds), bytes > 0 ? gigabytes(bytes) : "",
+               bytes > 0 && seconds > 0 ? gigabytes(bytes / seconds) : "", report::percent_text(seconds / typical.seconds)});
+  };
+  add("the job, median", typical.seconds, read + written);
+  add("  keys and values in", typical.slowest.load, 0);
+  add("  making lists", typical.slowest.plan, 0);
+  add("  waiting for keys", typical.slowest.exchange, 0);
+  add("  computing", typical.slowest.attend + typical.slowest.finish, 0);
+  add("  waiting for queries", typical.slowest.input, 0);
+  add("  waiting for results to be written", typical.slowest.output, 0);
+  add("the disk alone: reading", read / disk_read, read);
+  add("the disk alone: writing, synced", written / disk_write, written);
+  add("the kernel alone", compute, 0);
+  log.info(table.text());
+  log.info(
+      fmt::format("# {:.2f} times the larger of disk ({:.3g} s) and kernel ({:.3g} s), each at the rate measured after the runs.\n"
+                  "# sections: of the rank that took longest. the disk: {} a rank written to {} and read back, not from memory.",
+                  typical.seconds / bound, disk, compute, report::bytes_text(settings.integer("disk-bytes")), settings.text("folder")));
+
+  if (settings.has("json")) {
+    ordered_json record = bench_record(settings, context, place, shape, documents);
+    record["transport"] = transport->name();
+    record["pattern"] = request.pattern.canonical();
+    ordered_json& all = record["runs"] = ordered_json::array();
+    for (const Run& run : runs)
+      all.push_back({{"seconds", run.seconds},
+                     {"sections",
+                      {{"load", run.slowest.load},
+                       {"plan", run.slowest.plan},
+                       {"exchange", run.slowest.exchange},
+                       {"attend", run.slowest.attend},
+                       {"finish", run.slowest.finish},
+                       {"input", run.slowest.input},
+                       {"output", run.slowest.output}}},
+                     {"disk_read_bytes_per_second", run.disk_read},
+                     {"disk_write_bytes_per_second", run.disk_write}});
+    record["result"] = {{"median_seconds", typical.seconds}, {"bytes_read", read},
+                        {"bytes_written", written},          {"disk_seconds", disk},
+                        {"kernel_seconds", compute},         {"over_bound", typical.seconds / bound}};
+    ranks.on_root([&] { report::write_record(record, settings.text("json")); });
+  }
+  return 0;
 }
 
 }  // namespace longspan::cli

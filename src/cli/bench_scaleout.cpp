@@ -5,9 +5,8 @@
 #include <cmath>
 
 #include "bench/scaleout.hpp"
-#include "cli/bench_job.hpp"
+#include "cli/bench_launch.hpp"
 #include "cli/commands.hpp"
-#include "cli/effective.hpp"
 #include "cli/job_time.hpp"
 #include "cli/machine_file.hpp"
 #include "cli/subject.hpp"
@@ -198,14 +197,8 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
           settings.text("svg"));
     }
     if (settings.has("json")) {
-      ordered_json record = report::new_record("bench scaleout");
-      record["command_line"] = context.command_line;
-      record["options"] = settings_json(settings);
-      record["ranks"] = {{"count", ranks.size()}, {"hosts", ranks.hosts()}};
-      record["device"] = {{"kind", place.kind}, {"name", place.device->name()}, {"threads", place.threads}};
+      ordered_json record = bench_record(settings, context, place, job.shape, job.documents.count());
       record["pattern"] = job.pattern.canonical();
-      record["shape"] = {{"tokens", job.shape.tokens},     {"documents", job.documents.count()}, {"heads", job.shape.heads},
-                         {"kv_heads", job.shape.kv_heads}, {"head_dim", job.shape.head_dim},     {"type", name_of(job.shape.type)}};
       record["iterations"] = options.times;
       // The rates with all ranks at work: what plan --machine takes.
       for (const ordered_json& result : results)

@@ -1,11 +1,14 @@
 // What the benchmarks of jobs have in common: the job of their options, and what it runs on.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
 #include "bench/prepared_job.hpp"
+#include "cli/commands.hpp"
 #include "cli/options.hpp"
 #include "comm/transport.hpp"
 #include "io/corpus.hpp"
@@ -40,6 +43,10 @@ std::unique_ptr<comm::Transport> bench_transport(const comm::Communicator& ranks
 
 // Refuses a launch in which every process believes to be alone, and a JSON or SVG file that cannot be written. Collective.
 void check_bench(const comm::Communicator& ranks, const Settings& settings);
+
+// What the record of a benchmark of several ranks begins with: command, options, ranks, device, shape.
+nlohmann::ordered_json bench_record(const Settings& settings, const Context& context, const BenchPlace& place, const Shape& shape,
+                                    int64_t documents);
 
 // "131,072 tokens in 1 document, 8 heads, 8 KV heads, head_dim 128, bfloat16"
 std::string shape_text(const Shape& shape, int64_t documents);
