@@ -1,5 +1,5 @@
 // One persistent CTA per multiprocessor takes (work, head) items off a queue. Three warp groups:
-//   producer     warp 0 walks the items' tile lists and has K and V copied into a ring in shared memory; warps 1 and 2 load the Q rows;
+//   producer     warp 0 walks the items' tile lists and has K copied into a ring in shared memory, warp 3 V; warps 1 and 2 load the Q rows;
 //   consumers    two warp groups of 64 rows each: S = Q·Kᵀ, online softmax, O += P·V.
 //
 // Bits: an entry maps the state (m, l, O) of a row to the next one, and nothing but the state passes from one entry to the next. So a
@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < Shared<D>::kSlots; ++slot) {
-      barrier_init(&shared.k_full[slot], 1), barrier_init(&shared.v_full[slot], 1);
-      barrier_init(&shared.k_empty[slot], kConsumerWarps), barrier_init(&shared.v_empty[slot], kConsumerWarps);
+      barrier_init(&shared.announced[slot], 1), barrier_init(&shared.k_full[slot], 1), barrier_init(&shared.v_full[slot], 1);
+      barrier_init(&shared.k_empty[slot], kConsumerWarps + 1), barrier_init(&shared.v_empty[slot], kConsumerWarps);
     }
     for (int group = 0; group < kConsumers; ++group)
       barrier_init(&shared.q_full[group], 1), barrier_init(&shared.q_empty[group], kConsumerWarps / kConsumers);
@@ -44,11 +44,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warp < kGroup / 32) {
     registers_decrease<kProducerRegisters>();
-    if (warp == 0) {
-      produce<D>(a, shared, tile_map, half_map);
-    } else if (warp <= kConsumers) {
-      load_queries<D>(shared, q_map, warp - 1);
-    }
+    const bool one = threadIdx.x % 32 == 0;
+    if (warp == 0) produce<D>(a, shared, tile_map, half_map);
+    if ((warp == 1 || warp == 2) && one) load_queries<D>(shared, q_map, warp - 1);
+    if (warp == 3 && one) copy_values<D>(shared, tile_map, half_map);
   } else {
     registers_increase<kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;

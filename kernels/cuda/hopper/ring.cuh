@@ -2,9 +2,11 @@
 //
 // The ring counts in slots of 64 keys. A list entry takes one slot or, from an even slot on, two: what neither consumer looks at is not
 // loaded, and a consumer computes only the 64-key halves it looks at (Tile::quarters). With the copy of K comes a Message that says what
-// the entry is, so consumers never read lists. Barriers of an entry are those of its first slot. Who holds what:
-//   k_full, v_full    one arrival (the producer) and the bytes of the copy;
-//   k_empty, v_empty  one arrival of each consumer warp; for V of an entry that a consumer does not look at, the producer arrives for it.
+// the entry is, so consumers never read lists. Barriers of an entry are those of its first slot. They complete with
+//   announced         one arrival: the message and the unit are there for warp 3, which has V copied;
+//   k_full, v_full    one arrival and the bytes of the copy;
+//   k_empty           one arrival of each consumer warp and one of warp 3, which has read the message;
+//   v_empty           one arrival of each consumer warp, or of warp 3 for those that do not look at the entry.
 #pragma once
 
 #include <cstddef>
@@ -68,6 +70,7 @@ enum : uint32_t {
   kLast = 1 << 10,       // the item's last entry
   kPad = 1 << 11,        // the next slot stays unused
   kWhole = 1 << 12,      // both look at both halves, without a mask
+  kStop = 1 << 13,       // no entry: the queue is at its end
 };
 __device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> (2 + 2 * consumer) & 3; }
 
@@ -79,8 +82,9 @@ struct alignas(1024) Shared {
   uint16_t k[kPanels][kSlots * kPanelElements];
   uint16_t v[kPanels][kSlots * kPanelElements];
   Message messages[kSlots];
+  int units[kSlots];  // of the pool: where the entry's K and V are
   Item items[kItems];
-  uint64_t k_full[kSlots], k_empty[kSlots], v_full[kSlots], v_empty[kSlots];
+  uint64_t announced[kSlots], k_full[kSlots], k_empty[kSlots], v_full[kSlots], v_empty[kSlots];
   uint64_t q_full[kConsumers], q_empty[kConsumers];
   uint64_t item_full[kItems], item_empty[kItems];
 };

@@ -261,7 +261,7 @@ struct Problem {
         if (!c.bits && c.kind != Pattern::hashed && c.kind != Pattern::blocks) {
           const int64_t shift = (I - J) * kTile;  // i − j = row − key + shift
           const int64_t lo = c.kind == Pattern::full ? INT32_MIN : -shift, hi = c.kind == Pattern::window ? c.width - 1 - shift : INT32_MAX;
-          if (lo <= -kTile && hi >= kTile) {
+          if (lo < -kTile + 2 && hi > kTile - 2) {
             tile.form = Tile::Form::full, seen = int64_t{w.rows} * keys;
           } else {
             tile.form = Tile::Form::band, tile.band = {static_cast<int32_t>(lo), static_cast<int32_t>(hi)};
