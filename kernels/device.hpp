@@ -57,6 +57,8 @@ class Device {
   virtual bool finishes_in_steps() const = 0;
 
   virtual Buffer allocate(int64_t bytes) = 0;
+  // How many threads may make lists and copy rows in host memory while this device computes: several where that is not the CPU's work.
+  virtual int spare_threads() const { return 1; }
   // Copies between host memory and this device's; done on return.
   virtual void upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void download(const void* from, int64_t bytes, void* to) = 0;

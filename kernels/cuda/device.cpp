@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/thread_pool.hpp"
 #include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/units.hpp"
 
@@ -63,6 +64,11 @@ class Parcel {
 
 GpuDevice::GpuDevice(Gpu gpu, const GpuOptions& options)
     : gpu_(std::move(gpu)), staging_bytes_(std::max<int64_t>(1 << 16, options.host_bytes / 4)), current_(gpu_.ordinal) {}
+
+int GpuDevice::spare_threads() const {
+  constexpr int kMost = 16;  // half of them copy as much as the link takes
+  return std::clamp(cpu::available_cpus() - 1, 1, kMost);
+}
 
 Buffer GpuDevice::allocate(int64_t bytes) {
   const CurrentDevice current(gpu_.ordinal);

@@ -17,6 +17,7 @@ class GpuDevice : public Device {
   std::string name() const override { return gpu_.name; }
   int ordinal() const { return gpu_.ordinal; }
   bool finishes_in_steps() const override { return true; }
+  int spare_threads() const override;
   Buffer allocate(int64_t bytes) override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;

@@ -50,7 +50,7 @@ namespace {
 
 // Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
 int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power) {
-  constexpr int64_t kMost = 1024;
+  constexpr int64_t kMost = 4096;  // half a million tokens: what a GPU takes a fifth of a second for, copies included
   const double factor = std::pow(seconds / std::max(taken, 1e-6), 1 / power);
   return ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(first) * factor), first, kMost));
 }
@@ -74,17 +74,19 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
 Probe::~Probe() = default;
 
 void Probe::sample() {
+  double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
   for (auto [job, quarter] : {std::pair(full_.get(), &full_quarter_), std::pair(partial_.get(), &partial_quarter_)}) {
     ranks_.barrier();
     const engine::Record record = job->run(*input_, device_);
     quarter->push_back(record.attend / job->quarters());
     state_.push_back(record.finish / job->states());
-    if (job == full_.get())
-      state_in_.push_back((record.plan + record.input) / job->states());  // queries come while the short lists are made
-    state_out_.push_back(record.output / job->states());
-    load_.push_back(job->key_bytes() / std::max(record.load, 1e-9));
     if (job == partial_.get()) entry_.push_back(record.plan / job->entries());
+    // The job that has more of something tells better what it costs.
+    in = std::min(in, (record.plan + record.input) / job->states());  // queries come while the lists are made
+    out = std::min(out, record.output / job->states());
+    load = std::max(load, job->key_bytes() / std::max(record.load, 1e-9));
   }
+  state_in_.push_back(in), state_out_.push_back(out), load_.push_back(load);
 }
 
 plan::Rates Probe::rates() const {

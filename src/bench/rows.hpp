@@ -20,6 +20,7 @@ class SyntheticRows : public engine::Input {
   void read_q(int64_t begin, int64_t count, std::byte* out) override { copy(0, begin, count, 0, shape_.heads, out); }
   void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { copy(1, begin, count, head, heads, out); }
   void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { copy(2, begin, count, head, heads, out); }
+  bool from_any_thread() const override { return true; }
 
  private:
   void copy(int64_t dataset, int64_t begin, int64_t count, int head, int heads, std::byte* out) const;
@@ -40,6 +41,7 @@ class HeldRows : public engine::Input {
   void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
     copy(v_, shape_.kv_heads, begin, count, head, heads, out);
   }
+  bool from_any_thread() const override { return true; }
 
  private:
   void copy(const std::vector<std::byte>& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const;

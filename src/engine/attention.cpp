@@ -63,12 +63,19 @@ class MemoryInput : public engine::Input {
   void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
     copy(v_, shape_.kv_heads, begin, count, head, heads, out);
   }
+  bool from_any_thread() const override { return true; }
 
  private:
   void copy(const ConstTensor& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
     const Strides strides(from.row_stride, from.head_stride, all_heads, shape_.head_dim, shape_.type);
     const auto bytes = size_of(shape_.type) * static_cast<size_t>(shape_.head_dim);
     const auto* base = static_cast<const std::byte*>(from.data) + rows_.local(begin) * strides.row;
+    if (strides.head == static_cast<int64_t>(bytes)) {  // a row's heads lie side by side
+      const size_t row = bytes * static_cast<size_t>(heads);
+      base += head * strides.head;
+      for (int64_t r = 0; r < count; ++r, out += row) std::memcpy(out, base + r * strides.row, row);
+      return;
+    }
     for (int64_t r = 0; r < count; ++r)
       for (int h = head; h < head + heads; ++h, out += bytes) std::memcpy(out, base + r * strides.row + h * strides.head, bytes);
   }
@@ -87,10 +94,16 @@ class MemoryOutput : public engine::Output {
     const auto bytes = size_of(type_) * static_cast<size_t>(shape_.head_dim);
     const int64_t first = rows_.local(begin);
     auto* base = static_cast<std::byte*>(o_.data) + first * strides.row;
-    for (int64_t r = 0; r < count; ++r)
-      for (int h = 0; h < shape_.heads; ++h, o += bytes) std::memcpy(base + r * strides.row + h * strides.head, o, bytes);
+    if (strides.head == static_cast<int64_t>(bytes)) {
+      const size_t row = bytes * static_cast<size_t>(shape_.heads);
+      for (int64_t r = 0; r < count; ++r, o += row) std::memcpy(base + r * strides.row, o, row);
+    } else {
+      for (int64_t r = 0; r < count; ++r)
+        for (int h = 0; h < shape_.heads; ++h, o += bytes) std::memcpy(base + r * strides.row + h * strides.head, o, bytes);
+    }
     if (lse_ != nullptr) std::memcpy(lse_ + first * shape_.heads, lse, static_cast<size_t>(count * shape_.heads) * sizeof(float));
   }
+  bool from_any_thread() const override { return true; }
 
  private:
   const Shape& shape_;

@@ -15,6 +15,8 @@ class Input {
   // KV heads [head, head + heads) of the same: out [count][heads][head_dim]. Any rows when keys are read again, else own ones.
   virtual void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) = 0;
   virtual void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) = 0;
+  // Whether any threads may read at the same time.
+  virtual bool from_any_thread() const { return false; }
 };
 
 class Output {
@@ -23,6 +25,8 @@ class Output {
   // o [count][heads][head_dim] of the output type, lse [count][heads]. A stripe's rows come in ascending runs, then its end.
   virtual void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) = 0;
   virtual void stripe_written(int64_t stripe) { static_cast<void>(stripe); }
+  // Whether any threads may write (rows of their own, in any order) at the same time.
+  virtual bool from_any_thread() const { return false; }
 };
 
 }  // namespace longspan::engine

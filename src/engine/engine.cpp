@@ -10,6 +10,7 @@
 
 #include "engine/io_thread.hpp"
 #include "engine/long_rows.hpp"
+#include "engine/row_copies.hpp"
 #include "engine/stripe_lists.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
@@ -81,6 +82,7 @@ class Engine::Run {
         plan_(engine.plan_),
         input_(input),
         output_(output),
+        copies_(input, output, shape_, engine.shared_.options.output_type, device.spare_threads()),
         device_(device),
         options_(options),
         heads_(engine.pattern_, shape_),
@@ -97,6 +99,7 @@ class Engine::Run {
     for (size_t s = 0; s < plan_.stripes.size(); ++s)
       for (int step = 0; step < engine.schedule_.steps[s]; ++step) order_.emplace_back(s, step);
     kept_.resize(shared_.classes.size());
+    if (device.spare_threads() > 1) list_threads_.emplace(device.spare_threads());
   }
 
   Record execute() {
@@ -173,6 +176,11 @@ class Engine::Run {
     for (const Interval& run : stripe(s).query_blocks) rows += tokens_of(run).length();
     return rows;
   }
+  Intervals tokens_of(const Intervals& blocks) const {
+    Intervals tokens;
+    for (const Interval& run : blocks) tokens.push_back(tokens_of(run));
+    return tokens;
+  }
   Interval tokens_of(Interval run) const { return {engine_.blocks_.tokens(run.begin).begin, engine_.blocks_.tokens(run.end - 1).end}; }
 
   void allocate() {
@@ -205,28 +213,24 @@ class Engine::Run {
   }
 
   // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
-  void load_units(int kv_head, int kv_heads, Interval blocks, std::span<const int32_t> slots) {
+  void load_units(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots) {
     std::vector<int32_t> rows;
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) rows.push_back(engine_.blocks_.rows(block));
-    const int64_t begin = tokens_of(blocks).begin;
+    for (const Interval& run : blocks)
+      for (int64_t block = run.begin; block < run.end; ++block) rows.push_back(engine_.blocks_.rows(block));
+    const Intervals tokens = tokens_of(blocks);
     device_.load_units(
         {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots},
-        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
-          input_.read_k(begin + first, count, kv_head, kv_heads, k);
-          input_.read_v(begin + first, count, kv_head, kv_heads, v);
-        },
+        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) { copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v); },
         pool_.memory());
   }
 
   void load_own_keys() {
     const Timed timed(record_.load);
     std::vector<int32_t> slots;
-    for (const Interval& run : plan_.own) {
-      slots.clear();
+    for (const Interval& run : plan_.own)
       for (int64_t block = run.begin; block < run.end; ++block)
         for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) slots.push_back(static_cast<int32_t>(pool_.slot(kv_head, block)));
-      load_units(0, shape_.kv_heads, run, slots);
-    }
+    load_units(0, shape_.kv_heads, plan_.own, slots);
   }
 
   // The stripe of own rows at or after `s` that has any.
@@ -240,14 +244,10 @@ class Engine::Run {
     std::byte* to = q_[read_++ % 2].get();
     next_q_ = to;
     reading_ = io_.submit([this, to, s] {
-      std::byte* at = to;
-      for (const Interval& run : stripe(s).query_blocks) {
-        const Interval tokens = tokens_of(run);
-        device_.load_rows(
-            tokens.length(), q_row_bytes(),
-            [&](int64_t first, int64_t count, std::byte* rows) { input_.read_q(tokens.begin + first, count, rows); }, at);
-        at += tokens.length() * q_row_bytes();
-      }
+      const Intervals tokens = tokens_of(stripe(s).query_blocks);
+      device_.load_rows(
+          size_of(tokens), q_row_bytes(),
+          [&](int64_t first, int64_t count, std::byte* rows) { copies_.read_q(tokens, first, count, rows); }, to);
     });
   }
 
@@ -274,7 +274,7 @@ class Engine::Run {
       }
       key_reads_[t] = io_.submit([this, runs, slots = std::move(slots)] {
         for (size_t r = 0; r < runs.size(); ++r)
-          load_units(runs[r].kv_head, runs[r].kv_heads, {runs[r].block, runs[r].block + runs[r].count}, slots[r]);
+          load_units(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
       });
       return;
     }
@@ -457,8 +457,9 @@ class Engine::Run {
       return StripeLists::Place{layout.q_row.at(row.block),
                                 layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
     };
-    return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
-                             [this] { move_messages(); });
+    return StripeLists::make(
+        shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
+        [this] { move_messages(); }, list_threads_ ? &*list_threads_ : nullptr);
   }
 
   void attend(size_t s, int step) {
@@ -554,16 +555,11 @@ class Engine::Run {
   }
 
   void write_results(size_t s) {
-    writes_[results_now_] = io_.submit([this, s, from = results()]() mutable {
-      for (const Interval& run : stripe(s).query_blocks) {
-        const Interval tokens = tokens_of(run);
-        device_.store_rows(from, tokens.length(), shape_.heads, shape_.head_dim,
-                           [&](int64_t first, int64_t count, const std::byte* o, const float* lse) {
-                             output_.write(tokens.begin + first, count, o, lse);
-                           });
-        from.o += tokens.length() * o_row_bytes();
-        from.lse += tokens.length() * shape_.heads;
-      }
+    writes_[results_now_] = io_.submit([this, s, from = results()] {
+      const Intervals tokens = tokens_of(stripe(s).query_blocks);
+      device_.store_rows(
+          from, size_of(tokens), shape_.heads, shape_.head_dim,
+          [&](int64_t first, int64_t count, const std::byte* o, const float* lse) { copies_.write(tokens, first, count, o, lse); });
       output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));
     });
   }
@@ -593,6 +589,7 @@ class Engine::Run {
   const plan::RankPlan& plan_;
   Input& input_;
   Output& output_;
+  RowCopies copies_;
   kernels::Device& device_;
   const RunOptions& options_;
   Record record_;
@@ -610,6 +607,7 @@ class Engine::Run {
   LongRows::Layout layout_;
 
   std::vector<std::pair<size_t, int>> order_;  // (stripe, step) in the order they run
+  std::optional<kernels::cpu::ThreadPool> list_threads_;
   std::optional<StripeLists> lists_, next_lists_;
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/cpu/thread_pool.hpp"
 #include "kernels/kernel.hpp"
 #include "pattern/pattern.hpp"
 #include "plan/rank_plan.hpp"
@@ -36,10 +37,12 @@ struct StripeLists {
   struct Place {
     int64_t q_row = 0, state_row = 0;
   };
-  // `place` says where the rows of a stripe row lie. `between` is called now and then (messages want to be moved).
+  // `place` says where the rows of a stripe row lie; called by any of `threads` at the same time. `between` is called now and then by the
+  // calling thread (messages want to be moved). The lists do not depend on the number of threads.
   static StripeLists make(const plan::Shared& shared, const plan::RankPlan& plan, const pattern::BoundPattern& pattern,
                           const plan::Blocks& blocks, const plan::Stripe& stripe, int steps, const HeadSets& heads,
-                          const std::function<Place(const plan::StripeRow&)>& place, const std::function<void()>& between);
+                          const std::function<Place(const plan::StripeRow&)>& place, const std::function<void()>& between,
+                          kernels::cpu::ThreadPool* threads = nullptr);
 
   std::vector<StepLists> steps;
   std::vector<kernels::MaskBits> masks;

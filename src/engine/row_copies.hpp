@@ -1,0 +1,39 @@
+// Copies of rows between the caller's side and a device's buffers. Rows in memory are copied by several threads where the device is a GPU:
+// one thread copies 5 to 10 GB/s, the link to a GPU several times as much. Rows that only one thread may touch are copied by the caller.
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <optional>
+
+#include "engine/data.hpp"
+#include "kernels/cpu/thread_pool.hpp"
+#include "longspan/shape.hpp"
+#include "pattern/intervals.hpp"
+
+namespace longspan::engine {
+
+// Rows [first, first + count) are counted along `tokens`: with tokens {[10, 12), [20, 30)}, rows 1 and 2 are tokens 11 and 20.
+class RowCopies {
+ public:
+  // `input` and `output` are the caller's and outlive this. `threads` >= 1; with 1 no thread is started.
+  RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, int threads);
+
+  void read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
+  void read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k, std::byte* v);
+  void write(const Intervals& tokens, int64_t first, int64_t count, const std::byte* o, const float* lse);
+
+ private:
+  // Calls copy(begin, rows, at) for all of the rows: tokens [begin, begin + rows), the at-th of `count` on.
+  using Copy = std::function<void(int64_t begin, int64_t rows, int64_t at)>;
+  void share(bool threaded, const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, const Copy& copy);
+
+  Input& input_;
+  Output& output_;
+  Shape shape_;
+  ElementType output_type_;
+  std::mutex mutex_;  // the engine's two threads may both ask; the pool does one loop at a time
+  std::optional<kernels::cpu::ThreadPool> threads_;
+};
+
+}  // namespace longspan::engine

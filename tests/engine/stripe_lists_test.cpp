@@ -1,0 +1,94 @@
+// Lists made by several threads are those that one makes.
+#include "engine/stripe_lists.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <stdexcept>
+
+namespace longspan::engine {
+namespace {
+
+struct Case {
+  const char* name;
+  const char* pattern;
+  int heads, kv_heads;
+};
+
+class StripeListsTest : public ::testing::TestWithParam<Case> {
+ protected:
+  static constexpr int kRanks = 3;
+  void SetUp() override {
+    const Case& c = GetParam();
+    shape_ = {.tokens = documents_.tokens(), .heads = c.heads, .kv_heads = c.kv_heads, .head_dim = 16, .type = ElementType::bfloat16};
+    pattern_.emplace(pattern::Pattern::parse(c.pattern), c.heads, c.kv_heads, documents_);
+    plan::Options options;
+    options.memory = int64_t{1} << 30;
+    options.step_bytes = int64_t{1} << 20;  // several steps
+    shared_.emplace(plan::make_shared(*pattern_, blocks_, shape_, kRanks, options));
+  }
+  StripeLists lists(const plan::RankPlan& plan, const plan::Stripe& stripe, kernels::cpu::ThreadPool* threads,
+                    const std::function<void()>& between = [] {}) {
+    const auto place = [](const plan::StripeRow& row) { return StripeLists::Place{row.block * 128, row.block * 128 + row.piece + 1}; };
+    const int steps = std::max(1, static_cast<int>(stripe.bounds.size()));
+    return StripeLists::make(*shared_, plan, *pattern_, blocks_, stripe, steps, HeadSets(*pattern_, shape_), place, between, threads);
+  }
+
+  Documents documents_ = Documents::from_lengths({17, 30000, 0, 1, 9000});
+  plan::Blocks blocks_{documents_};
+  Shape shape_;
+  std::optional<pattern::BoundPattern> pattern_;
+  std::optional<plan::Shared> shared_;
+};
+
+bool same(const kernels::Tile& a, const kernels::Tile& b) {
+  return a.key == b.key && a.form == b.form && a.quarters == b.quarters && std::memcmp(&a.count, &b.count, sizeof a.count) == 0;
+}
+
+TEST_P(StripeListsTest, DoNotDependOnTheThreads) {
+  kernels::cpu::ThreadPool threads(3);
+  int64_t tiles = 0;
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const plan::RankPlan plan = plan::make_rank_plan(*shared_, *pattern_, blocks_, rank);
+    for (const plan::Stripe& stripe : plan.stripes) {
+      const StripeLists one = lists(plan, stripe, nullptr), many = lists(plan, stripe, &threads);
+      EXPECT_EQ(one.some_rows_see_nothing, many.some_rows_see_nothing);
+      ASSERT_EQ(one.masks.size(), many.masks.size());
+      for (size_t m = 0; m < one.masks.size(); ++m)
+        ASSERT_EQ(std::memcmp(&one.masks[m], &many.masks[m], sizeof(kernels::MaskBits)), 0) << m;
+      ASSERT_EQ(one.steps.size(), many.steps.size());
+      for (size_t s = 0; s < one.steps.size(); ++s) {
+        const StepLists &a = one.steps[s], &b = many.steps[s];
+        ASSERT_EQ(a.tiles.size(), b.tiles.size());
+        for (size_t t = 0; t < a.tiles.size(); ++t) ASSERT_TRUE(same(a.tiles[t], b.tiles[t])) << t;
+        ASSERT_EQ(a.work.size(), b.work.size());
+        for (size_t w = 0; w < a.work.size(); ++w) {
+          const kernels::Work &x = a.work[w], &y = b.work[w];
+          ASSERT_EQ(std::tie(x.q_row, x.state_row, x.rows, x.kv_head, x.first_tile, x.tile_count, x.first_head, x.head_count, x.begins, x.ends),
+                    std::tie(y.q_row, y.state_row, y.rows, y.kv_head, y.first_tile, y.tile_count, y.first_head, y.head_count, y.begins, y.ends))
+              << w;
+        }
+        tiles += static_cast<int64_t>(a.tiles.size());
+      }
+    }
+  }
+  EXPECT_GT(tiles, 100);
+}
+
+TEST_P(StripeListsTest, WhatIsThrownBetweenWaitsForTheThreads) {
+  kernels::cpu::ThreadPool threads(3);
+  const plan::RankPlan plan = plan::make_rank_plan(*shared_, *pattern_, blocks_, 0);
+  EXPECT_THROW(lists(plan, plan.stripes.back(), &threads, [] { throw std::runtime_error("time-out"); }), std::runtime_error);
+  EXPECT_TRUE(threads.finished());
+  EXPECT_EQ(lists(plan, plan.stripes.back(), &threads).steps.size(), lists(plan, plan.stripes.back(), nullptr).steps.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Patterns, StripeListsTest,
+                         ::testing::Values(Case{"Causal", "causal", 2, 1}, Case{"Window", "causal & window(700)", 2, 2},
+                                           Case{"BigBird", "bigbird(64, 3, 3, 1, 7)", 4, 2},
+                                           Case{"Bits", "causal & dilated_window(900, 0, 7)", 2, 1},
+                                           Case{"Rules", "0: causal & (power | window(100)); *: longformer(257, 130)", 3, 1}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace longspan::engine
