@@ -107,12 +107,12 @@ class Engine::Run {
     allocate();
     if (shared_.keys_stay) load_own_keys();
     read_ahead(next_rows(0));
-    if (!order_.empty()) start_fetch(0);
+    start_fetches(engine_.schedule_.first_fetch);  // beside the reading of queries and the making of lists
     size_t t = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
       begin_stripe(s);
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
-        if (t + 1 < order_.size()) start_fetch(t + 1);
+        start_fetches(t + 1);
         finish_fetch(t);
         attend(s, step);
         finish_passing_on(t);
@@ -141,12 +141,12 @@ class Engine::Run {
     load_own_keys();
     ExchangeTimes result;
     for (int time = 0; time < times; ++time) {
-      sent_ = 0;
+      sent_ = started_ = 0;
       engine_.ranks_.barrier();
       const Clock::time_point start = Clock::now();
-      if (!order_.empty()) start_fetch(0);
+      start_fetches(engine_.schedule_.first_fetch);
       for (size_t t = 0; t < order_.size(); ++t) {
-        if (t + 1 < order_.size()) start_fetch(t + 1);
+        start_fetches(t + 1);
         finish_fetch(t);
         finish_passing_on(t);
         release(order_[t].first, order_[t].second, static_cast<int64_t>(t));
@@ -249,6 +249,11 @@ class Engine::Run {
           size_of(tokens), q_row_bytes(),
           [&](int64_t first, int64_t count, std::byte* rows) { copies_.read_q(tokens, first, count, rows); }, to);
     });
+  }
+
+  // Starts the fetches of steps up to `last`, in order.
+  void start_fetches(size_t last) {
+    for (; started_ <= last && started_ < order_.size(); ++started_) start_fetch(started_);
   }
 
   // Keys of step t: receives and sends are posted, or read again from the input.
@@ -622,7 +627,7 @@ class Engine::Run {
     kernels::Buffer o, lse;
   } results_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, sent_ = 0, results_now_ = 0;
+  size_t read_ = 0, written_ = 0, started_ = 0, sent_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::future<void> reading_, writes_[2];
   IoThread io_;  // last: its tasks use everything above, and it is joined first

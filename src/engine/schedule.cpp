@@ -293,6 +293,13 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   for (const auto& stripe : schedule.exchanges)
     for (const StepExchange& exchange : stripe) passes_on = passes_on || !exchange.pass_on.empty();
   schedule.passes_on = host.has_two_levels() && ranks.max(passes_on ? 1 : 0) > 0;
+  size_t first = 0;
+  const auto receives = [&](size_t t) {
+    return !schedule.exchanges[static_cast<size_t>(names[t].stripe)][static_cast<size_t>(names[t].step)].receive.empty();
+  };
+  while (first < names.size() && !receives(first)) ++first;
+  const auto first_of_all = static_cast<size_t>(ranks.min(static_cast<int64_t>(first)));
+  if (!schedule.passes_on && first_of_all < names.size()) schedule.first_fetch = first_of_all;
   return schedule;
 }
 

@@ -40,7 +40,10 @@ struct Schedule {
   int64_t units_to_send = 0;                                      // of both kinds
   std::map<int64_t, std::vector<HeldBlocks>> hold_at, let_go_at;  // by step of the job, counted through all stripes
   bool passes_on = false;                                         // some rank of the job has units to pass on
-  int64_t units_from_other_hosts = 0;                             // that this rank receives
+  // The first step of the job in which some rank receives, the same on all ranks. All may start it at once: there is room, and nothing to
+  // be moved before it. Steps of own keys and of long rows come earlier. 0 where ranks pass units on, which counts on one step ahead.
+  size_t first_fetch = 0;
+  int64_t units_from_other_hosts = 0;  // that this rank receives
   // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct units, counted on
   // the host's lowest rank and 0 on the others.
   int64_t units_from_other_hosts_if_flat = 0, least_units_to_host = 0;

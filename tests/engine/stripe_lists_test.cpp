@@ -27,8 +27,9 @@ class StripeListsTest : public ::testing::TestWithParam<Case> {
     options.step_bytes = int64_t{1} << 20;  // several steps
     shared_.emplace(plan::make_shared(*pattern_, blocks_, shape_, kRanks, options));
   }
-  StripeLists lists(const plan::RankPlan& plan, const plan::Stripe& stripe, kernels::cpu::ThreadPool* threads,
-                    const std::function<void()>& between = [] {}) {
+  StripeLists lists(
+      const plan::RankPlan& plan, const plan::Stripe& stripe, kernels::cpu::ThreadPool* threads,
+      const std::function<void()>& between = [] {}) {
     const auto place = [](const plan::StripeRow& row) { return StripeLists::Place{row.block * 128, row.block * 128 + row.piece + 1}; };
     const int steps = std::max(1, static_cast<int>(stripe.bounds.size()));
     return StripeLists::make(*shared_, plan, *pattern_, blocks_, stripe, steps, HeadSets(*pattern_, shape_), place, between, threads);
@@ -64,8 +65,9 @@ TEST_P(StripeListsTest, DoNotDependOnTheThreads) {
         ASSERT_EQ(a.work.size(), b.work.size());
         for (size_t w = 0; w < a.work.size(); ++w) {
           const kernels::Work &x = a.work[w], &y = b.work[w];
-          ASSERT_EQ(std::tie(x.q_row, x.state_row, x.rows, x.kv_head, x.first_tile, x.tile_count, x.first_head, x.head_count, x.begins, x.ends),
-                    std::tie(y.q_row, y.state_row, y.rows, y.kv_head, y.first_tile, y.tile_count, y.first_head, y.head_count, y.begins, y.ends))
+          ASSERT_EQ(
+              std::tie(x.q_row, x.state_row, x.rows, x.kv_head, x.first_tile, x.tile_count, x.first_head, x.head_count, x.begins, x.ends),
+              std::tie(y.q_row, y.state_row, y.rows, y.kv_head, y.first_tile, y.tile_count, y.first_head, y.head_count, y.begins, y.ends))
               << w;
         }
         tiles += static_cast<int64_t>(a.tiles.size());
