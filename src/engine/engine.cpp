@@ -107,12 +107,12 @@ class Engine::Run {
     allocate();
     if (shared_.keys_stay) load_own_keys();
     read_ahead(next_rows(0));
-    start_fetches(engine_.schedule_.first_fetch);  // beside the reading of queries and the making of lists
+    start_first_fetches();  // beside the reading of queries and the making of lists
     size_t t = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
       begin_stripe(s);
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
-        start_fetches(t + 1);
+        start_fetches(t + static_cast<size_t>(engine_.schedule_.ahead));
         finish_fetch(t);
         attend(s, step);
         finish_passing_on(t);
@@ -144,9 +144,9 @@ class Engine::Run {
       sent_ = started_ = 0;
       engine_.ranks_.barrier();
       const Clock::time_point start = Clock::now();
-      start_fetches(engine_.schedule_.first_fetch);
+      start_first_fetches();
       for (size_t t = 0; t < order_.size(); ++t) {
-        start_fetches(t + 1);
+        start_fetches(t + static_cast<size_t>(engine_.schedule_.ahead));
         finish_fetch(t);
         finish_passing_on(t);
         release(order_[t].first, order_[t].second, static_cast<int64_t>(t));
@@ -251,6 +251,7 @@ class Engine::Run {
     });
   }
 
+  void start_first_fetches() { start_fetches(std::max(engine_.schedule_.first_fetch, static_cast<size_t>(engine_.schedule_.ahead - 1))); }
   // Starts the fetches of steps up to `last`, in order.
   void start_fetches(size_t last) {
     for (; started_ <= last && started_ < order_.size(); ++started_) start_fetch(started_);
@@ -304,7 +305,10 @@ class Engine::Run {
       inside_waiting_.push_back(std::move(inside));
     }
     exchange_->start(tag_of(t), receives, sent_ <= t ? sends_of(sent_++) : std::vector<comm::PoolExchange::Message>{});
-    if (!receives.empty()) awaited_.emplace(t, Clock::now());
+    if (!receives.empty()) {
+      if (awaited_.empty()) awaited_since_ = Clock::now();
+      awaited_.push_back(t);
+    }
     for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
   }
 
@@ -510,9 +514,9 @@ class Engine::Run {
   }
 
   void note_arrivals() {
-    if (!awaited_ || !exchange_->received(tag_of(awaited_->first))) return;
-    record_.in_flight += std::chrono::duration<double>(Clock::now() - awaited_->second).count();
-    awaited_.reset();
+    if (awaited_.empty()) return;
+    std::erase_if(awaited_, [&](size_t t) { return exchange_->received(tag_of(t)); });
+    if (awaited_.empty()) record_.in_flight += std::chrono::duration<double>(Clock::now() - awaited_since_).count();
   }
 
   void release(size_t s, int step, int64_t t) {
@@ -616,8 +620,9 @@ class Engine::Run {
   std::optional<StripeLists> lists_, next_lists_;
   std::vector<Intervals> kept_;
   std::map<size_t, std::future<void>> key_reads_;
-  std::map<size_t, std::vector<int32_t>> arriving_;              // by step: slots that messages fill
-  std::optional<std::pair<size_t, Clock::time_point>> awaited_;  // the step whose keys are on their way, and since when
+  std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
+  std::vector<size_t> awaited_;                      // steps whose keys are on their way
+  Clock::time_point awaited_since_;                  // the first of them
 
   kernels::Buffer q_[2];
   struct {

@@ -33,8 +33,8 @@ int64_t KeyPool::take(int kv_head, int64_t block) {
   int32_t& older = slot_of_[static_cast<size_t>(unit(kv_head, block))];
   if (older < 0)
     older = slot;
-  else if (!newer_.emplace(unit(kv_head, block), slot).second)
-    internal_error("a unit is fetched that is here twice");
+  else
+    newer_[unit(kv_head, block)].push_back(slot);
   return slot;
 }
 
@@ -47,8 +47,9 @@ void KeyPool::release(int kv_head, int64_t block) {
   slot = -1;
   if (newer_.empty()) return;
   if (const auto newer = newer_.find(unit(kv_head, block)); newer != newer_.end()) {
-    slot = newer->second;
-    newer_.erase(newer);
+    slot = newer->second.front();
+    newer->second.pop_front();
+    if (newer->second.empty()) newer_.erase(newer);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <unordered_map>
 #include <vector>
 
@@ -21,8 +22,8 @@ class KeyPool {
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
   int64_t slot(int kv_head, int64_t block) const { return slot_of_[static_cast<size_t>(unit(kv_head, block))]; }
-  // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that the last step of a
-  // stripe uses and the first of the next fetches anew is here twice for a while: slot() tells the older one until it is released.
+  // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that a step of a
+  // stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until it is released.
   int64_t take(int kv_head, int64_t block);
   void release(int kv_head, int64_t block);
 
@@ -33,7 +34,7 @@ class KeyPool {
   kernels::Buffer memory_, nonfinite_;
   // By unit. Tens of thousands of units come and go in a millisecond of the link's time: neither takes a search.
   std::vector<int32_t> slot_of_;
-  std::unordered_map<int64_t, int32_t> newer_;  // second slots of units that are here twice
+  std::unordered_map<int64_t, std::deque<int32_t>> newer_;  // further slots of units that are here more than once, oldest first
   // A bit per slot. The lowest free slot is taken, also when slots come back in any order: blocks fetched together lie together and go as
   // few pieces. No word before lowest_ has a bit set.
   std::vector<uint64_t> free_;

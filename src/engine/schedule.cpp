@@ -253,7 +253,10 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   ranks.max(steps);
   schedule.steps.assign(steps.begin(), steps.end());
   for (int64_t count : steps) schedule.exchanges.emplace_back(static_cast<size_t>(count));
-  schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.steps);
+  const HostAgreement host(ranks, shared, host_of_rank);
+  // What is passed on inside a host is held for others, step by step.
+  schedule.ahead = host.has_two_levels() ? 1 : static_cast<int>(ranks.min(plan::steps_ahead(shared, plan, schedule.steps)));
+  schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.ahead, schedule.steps);
   if (!shared.keys_stay) return schedule;  // every rank reads what it needs from the file
 
   std::vector<StepName> names;  // [step of the job]
@@ -265,7 +268,6 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
       direct.push_back(step < fetch.size() ? fetch[step] : ByClass(shared.classes.size()));
     }
   }
-  const HostAgreement host(ranks, shared, host_of_rank);
   if (host.has_two_levels()) host.agree(fetches_of(plan, schedule.steps, host.local_rank()), names, direct, schedule);
 
   std::map<int, std::vector<Request>> requests;

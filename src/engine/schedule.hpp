@@ -47,7 +47,8 @@ struct Schedule {
   // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct units, counted on
   // the host's lowest rank and 0 on the others.
   int64_t units_from_other_hosts_if_flat = 0, least_units_to_host = 0;
-  int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and the next step's; and those held for others
+  int ahead = 1;                   // while a step is computed, the keys of so many later ones are on their way; the same on all ranks
+  int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and those of the steps ahead; and those held for others
 
   int64_t total_steps() const;
 };

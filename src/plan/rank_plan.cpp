@@ -207,7 +207,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   }
 }
 
-int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead, const std::vector<int>& steps) {
   std::vector<int64_t> arriving, leaving;
   std::vector<Intervals> kept(shared.classes.size());
   const auto units = [&](const std::vector<Intervals>& blocks, const std::vector<Intervals>* keep) {
@@ -227,13 +227,21 @@ int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std
     leaving.back() += units(kept, &stripe.keep);
     kept = stripe.keep;
   }
-  int64_t here = arriving.empty() ? 0 : arriving.front(), most = here;
+  const auto later = static_cast<size_t>(ahead);
+  int64_t here = std::accumulate(arriving.begin(), arriving.begin() + static_cast<int64_t>(std::min(later, arriving.size())), int64_t{0});
+  int64_t most = here;
   for (size_t t = 0; t < arriving.size(); ++t) {
-    if (t + 1 < arriving.size()) here += arriving[t + 1];
+    if (t + later < arriving.size()) here += arriving[t + later];
     most = std::max(most, here);
     here -= leaving[t];
   }
   return most;
+}
+
+int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
+  int ahead = 4;  // the groups into which a stripe's keys are divided
+  while (ahead > 1 && most_fetched_units(shared, plan, ahead, steps) * plan.unit_bytes > shared.memory.received) --ahead;
+  return ahead;
 }
 
 namespace {
@@ -329,7 +337,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   int64_t most_rows = 0;
   for (const Stripe& done : plan.stripes) most_rows = std::max(most_rows, size_of(done.query_blocks));
   plan.memory.home = shared.keys_stay ? rows_total * shared.shape.kv_heads * plan.unit_bytes : 0;
-  plan.memory.received = most_fetched_units(shared, plan) * plan.unit_bytes;
+  plan.memory.received = most_fetched_units(shared, plan, steps_ahead(shared, plan)) * plan.unit_bytes;
 
   plan.memory.long_rows = 0;
   for (const LongRow& row : shared.long_rows) {

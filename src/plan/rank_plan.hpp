@@ -109,9 +109,13 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
 // from them has to come when it is first needed.
 void plan_fetches(const Shared& shared, RankPlan& plan);
 
-// Largest number of fetched units that are there at one time: a step's, the next step's on their way, and those kept for later stripes.
-// `steps`: of each stripe, when other ranks make it have more than this rank's plan.
-int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
+// Largest number of fetched units that are there at one time: a step's, those of the next `ahead` steps on their way, and those kept for
+// later stripes. `steps`: of each stripe, when other ranks make it have more than this rank's plan.
+int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead, const std::vector<int>& steps = {});
+
+// How many steps ahead their keys may be on their way: at least the next one's, and as many more, up to the few that a stripe has, as the
+// memory for received keys takes. Where a rank moves much for what it computes, no single step hides the next one's exchange.
+int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
 
 // The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long
 // rows.

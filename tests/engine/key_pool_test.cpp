@@ -52,12 +52,14 @@ TEST_F(KeyPoolTest, TheLowestFreeSlotIsTaken) {
   }
 }
 
-TEST_F(KeyPoolTest, AUnitIsHereTwiceUntilTheOlderGoes) {
-  const int64_t older = pool_.take(1, 50), newer = pool_.take(1, 50);
+TEST_F(KeyPoolTest, AUnitIsHereMoreThanOnceUntilTheOlderGo) {
+  const int64_t oldest = pool_.take(1, 50), older = pool_.take(1, 50), newer = pool_.take(1, 50);
+  EXPECT_EQ(pool_.slot(1, 50), oldest);
+  pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), older);
+  EXPECT_EQ(pool_.take(2, 50), oldest);
   pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), newer);
-  EXPECT_EQ(pool_.take(2, 50), older);
   pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), -1);
 }
