@@ -88,7 +88,7 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
 RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
                  int sampled_rows) {
   const Shape& shape = shared.shape;
-  RankWork rank{.rank = plan.rank, .memory = plan.memory.total()};
+  RankWork rank{.rank = plan.rank, .ahead = steps_ahead(shared, plan), .memory = plan.memory.total()};
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
@@ -157,6 +157,7 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
     if (all == 0 || distinct == all || (shared.options.exchange == ExchangeKind::automatic && 5 * distinct > 4 * all)) continue;
     const double repeated = 1 - static_cast<double>(distinct) / static_cast<double>(all);
     for (size_t r = begin; r < end; ++r) {
+      works[r].ahead = 1;
       for (StripeWork& stripe : works[r].stripes) {
         for (StepWork& step : stripe.steps) {
           const auto inside = static_cast<int64_t>(repeated * static_cast<double>(step.bytes_across));
@@ -209,7 +210,11 @@ RankTime play(const RankWork& work, const Rates& rates) {
                 static_cast<double>(step.bytes_within) / rates.within_host.bytes_per_second +
                 static_cast<double>(step.bytes_across) / rates.across_hosts.bytes_per_second;
     arrival[t] = link_free;
-    time.in_flight += link_free - now;
+    time.in_flight += link_free - begin;
+  };
+  size_t started = 0;
+  const auto start_fetches = [&](size_t last) {
+    for (; started <= last && started < order.size(); ++started) start_fetch(started);
   };
   const LinkRates& far = rates.across_hosts.bytes_per_second < kUnlimited ? rates.across_hosts : rates.within_host;
 
@@ -220,7 +225,10 @@ RankTime play(const RankWork& work, const Rates& rates) {
       queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in);
   };
   read_queries(0);
-  start_fetch(0);
+  // As the engine: what travels first starts at once, whatever its step.
+  size_t first = 0;
+  while (first < order.size() && order[first]->messages_within + order[first]->messages_across == 0) ++first;
+  start_fetches(std::max(first < order.size() ? first : 0, static_cast<size_t>(work.ahead - 1)));
   size_t t = 0;
   for (size_t s = 0; s < work.stripes.size(); ++s) {
     const StripeWork& stripe = work.stripes[s];
@@ -232,7 +240,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     }
     spend(stripe.states * rates.state, time.rows);
     for (size_t step = 0; step < stripe.steps.size(); ++step, ++t) {
-      start_fetch(t + 1);
+      start_fetches(t + static_cast<size_t>(work.ahead));
       wait_for(arrival[t], time.exchange);
       double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
       if (t + 1 < order.size() && compute > 0)

@@ -60,6 +60,7 @@ struct StripeWork {
 struct RankWork {
   int rank = 0;
   std::vector<StripeWork> stripes;
+  int ahead = 1;          // steps whose keys are on their way beside the one that is computed
   int64_t key_bytes = 0;  // own keys and values
   int64_t memory = 0;
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending
