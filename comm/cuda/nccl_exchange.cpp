@@ -165,8 +165,12 @@ std::vector<std::span<const int32_t>> parts_of(const PoolExchange::Message& mess
   return parts;
 }
 
-// Communicators that no exchange uses now.
-using Idle = std::vector<std::unique_ptr<NcclRanks>>;
+// What no exchange uses now: communicators, and pinned memory for lists of slots. A copy out of other memory would wait for the stream,
+// with it for other ranks.
+struct Idle {
+  std::vector<std::unique_ptr<NcclRanks>> communicators;
+  std::vector<std::unique_ptr<cuda::PinnedMemory>> lists;
+};
 
 class NcclExchange : public PoolExchange {
  public:
@@ -174,21 +178,23 @@ class NcclExchange : public PoolExchange {
   NcclExchange(const Communicator& ranks, Idle& idle, std::byte* pool, int64_t block_bytes, int gpu)
       : ranks_(ranks),
         idle_(idle),
-        own_(std::move(idle.back())),
+        own_(std::move(idle.communicators.back())),
         comm_(*own_),
         gpu_(gpu),
         current_(gpu),
         pool_(pool),
         block_bytes_(block_bytes),
         stream_(cuda::Stream::Priority::high) {
-    idle.pop_back();
+    idle.communicators.pop_back();
   }
   ~NcclExchange() override {
-    if (std::uncaught_exceptions() == 0)
+    if (std::uncaught_exceptions() == 0) {
       cudaStreamSynchronize(stream_.get());
-    else
+      for (auto& [tag, step] : steps_) idle_.lists.push_back(std::move(step.lists));
+    } else {
       comm_.abort();  // or giving memory back would wait for ranks that may be gone
-    if (own_->is_up()) idle_.push_back(std::move(own_));
+    }
+    if (own_->is_up()) idle_.communicators.push_back(std::move(own_));
   }
 
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
@@ -199,8 +205,10 @@ class NcclExchange : public PoolExchange {
     const cuda::CurrentDevice current(gpu_);
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
-    out.place(out_, out_slots_, stream_);
-    in.place(in_, in_slots_, stream_);
+    step.lists = idle_list();
+    auto* lists = reinterpret_cast<int32_t*>(step.lists->reserve((out.blocks + in.blocks) * 4));
+    out.place(out_, out_slots_, lists, stream_);
+    in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
@@ -242,6 +250,7 @@ class NcclExchange : public PoolExchange {
     const auto step = steps_.find(tag);
     if (step == steps_.end()) return;
     bytes_sent_ += step->second.sent;
+    idle_.lists.push_back(std::move(step->second.lists));
     steps_.erase(step);
   }
 
@@ -254,6 +263,7 @@ class NcclExchange : public PoolExchange {
     std::vector<int> peers;
     int64_t received = 0, sent = 0;  // bytes
     cuda::Event done;
+    std::unique_ptr<cuda::PinnedMemory> lists;  // of slots, on their way to the device
     void add(const Message& message, int64_t block_bytes, int64_t& bytes) {
       if (message.slots.empty()) return;
       peers.push_back(message.peer);
@@ -286,11 +296,13 @@ class NcclExchange : public PoolExchange {
         }
       }
     }
-    void place(cuda::DeviceMemory& memory, cuda::DeviceMemory& slots, const cuda::Stream& stream) {
+    // `pinned`: for the slots of all blocks; stays until the stream has been here.
+    void place(cuda::DeviceMemory& memory, cuda::DeviceMemory& slots, int32_t* pinned, const cuda::Stream& stream) {
       if (blocks == 0) return;
-      std::byte* data = memory.reserve(blocks * block_bytes);
-      slots.reserve(blocks * 4);
-      cuda::check(cudaMemcpyAsync(slots.get(), all_slots.data(), static_cast<size_t>(blocks * 4), cudaMemcpyHostToDevice, stream.get()),
+      std::byte* data = memory.reserve(blocks * block_bytes, stream);
+      slots.reserve(blocks * 4, stream);
+      std::copy(all_slots.begin(), all_slots.end(), pinned);
+      cuda::check(cudaMemcpyAsync(slots.get(), pinned, static_cast<size_t>(blocks * 4), cudaMemcpyHostToDevice, stream.get()),
                   "cudaMemcpyAsync");
       const auto* list = slots.as<int32_t>();
       for (Part& part : parts) {
@@ -300,6 +312,13 @@ class NcclExchange : public PoolExchange {
       }
     }
   };
+
+  std::unique_ptr<cuda::PinnedMemory> idle_list() {
+    if (idle_.lists.empty()) return std::make_unique<cuda::PinnedMemory>();
+    std::unique_ptr<cuda::PinnedMemory> list = std::move(idle_.lists.back());
+    idle_.lists.pop_back();
+    return list;
+  }
 
   // Until `done` says so; meanwhile errors in the background are seen, MPI moves on, and after the time-out the peers are named.
   template <typename Done>
@@ -345,12 +364,12 @@ class NcclTransport : public Transport {
   NcclTransport(const Communicator& ranks, int gpu, double timeout) : gpu_(gpu), timeout_(timeout) { add(ranks); }
   std::string name() const override { return "NCCL " + nccl().version; }
   std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
-    if (idle_.empty()) add(ranks);
+    if (idle_.communicators.empty()) add(ranks);
     return std::make_unique<NcclExchange>(ranks, idle_, pool, block_bytes, gpu_);
   }
 
  private:
-  void add(const Communicator& ranks) { idle_.push_back(std::make_unique<NcclRanks>(ranks, gpu_, timeout_)); }
+  void add(const Communicator& ranks) { idle_.communicators.push_back(std::make_unique<NcclRanks>(ranks, gpu_, timeout_)); }
 
   int gpu_;
   double timeout_;

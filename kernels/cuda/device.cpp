@@ -38,7 +38,7 @@ class Parcel {
     return parts_.size() - 1;
   }
   void send(DeviceMemory& memory, const Stream& stream) {
-    base_ = memory.reserve(bytes_);
+    base_ = memory.reserve(bytes_, stream);
     for (const Part& part : parts_) copy(base_ + part.at, part.from, part.bytes, cudaMemcpyHostToDevice, stream);
   }
   template <typename T>
@@ -171,7 +171,7 @@ void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int 
 void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) {
   if (slots.empty()) return;
   const CurrentDevice current(gpu_.ordinal);
-  std::byte* list = arrived_.reserve(static_cast<int64_t>(slots.size_bytes()));
+  std::byte* list = arrived_.reserve(static_cast<int64_t>(slots.size_bytes()), compute_);
   copy(list, slots.data(), static_cast<int64_t>(slots.size_bytes()), cudaMemcpyHostToDevice, compute_);
   flag_nonfinite(pool.units, reinterpret_cast<const int32_t*>(list), static_cast<int64_t>(slots.size()), type, head_dim, pool.nonfinite,
                  compute_.get());
@@ -268,7 +268,7 @@ namespace {
 
 StateBlock on_device(StateBlock block, DeviceMemory& memory, const Stream& stream) {
   const auto bytes = static_cast<int64_t>(block.head_list.size_bytes());
-  copy(memory.reserve(bytes), block.head_list.data(), bytes, cudaMemcpyHostToDevice, stream);
+  copy(memory.reserve(bytes, stream), block.head_list.data(), bytes, cudaMemcpyHostToDevice, stream);
   block.head_list = {memory.as<int32_t>(), block.head_list.size()};
   return block;
 }

@@ -25,9 +25,9 @@ CurrentDevice::CurrentDevice(int ordinal) {
 
 CurrentDevice::~CurrentDevice() { cudaSetDevice(before_); }
 
-std::byte* allocate_device(int64_t bytes) {
-  void* data = nullptr;
-  const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)));
+namespace {
+
+std::byte* allocated(void* data, cudaError_t result, int64_t bytes) {
   if (result == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     size_t free = 0, total = 0;
@@ -41,6 +41,14 @@ std::byte* allocate_device(int64_t bytes) {
   }
   check(result, "cudaMalloc");
   return static_cast<std::byte*>(data);
+}
+
+}  // namespace
+
+std::byte* allocate_device(int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)));
+  return allocated(data, result, bytes);
 }
 
 std::byte* allocate_pinned(int64_t bytes) {
@@ -62,6 +70,16 @@ std::byte* DeviceMemory::reserve(int64_t bytes) {
   if (data_ != nullptr && bytes <= bytes_) return data_;
   cudaFree(std::exchange(data_, nullptr));
   data_ = allocate_device(bytes);
+  bytes_ = bytes;
+  return data_;
+}
+
+std::byte* DeviceMemory::reserve(int64_t bytes, const Stream& stream) {
+  if (data_ != nullptr && bytes <= bytes_) return data_;
+  if (data_ != nullptr) check(cudaFreeAsync(std::exchange(data_, nullptr), stream.get()), "cudaFreeAsync");
+  void* data = nullptr;
+  const cudaError_t result = cudaMallocAsync(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)), stream.get());
+  data_ = allocated(data, result, bytes);
   bytes_ = bytes;
   return data_;
 }

@@ -29,6 +29,8 @@ std::byte* allocate_device(int64_t bytes);
 // Pinned host memory: copies to and from it run beside everything else, at the link's speed.
 std::byte* allocate_pinned(int64_t bytes);
 
+class Stream;
+
 // Memory that grows when asked to (what was in it is lost) and is given back at the end.
 class DeviceMemory {
  public:
@@ -38,6 +40,8 @@ class DeviceMemory {
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   std::byte* reserve(int64_t bytes);  // waits for the device when it grows
+  // For memory that one stream uses: in the order of its work, so that nobody waits. Error(device) as above.
+  std::byte* reserve(int64_t bytes, const Stream& stream);
   std::byte* get() const { return data_; }
   template <typename T>
   T* as() const {

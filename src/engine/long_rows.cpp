@@ -132,7 +132,7 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
     const int home = shared_.partition.rank_of(row.block);
     if (piece.rank == rank_) {
       const int64_t bytes = packed_bytes(row);
-      kernels::Buffer packed = device_.allocate(bytes);
+      kernels::Buffer packed = take(bytes);
       device_.pack_states(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o),
                           reinterpret_cast<float*>(packed.get()));
       if (home == rank_) {
@@ -141,6 +141,7 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
       }
       leaving[p].resize(static_cast<size_t>(bytes));
       device_.download(packed.get(), bytes, leaving[p].data());
+      spare_[bytes].push_back(std::move(packed));
       exchange_.start(tag_of(p), {}, message(home, leaving[p]));
     } else if (home == rank_) {
       others.push_back(p);
@@ -164,7 +165,7 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
       part = std::move(mine.at(p));
     } else {
       exchange_.finish_receives(tag_of(p));
-      part = device_.allocate(packed_bytes(row));
+      part = take(packed_bytes(row));
       device_.upload(coming.at(p).data(), packed_bytes(row), part.get());
       coming.erase(p);
       if (posted < others.size()) post();
@@ -178,8 +179,17 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
     auto* into = reinterpret_cast<float*>(found->second.get());
     const auto* from = reinterpret_cast<const float*>(part.get());
     device_.merge({shared_.shape.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states});
+    spare_[packed_bytes(row)].push_back(std::move(part));
   }
   for (const auto& [p, bytes] : leaving) exchange_.finish_sends(tag_of(p));
+}
+
+kernels::Buffer LongRows::take(int64_t bytes) {
+  std::vector<kernels::Buffer>& spare = spare_[bytes];
+  if (spare.empty()) return device_.allocate(bytes);
+  kernels::Buffer buffer = std::move(spare.back());
+  spare.pop_back();
+  return buffer;
 }
 
 bool LongRows::has_states(int64_t block) const {

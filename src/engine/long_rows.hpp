@@ -49,6 +49,7 @@ class LongRows {
   int64_t states_of(const plan::LongRow& row) const;  // rows × heads of the group
   int64_t packed_bytes(
       const plan::LongRow& row) const;  // of its states: m [rows][group heads], l the same, o [rows][group heads][head_dim]
+  kernels::Buffer take(int64_t bytes);
   kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const;
 
   const plan::Shared& shared_;
@@ -59,6 +60,8 @@ class LongRows {
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
   std::map<int, kernels::Buffer> merged_;    // packed states by long row, own ones
+  // Buffers for packed states that are not in use, by size. To give memory back to a GPU waits for all that it does, keys on their way too.
+  std::map<int64_t, std::vector<kernels::Buffer>> spare_;
 };
 
 }  // namespace longspan::engine
