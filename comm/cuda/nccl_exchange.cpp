@@ -15,6 +15,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -137,6 +138,7 @@ class NcclRanks {
   ncclComm_t comm_ = nullptr;
 };
 
+constexpr int64_t kLeastList = 1 << 14;          // slots, so that lists seldom grow
 constexpr int64_t kLongRun = int64_t{32} << 20;  // bytes from which a run travels by itself
 
 bool is_run(std::span<const int32_t> slots) {
@@ -190,23 +192,28 @@ class NcclExchange : public PoolExchange {
   ~NcclExchange() override {
     if (std::uncaught_exceptions() == 0) {
       cudaStreamSynchronize(stream_.get());
-      for (auto& [tag, step] : steps_) idle_.lists.push_back(std::move(step.lists));
     } else {
       comm_.abort();  // or giving memory back would wait for ranks that may be gone
+      cudaStreamSynchronize(stream_.get());
     }
     if (own_->is_up()) idle_.communicators.push_back(std::move(own_));
   }
 
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
-    Step step;
-    for (const Message& message : receives) step.add(message, block_bytes_, step.received);
-    for (const Message& message : sends) step.add(message, block_bytes_, step.sent);
-    if (step.peers.empty()) return;
+    Step made;
+    for (const Message& message : receives) made.add(message, block_bytes_, made.received);
+    for (const Message& message : sends) made.add(message, block_bytes_, made.sent);
+    if (made.peers.empty()) return;
     const cuda::CurrentDevice current(gpu_);
+    Step& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
-    step.lists = idle_list();
-    auto* lists = reinterpret_cast<int32_t*>(step.lists->reserve((out.blocks + in.blocks) * 4));
+    int32_t* lists = nullptr;
+    if (out.blocks + in.blocks > 0) {
+      step.lists = idle_list();
+      const auto room = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(kLeastList, out.blocks + in.blocks))));
+      lists = reinterpret_cast<int32_t*>(step.lists->reserve(room * 4));
+    }
     out.place(out_, out_slots_, lists, stream_);
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
@@ -224,7 +231,6 @@ class NcclExchange : public PoolExchange {
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
-    steps_.emplace(tag, std::move(step));
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
@@ -243,6 +249,7 @@ class NcclExchange : public PoolExchange {
     if (step == steps_.end()) return;
     wait(tag, step->second.peers, "finish", [&] { return received(tag); });
     bytes_received_ += std::exchange(step->second.received, 0);
+    if (step->second.lists) idle_.lists.push_back(std::move(step->second.lists));
   }
 
   void finish_sends(int tag) override {
@@ -250,7 +257,6 @@ class NcclExchange : public PoolExchange {
     const auto step = steps_.find(tag);
     if (step == steps_.end()) return;
     bytes_sent_ += step->second.sent;
-    idle_.lists.push_back(std::move(step->second.lists));
     steps_.erase(step);
   }
 

@@ -43,15 +43,17 @@ int64_t sum_of(const std::map<int, int64_t>& units) {
 }
 
 // The same messages in the same steps, each in one run: what is left of the exchange when nothing need be gathered or scattered.
-std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, bool two_levels, int64_t unit_bytes,
-                                       kernels::Device& device, comm::Transport& transport, double timeout, int times) {
-  // Slots: what comes, in two halves for two steps; what is given; what goes, likewise; what is passed on.
+std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, const engine::Schedule& schedule,
+                                       int64_t unit_bytes, kernels::Device& device, comm::Transport& transport, double timeout, int times) {
+  const bool two_levels = schedule.passes_on;
+  const int64_t at_once = schedule.ahead + 1;  // steps on their way
+  // Slots: what comes, of as many steps as are on their way; what goes, likewise; what is given; what is passed on.
   int64_t received = 0, sent = 0, given = 0, passed_on = 0;
   for (const Step& step : steps) {
     received = std::max(received, sum_of(step.receive)), sent = std::max(sent, sum_of(step.send));
     given = std::max(given, sum_of(step.given)), passed_on = std::max(passed_on, sum_of(step.passed_on));
   }
-  const int64_t slots = 2 * received + 2 * sent + given + passed_on;
+  const int64_t gone = at_once * received, gift = gone + at_once * sent, slots = gift + given + passed_on;
   const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * unit_bytes);
   const std::vector<std::byte> content(static_cast<size_t>(unit_bytes), std::byte{1});
   for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), unit_bytes, pool.get() + slot * unit_bytes);
@@ -68,24 +70,27 @@ std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const st
     }
     return result;
   };
-  // Two steps are on their way at a time, as in the engine.
-  const auto start = [&](size_t t) {
-    if (t >= steps.size()) return;
-    const auto half = static_cast<int64_t>(t % 2);
-    exchange->start(static_cast<int>(t), messages(steps[t].receive, half * received), messages(steps[t].send, 2 * received + half * sent));
+  size_t started = 0;
+  const auto start_up_to = [&](size_t last) {  // as in the engine
+    for (; started <= last && started < steps.size(); ++started) {
+      const int64_t place = static_cast<int64_t>(started) % at_once;
+      exchange->start(static_cast<int>(started), messages(steps[started].receive, place * received),
+                      messages(steps[started].send, gone + place * sent));
+    }
   };
   std::vector<double> seconds;
   for (int time = -1; time < times; ++time) {
     ranks.barrier();
     const Clock::time_point begin = Clock::now();
-    start(0);
+    started = 0;
+    start_up_to(std::max(schedule.first_fetch, static_cast<size_t>(schedule.ahead - 1)));
     for (size_t t = 0; t < steps.size(); ++t) {
       const int tag = static_cast<int>(t);
-      start(t + 1);
+      start_up_to(t + static_cast<size_t>(schedule.ahead));
       if (inside) inside->hand_over();
       exchange->finish_receives(tag);
       if (!inside) continue;
-      inside->start(tag, messages(steps[t].given, 2 * received + 2 * sent), messages(steps[t].passed_on, 2 * received + 2 * sent + given));
+      inside->start(tag, messages(steps[t].given, gift), messages(steps[t].passed_on, gift + given));
       exchange->hand_over();
       inside->finish_receives(tag);
       inside->finish_sends(tag);
@@ -144,8 +149,8 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
   mine.bytes_lower_bound = plan.units_lower_bound() * plan.unit_bytes;
   mine.bytes_ring = plan.ring_units(job.shared()) * plan.unit_bytes;
   mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty() || !step.given.empty(); });
-  measure.contiguous_seconds = slowest(
-      ranks, contiguous_seconds(ranks, steps, job.schedule().passes_on, plan.unit_bytes, device, transport, job.job().timeout, times));
+  measure.contiguous_seconds =
+      slowest(ranks, contiguous_seconds(ranks, steps, job.schedule(), plan.unit_bytes, device, transport, job.job().timeout, times));
 
   measure.message_bytes = std::min(ranks.max(mine.steps > 0 ? mine.bytes_received / mine.steps : 0), comm::kPieceBytes);
   if (measure.message_bytes > 0) {

@@ -8,6 +8,7 @@
 #include "bench/link.hpp"
 #include "bench/prepared_job.hpp"
 #include "bench/rows.hpp"
+#include "plan/memory.hpp"
 
 namespace longspan::bench {
 
@@ -49,10 +50,11 @@ class Probe::SelfJob {
 namespace {
 
 // Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
-int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power) {
-  constexpr int64_t kMost = 4096;  // half a million tokens: what a GPU takes a fifth of a second for, copies included
+int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power, int64_t block_bytes) {
+  // Half a million tokens, what a GPU takes a fifth of a second for, copies included; and 8 GiB of its memory.
+  const int64_t most = std::max(first, std::min<int64_t>(4096, (int64_t{8} << 30) / block_bytes));
   const double factor = std::pow(seconds / std::max(taken, 1e-6), 1 / power);
-  return ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(first) * factor), first, kMost));
+  return ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(first) * factor), first, most));
 }
 
 }  // namespace
@@ -60,6 +62,7 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken,
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
     : ranks_(ranks), device_(device), input_(std::make_unique<SyntheticRows>(shape)) {
   constexpr int64_t kFirst = 4;
+  const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] : {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0)}) {
     SelfJob small(ranks, shape, kFirst, text, output_type);
     double taken = std::numeric_limits<double>::infinity();
@@ -67,7 +70,7 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
       ranks.barrier();
       taken = std::min(taken, small.run(*input_, device).attend);
     }
-    *job = std::make_unique<SelfJob>(ranks, shape, blocks_for(ranks, kFirst, taken, seconds, power), text, output_type);
+    *job = std::make_unique<SelfJob>(ranks, shape, blocks_for(ranks, kFirst, taken, seconds, power, block_bytes), text, output_type);
   }
 }
 

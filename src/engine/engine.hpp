@@ -1,4 +1,4 @@
-// Runs a plan on a device: keys into the pool, stripe after stripe, step after step, the next step's keys on their way meanwhile. Data come
+// Runs a plan on a device: keys into the pool, stripe after stripe, step after step, the next steps' keys on their way meanwhile. Data come
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
 //   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it

@@ -123,28 +123,36 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
   const auto message = [](int peer, std::vector<std::byte>& bytes) {
     return std::vector<comm::BlockExchange::Message>{{peer, {{bytes.data(), static_cast<int64_t>(bytes.size()) / kWord}}}};
   };
-  std::map<int64_t, kernels::Buffer> mine;                    // by piece: those of own rows
+  // Own rows that have no merged states yet lie side by side. What is packed, sent or merged otherwise passes through one buffer.
+  std::map<int, int64_t> place;  // by long row
+  int64_t all = 0, most = 1;
+  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
+    const int number = shared_.pieces[static_cast<size_t>(p)].row;
+    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
+    most = std::max(most, packed_bytes(row));
+    if (shared_.partition.rank_of(row.block) != rank_ || merged_.count(number) != 0 || !place.emplace(number, all).second) continue;
+    constexpr int64_t kAlignment = 256;
+    all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  std::byte* own = all > 0 ? states_.emplace_back(device_.allocate(all)).get() : nullptr;
+  if (passing_bytes_ < most) passing_ = device_.allocate(most), passing_bytes_ = most;
+  const auto pack = [&](const plan::Piece& piece, const plan::LongRow& row, std::byte* to) {
+    device_.pack_states(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o), reinterpret_cast<float*>(to));
+  };
+
   std::map<int64_t, std::vector<std::byte>> leaving, coming;  // by piece, in host memory
   std::vector<int64_t> others;                                // pieces that other ranks have computed for this one
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
     const int home = shared_.partition.rank_of(row.block);
-    if (piece.rank == rank_) {
-      const int64_t bytes = packed_bytes(row);
-      kernels::Buffer packed = take(bytes);
-      device_.pack_states(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o),
-                          reinterpret_cast<float*>(packed.get()));
-      if (home == rank_) {
-        mine[p] = std::move(packed);
-        continue;
-      }
-      leaving[p].resize(static_cast<size_t>(bytes));
-      device_.download(packed.get(), bytes, leaving[p].data());
-      spare_[bytes].push_back(std::move(packed));
+    if (home == rank_) {
+      if (piece.rank != rank_) others.push_back(p);
+    } else if (piece.rank == rank_) {
+      pack(piece, row, passing_.get());
+      leaving[p].resize(static_cast<size_t>(packed_bytes(row)));
+      device_.download(passing_.get(), packed_bytes(row), leaving[p].data());
       exchange_.start(tag_of(p), {}, message(home, leaving[p]));
-    } else if (home == rank_) {
-      others.push_back(p);
     }
   }
   // Pieces are in ascending order of keys for every row, so merging them as they stand is the order wanted.
@@ -160,36 +168,26 @@ void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layou
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
     if (shared_.partition.rank_of(row.block) != rank_) continue;
-    kernels::Buffer part;
+    const auto found = merged_.find(piece.row);
+    std::byte* part = found == merged_.end() ? own + place.at(piece.row) : passing_.get();
     if (piece.rank == rank_) {
-      part = std::move(mine.at(p));
+      pack(piece, row, part);
     } else {
       exchange_.finish_receives(tag_of(p));
-      part = take(packed_bytes(row));
-      device_.upload(coming.at(p).data(), packed_bytes(row), part.get());
+      device_.upload(coming.at(p).data(), packed_bytes(row), part);
       coming.erase(p);
       if (posted < others.size()) post();
     }
-    const auto found = merged_.find(piece.row);
     if (found == merged_.end()) {
-      merged_.emplace(piece.row, std::move(part));
+      merged_.emplace(piece.row, reinterpret_cast<float*>(part));
       continue;
     }
     const int64_t states = states_of(row);
-    auto* into = reinterpret_cast<float*>(found->second.get());
-    const auto* from = reinterpret_cast<const float*>(part.get());
+    float* into = found->second;
+    const auto* from = reinterpret_cast<const float*>(part);
     device_.merge({shared_.shape.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states});
-    spare_[packed_bytes(row)].push_back(std::move(part));
   }
   for (const auto& [p, bytes] : leaving) exchange_.finish_sends(tag_of(p));
-}
-
-kernels::Buffer LongRows::take(int64_t bytes) {
-  std::vector<kernels::Buffer>& spare = spare_[bytes];
-  if (spare.empty()) return device_.allocate(bytes);
-  kernels::Buffer buffer = std::move(spare.back());
-  spare.pop_back();
-  return buffer;
 }
 
 bool LongRows::has_states(int64_t block) const {
@@ -202,7 +200,7 @@ bool LongRows::put_states(int64_t block, int64_t row, float* m, float* l, float*
   for (const auto& [number, states] : merged_) {
     const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
     if (long_row.block != block) continue;
-    device_.unpack_states(block_of(long_row, row, m, l, o), reinterpret_cast<const float*>(states.get()));
+    device_.unpack_states(block_of(long_row, row, m, l, o), states);
     any = true;
   }
   return any;

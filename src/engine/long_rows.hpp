@@ -49,7 +49,6 @@ class LongRows {
   int64_t states_of(const plan::LongRow& row) const;  // rows × heads of the group
   int64_t packed_bytes(
       const plan::LongRow& row) const;  // of its states: m [rows][group heads], l the same, o [rows][group heads][head_dim]
-  kernels::Buffer take(int64_t bytes);
   kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const;
 
   const plan::Shared& shared_;
@@ -59,9 +58,11 @@ class LongRows {
   comm::BlockExchange exchange_;  // in pieces of 4 bytes
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
-  std::map<int, kernels::Buffer> merged_;    // packed states by long row, own ones
-  // Buffers for packed states that are not in use, by size. To give memory back to a GPU waits for all that it does, keys on their way too.
-  std::map<int64_t, std::vector<kernels::Buffer>> spare_;
+  std::map<int, float*> merged_;             // packed states by long row, own ones
+  // Allocations are few, and given back at the end: that waits for all that a GPU does, keys on their way too.
+  std::vector<kernels::Buffer> states_;  // where merged_ lies
+  kernels::Buffer passing_;
+  int64_t passing_bytes_ = 0;
 };
 
 }  // namespace longspan::engine

@@ -88,7 +88,10 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
 RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,
                  int sampled_rows) {
   const Shape& shape = shared.shape;
-  RankWork rank{.rank = plan.rank, .ahead = steps_ahead(shared, plan), .memory = plan.memory.total()};
+  // As the engine: where hosts have several ranks each, keys may be passed on, one step ahead.
+  const bool two_levels = ranks_per_host > 1 && shared.partition.ranks() > ranks_per_host;
+  RankWork rank{
+      .rank = plan.rank, .ahead = two_levels ? 1 : steps_ahead(shared, plan), .early = !two_levels, .memory = plan.memory.total()};
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
@@ -157,7 +160,6 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
     if (all == 0 || distinct == all || (shared.options.exchange == ExchangeKind::automatic && 5 * distinct > 4 * all)) continue;
     const double repeated = 1 - static_cast<double>(distinct) / static_cast<double>(all);
     for (size_t r = begin; r < end; ++r) {
-      works[r].ahead = 1;
       for (StripeWork& stripe : works[r].stripes) {
         for (StepWork& step : stripe.steps) {
           const auto inside = static_cast<int64_t>(repeated * static_cast<double>(step.bytes_across));
@@ -228,7 +230,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
   // As the engine: what travels first starts at once, whatever its step.
   size_t first = 0;
   while (first < order.size() && order[first]->messages_within + order[first]->messages_across == 0) ++first;
-  start_fetches(std::max(first < order.size() ? first : 0, static_cast<size_t>(work.ahead - 1)));
+  start_fetches(std::max(work.early && first < order.size() ? first : 0, static_cast<size_t>(work.ahead - 1)));
   size_t t = 0;
   for (size_t s = 0; s < work.stripes.size(); ++s) {
     const StripeWork& stripe = work.stripes[s];

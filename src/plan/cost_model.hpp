@@ -61,6 +61,7 @@ struct RankWork {
   int rank = 0;
   std::vector<StripeWork> stripes;
   int ahead = 1;          // steps whose keys are on their way beside the one that is computed
+  bool early = true;      // the first keys that travel start at once, whatever their step
   int64_t key_bytes = 0;  // own keys and values
   int64_t memory = 0;
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending

@@ -239,7 +239,8 @@ int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead
 }
 
 int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
-  int ahead = 4;  // the groups into which a stripe's keys are divided
+  if (shared.options.step_bytes > 0) return 1;  // what messages may take elsewhere was reckoned with one step ahead
+  int ahead = 4;                                // the groups into which a stripe's keys are divided
   while (ahead > 1 && most_fetched_units(shared, plan, ahead, steps) * plan.unit_bytes > shared.memory.received) --ahead;
   return ahead;
 }

@@ -25,6 +25,7 @@ class StripeListsTest : public ::testing::TestWithParam<Case> {
     plan::Options options;
     options.memory = int64_t{1} << 30;
     options.step_bytes = int64_t{1} << 20;  // several steps
+    options.stripes = 1;                    // of enough rows for several parts
     shared_.emplace(plan::make_shared(*pattern_, blocks_, shape_, kRanks, options));
   }
   StripeLists lists(
@@ -49,9 +50,11 @@ bool same(const kernels::Tile& a, const kernels::Tile& b) {
 TEST_P(StripeListsTest, DoNotDependOnTheThreads) {
   kernels::cpu::ThreadPool threads(3);
   int64_t tiles = 0;
+  bool several_parts = false;
   for (int rank = 0; rank < kRanks; ++rank) {
     const plan::RankPlan plan = plan::make_rank_plan(*shared_, *pattern_, blocks_, rank);
     for (const plan::Stripe& stripe : plan.stripes) {
+      several_parts = several_parts || plan::rows_of(*shared_, *pattern_, stripe, rank).size() >= 64;
       const StripeLists one = lists(plan, stripe, nullptr), many = lists(plan, stripe, &threads);
       EXPECT_EQ(one.some_rows_see_nothing, many.some_rows_see_nothing);
       ASSERT_EQ(one.masks.size(), many.masks.size());
@@ -75,6 +78,7 @@ TEST_P(StripeListsTest, DoNotDependOnTheThreads) {
     }
   }
   EXPECT_GT(tiles, 100);
+  EXPECT_TRUE(several_parts);
 }
 
 TEST_P(StripeListsTest, WhatIsThrownBetweenWaitsForTheThreads) {
