@@ -28,8 +28,8 @@ class MpiTransport : public Transport {
   std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override;
 };
 
-// For pools in the memory of a GPU: MPI never sees such an address; messages pass through pinned host memory, as much of it as two steps'
-// messages need. Always works, and is what NCCL is tested against.
+// For pools in the memory of a GPU: MPI never sees such an address; messages pass through pinned host memory, as much of it as the
+// messages on their way need. Always works, and is what NCCL is tested against.
 std::unique_ptr<Transport> staged_transport(int gpu_ordinal);
 
 // NCCL, found when the program runs (libnccl.so.2): its version, or why there is none.

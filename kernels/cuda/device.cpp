@@ -66,7 +66,7 @@ GpuDevice::GpuDevice(Gpu gpu, const GpuOptions& options)
     : gpu_(std::move(gpu)), staging_bytes_(std::max<int64_t>(1 << 16, options.host_bytes / 4)), current_(gpu_.ordinal) {}
 
 int GpuDevice::spare_threads() const {
-  constexpr int kMost = 16;  // half of them copy as much as the link takes
+  constexpr int kMost = 16;  // more were not measured
   return std::clamp(cpu::available_cpus() - 1, 1, kMost);
 }
 
