@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
 namespace longspan::engine {
 namespace {
@@ -28,10 +30,14 @@ class StripeListsTest : public ::testing::TestWithParam<Case> {
     options.stripes = 1;                    // of enough rows for several parts
     shared_.emplace(plan::make_shared(*pattern_, blocks_, shape_, kRanks, options));
   }
+  // `pause`: for every row.
   StripeLists lists(
       const plan::RankPlan& plan, const plan::Stripe& stripe, kernels::cpu::ThreadPool* threads,
-      const std::function<void()>& between = [] {}) {
-    const auto place = [](const plan::StripeRow& row) { return StripeLists::Place{row.block * 128, row.block * 128 + row.piece + 1}; };
+      const std::function<void()>& between = [] {}, std::chrono::milliseconds pause = {}) {
+    const auto place = [&](const plan::StripeRow& row) {
+      std::this_thread::sleep_for(pause);
+      return StripeLists::Place{row.block * 128, row.block * 128 + row.piece + 1};
+    };
     const int steps = std::max(1, static_cast<int>(stripe.bounds.size()));
     return StripeLists::make(*shared_, plan, *pattern_, blocks_, stripe, steps, HeadSets(*pattern_, shape_), place, between, threads);
   }
@@ -84,7 +90,8 @@ TEST_P(StripeListsTest, DoNotDependOnTheThreads) {
 TEST_P(StripeListsTest, WhatIsThrownBetweenWaitsForTheThreads) {
   kernels::cpu::ThreadPool threads(3);
   const plan::RankPlan plan = plan::make_rank_plan(*shared_, *pattern_, blocks_, 0);
-  EXPECT_THROW(lists(plan, plan.stripes.back(), &threads, [] { throw std::runtime_error("time-out"); }), std::runtime_error);
+  const auto fail = [] { throw std::runtime_error("time-out"); };
+  EXPECT_THROW(lists(plan, plan.stripes.back(), &threads, fail, std::chrono::milliseconds(1)), std::runtime_error);
   EXPECT_TRUE(threads.finished());
   EXPECT_EQ(lists(plan, plan.stripes.back(), &threads).steps.size(), lists(plan, plan.stripes.back(), nullptr).steps.size());
 }

@@ -42,6 +42,37 @@ Options options_of(const Case& c, const Shape& shape, int64_t blocks) {
   return options;
 }
 
+// Units that are there at most when the engine's rule is played through: before step t the fetches up to t + ahead are started, after it
+// goes what no later stripe keeps, and at a stripe's end what was kept for it.
+int64_t most_there(const Shared& shared, const RankPlan& plan, int ahead) {
+  const auto units = [&](const std::vector<Intervals>& blocks, const std::vector<Intervals>& but) {
+    int64_t sum = 0;
+    for (size_t k = 0; k < blocks.size(); ++k)
+      sum += size_of(subtract(blocks[k], but[k])) * static_cast<int64_t>(shared.classes[k].kv_heads.size());
+    return sum;
+  };
+  const std::vector<Intervals> none(shared.classes.size());
+  std::vector<std::pair<size_t, size_t>> order;
+  for (size_t s = 0; s < plan.stripes.size(); ++s)
+    for (size_t step = 0; step < plan.stripes[s].fetch.size(); ++step) order.emplace_back(s, step);
+  std::vector<Intervals> kept = none;
+  size_t started = 0;
+  int64_t here = 0, most = 0;
+  for (size_t t = 0; t < order.size(); ++t) {
+    for (; started <= t + static_cast<size_t>(ahead) && started < order.size(); ++started)
+      here += units(plan.stripes[order[started].first].fetch[order[started].second], none);
+    most = std::max(most, here);
+    const auto& [s, step] = order[t];
+    const Stripe& stripe = plan.stripes[s];
+    here -= units(stripe.fetch[step], stripe.keep);
+    if (step + 1 < stripe.fetch.size()) continue;
+    here -= units(kept, stripe.keep);
+    kept = stripe.keep;
+  }
+  EXPECT_EQ(here, units(kept, none));
+  return most;
+}
+
 void expect_sound(const Case& c) {
   SCOPED_TRACE(c.pattern + " on " + std::to_string(c.ranks) + " ranks, " + std::string(name_of(c.partition)) +
                (c.reproducible ? ", reproducible" : "") + (c.tight ? ", tight" : ""));
@@ -58,6 +89,14 @@ void expect_sound(const Case& c) {
   for (int rank = 0; rank < c.ranks; ++rank) {
     const RankPlan plan = make_rank_plan(shared, pattern, blocks, rank);
     EXPECT_LE(plan.memory.total() - plan.memory.lists, shared.options.memory);
+    for (int ahead = 1; ahead <= 4; ++ahead) EXPECT_EQ(most_fetched_units(shared, plan, ahead), most_there(shared, plan, ahead)) << ahead;
+    const int ahead = steps_ahead(shared, plan);
+    if (ahead > 1) {
+      EXPECT_LE(most_fetched_units(shared, plan, ahead) * plan.unit_bytes, shared.memory.received);
+    }
+    if (ahead < 4) {
+      EXPECT_GT(most_fetched_units(shared, plan, ahead + 1) * plan.unit_bytes, shared.memory.received);
+    }
     std::vector<Intervals> kept(shared.classes.size());
     int64_t moved = 0;
     for (const Stripe& stripe : plan.stripes) {
