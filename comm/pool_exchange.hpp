@@ -23,6 +23,12 @@ class PoolExchange {
     std::vector<int32_t> slots;
     std::vector<int64_t> runs = {};
   };
+  struct Step {
+    std::vector<Message> receives, sends;
+  };
+  // These will be started (their messages without slots), `at_once` of them before the first is finished: memory that they need may be
+  // made now, when nobody waits for it.
+  virtual void expect(const std::vector<Step>& steps, size_t at_once) { static_cast<void>(steps), static_cast<void>(at_once); }
   // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
   // `takes_sends_ahead()` they may come in an earlier one than its receives.
   virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;

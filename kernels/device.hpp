@@ -57,6 +57,10 @@ class Device {
   virtual bool finishes_in_steps() const = 0;
 
   virtual Buffer allocate(int64_t bytes) = 0;
+  // Whether what allocate() returns is the host's own memory.
+  virtual bool memory_is_host() const { return false; }
+  // Host memory that copies to and from this device's are fastest with. A GPU gives it back only when all that it does is done.
+  virtual Buffer allocate_host(int64_t bytes) = 0;
   // How many threads may make lists and copy rows in host memory while this device computes: several where that is not the CPU's work.
   virtual int spare_threads() const { return 1; }
   // Copies between host memory and this device's; done on return.
@@ -81,12 +85,14 @@ class Device {
   // Waits at most so long for the step that runs; true when it has ended (also when there was none).
   virtual bool wait_for(double seconds) = 0;
 
+  // These may still be under way on return: what is asked for later, downloads too, comes after them.
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
-  virtual void finish(const Finish& finish) = 0;
   virtual void merge(const Merge& merge) = 0;
   // `block.head_list` in host memory, `packed` in the device's.
   virtual void pack_states(const StateBlock& block, float* packed) = 0;
   virtual void unpack_states(const StateBlock& block, const float* packed) = 0;
+  // Done on return: the I/O thread may take the results.
+  virtual void finish(const Finish& finish) = 0;
 };
 
 }  // namespace longspan::kernels

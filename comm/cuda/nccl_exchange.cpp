@@ -157,10 +157,10 @@ std::vector<std::span<const int32_t>> parts_of(const PoolExchange::Message& mess
     begin = at;
   };
   for (const int64_t run : message.runs) {
-    const bool is_long = run * block_bytes >= kLongRun;
-    if (is_long) cut();
+    const bool by_itself = run * block_bytes >= kLongRun;
+    if (by_itself) cut();
     at += static_cast<size_t>(run);
-    if (is_long) cut();
+    if (by_itself) cut();
   }
   at = slots.size();
   cut();
@@ -199,20 +199,39 @@ class NcclExchange : public PoolExchange {
     if (own_->is_up()) idle_.communicators.push_back(std::move(own_));
   }
 
+  void expect(const std::vector<Step>& steps, size_t at_once) override {
+    const cuda::CurrentDevice current(gpu_);
+    const auto packed = [&](const std::vector<Message>& messages) {  // blocks, at most
+      int64_t blocks = 0;
+      for (const Message& message : messages)
+        for (const int64_t run : message.runs) blocks += run * block_bytes_ >= kLongRun ? 0 : run;
+      return blocks;
+    };
+    int64_t most_out = 0, most_in = 0, most = 0;
+    for (const Step& step : steps) {
+      const int64_t out = packed(step.sends), in = packed(step.receives);
+      most_out = std::max(most_out, out), most_in = std::max(most_in, in), most = std::max(most, out + in);
+    }
+    if (most_out > 0) out_.reserve(most_out * block_bytes_, stream_), out_slots_.reserve(most_out * 4, stream_);
+    if (most_in > 0) in_.reserve(most_in * block_bytes_, stream_), in_slots_.reserve(most_in * 4, stream_);
+    std::vector<std::unique_ptr<cuda::PinnedMemory>> lists;
+    while (most > 0 && lists.size() < at_once) lists.push_back(idle_list(most));
+    for (auto& list : lists) idle_.lists.push_back(std::move(list));
+  }
+
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
-    Step made;
+    Started made;
     for (const Message& message : receives) made.add(message, block_bytes_, made.received);
     for (const Message& message : sends) made.add(message, block_bytes_, made.sent);
     if (made.peers.empty()) return;
     const cuda::CurrentDevice current(gpu_);
-    Step& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
+    Started& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
     int32_t* lists = nullptr;
     if (out.blocks + in.blocks > 0) {
-      step.lists = idle_list();
-      const auto room = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(kLeastList, out.blocks + in.blocks))));
-      lists = reinterpret_cast<int32_t*>(step.lists->reserve(room * 4));
+      step.lists = idle_list(out.blocks + in.blocks);
+      lists = reinterpret_cast<int32_t*>(step.lists->get());
     }
     out.place(out_, out_slots_, lists, stream_);
     in.place(in_, in_slots_, lists + out.blocks, stream_);
@@ -265,7 +284,7 @@ class NcclExchange : public PoolExchange {
   int64_t bytes_sent() const override { return bytes_sent_; }
 
  private:
-  struct Step {
+  struct Started {
     std::vector<int> peers;
     int64_t received = 0, sent = 0;  // bytes
     cuda::Event done;
@@ -319,10 +338,16 @@ class NcclExchange : public PoolExchange {
     }
   };
 
-  std::unique_ptr<cuda::PinnedMemory> idle_list() {
-    if (idle_.lists.empty()) return std::make_unique<cuda::PinnedMemory>();
-    std::unique_ptr<cuda::PinnedMemory> list = std::move(idle_.lists.back());
-    idle_.lists.pop_back();
+  static std::unique_ptr<cuda::PinnedMemory> new_list(int64_t slots) {
+    return std::make_unique<cuda::PinnedMemory>(4 *
+                                                static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(kLeastList, slots)))));
+  }
+  // One that is long enough. None is made longer, since giving pinned memory back waits for all that the device does.
+  std::unique_ptr<cuda::PinnedMemory> idle_list(int64_t slots) {
+    const auto fits = std::find_if(idle_.lists.begin(), idle_.lists.end(), [&](const auto& list) { return list->bytes() >= slots * 4; });
+    if (fits == idle_.lists.end()) return new_list(slots);
+    std::unique_ptr<cuda::PinnedMemory> list = std::move(*fits);
+    idle_.lists.erase(fits);
     return list;
   }
 
@@ -360,7 +385,7 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  std::map<int, Step> steps_;
+  std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;
 };

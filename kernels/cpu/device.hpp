@@ -13,6 +13,8 @@ class CpuDevice : public Device {
   std::string name() const override;
   bool finishes_in_steps() const override { return false; }
   Buffer allocate(int64_t bytes) override;
+  bool memory_is_host() const override { return true; }
+  Buffer allocate_host(int64_t bytes) override { return allocate(bytes); }
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;

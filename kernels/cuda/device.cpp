@@ -28,7 +28,8 @@ void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, const 
   if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream.get()), "cudaMemcpyAsync");
 }
 
-// Arrays of the host side by side in one piece of device memory: add() all, then send() once, then ask where each lies.
+// Arrays of the host side by side in one piece of device memory: add() all, then send() once, then ask where each lies. They go through
+// pinned memory in one copy: one from other memory, and each of several, would make the caller wait for what else is on the link.
 class Parcel {
  public:
   template <typename T>
@@ -37,9 +38,13 @@ class Parcel {
     bytes_ += aligned(parts_.back().bytes);
     return parts_.size() - 1;
   }
-  void send(DeviceMemory& memory, const Stream& stream) {
+  // `pinned` stays until the stream has been here.
+  void send(GrowingPinnedMemory& pinned, DeviceMemory& memory, const Stream& stream) {
+    std::byte* host = pinned.reserve(bytes_);
     base_ = memory.reserve(bytes_, stream);
-    for (const Part& part : parts_) copy(base_ + part.at, part.from, part.bytes, cudaMemcpyHostToDevice, stream);
+    for (const Part& part : parts_)
+      if (part.bytes > 0) std::memcpy(host + part.at, part.from, static_cast<size_t>(part.bytes));
+    copy(base_, host, bytes_, cudaMemcpyHostToDevice, stream);
   }
   template <typename T>
   const T* at(size_t part) const {
@@ -73,6 +78,11 @@ int GpuDevice::spare_threads() const {
 Buffer GpuDevice::allocate(int64_t bytes) {
   const CurrentDevice current(gpu_.ordinal);
   return Buffer(allocate_device(bytes), {[](void* memory) { cudaFree(memory); }});
+}
+
+Buffer GpuDevice::allocate_host(int64_t bytes) {
+  const CurrentDevice current(gpu_.ordinal);
+  return Buffer(allocate_pinned(bytes), {[](void* memory) { cudaFreeHost(memory); }});
 }
 
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
@@ -210,7 +220,7 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
                slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = parcel.add(std::span(step.key_rows, static_cast<size_t>(step.resident))),
                pairs = parcel.add(std::span<const WorkHead>(items)), counter = parcel.add(std::span(&zero, 1));
-  parcel.send(lists_, compute_);
+  parcel.send(lists_host_, lists_, compute_);
 
   DeviceStep device;
   device.step = step;
@@ -255,13 +265,12 @@ void GpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, fl
 void GpuDevice::finish(const Finish& finish) {
   const CurrentDevice current(gpu_.ordinal);
   cuda::finish(finish, compute_.get());
-  compute_.synchronize();  // the I/O thread takes the results next
+  compute_.synchronize();
 }
 
 void GpuDevice::merge(const Merge& merge) {
   const CurrentDevice current(gpu_.ordinal);
   cuda::merge(merge, compute_.get());
-  compute_.synchronize();
 }
 
 namespace {
@@ -278,13 +287,11 @@ StateBlock on_device(StateBlock block, DeviceMemory& memory, const Stream& strea
 void GpuDevice::pack_states(const StateBlock& block, float* packed) {
   const CurrentDevice current(gpu_.ordinal);
   cuda::pack_states(on_device(block, heads_, compute_), packed, compute_.get());
-  compute_.synchronize();
 }
 
 void GpuDevice::unpack_states(const StateBlock& block, const float* packed) {
   const CurrentDevice current(gpu_.ordinal);
   cuda::unpack_states(on_device(block, heads_, compute_), packed, compute_.get());
-  compute_.synchronize();
 }
 
 }  // namespace longspan::kernels::cuda

@@ -19,6 +19,7 @@ class GpuDevice : public Device {
   bool finishes_in_steps() const override { return true; }
   int spare_threads() const override;
   Buffer allocate(int64_t bytes) override;
+  Buffer allocate_host(int64_t bytes) override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
@@ -46,6 +47,7 @@ class GpuDevice : public Device {
   CurrentDevice current_;  // for the constructor: the streams below belong to it
   Stream compute_, in_, out_;
   std::array<Staging, 2> loads_, stores_;
+  GrowingPinnedMemory lists_host_;
   DeviceMemory lists_, arrived_, heads_;
   Event step_done_;
 };

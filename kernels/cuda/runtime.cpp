@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "longspan/error.hpp"
 
@@ -74,11 +76,36 @@ std::byte* DeviceMemory::reserve(int64_t bytes) {
   return data_;
 }
 
+namespace {
+
+// Of the current device, for memory in the order of a stream. What one stream frees is never given to another as long as the first has yet
+// to come there, as the runtime's own pool would: an exchange's stream waits for other ranks, and who came after it would wait with it.
+cudaMemPool_t stream_ordered_pool() {
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;  // by device, for good
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard lock(mutex);
+  const auto [pool, is_new] = pools.emplace(device, nullptr);
+  if (is_new) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location = {cudaMemLocationTypeDevice, device};
+    check(cudaMemPoolCreate(&pool->second, &properties), "cudaMemPoolCreate");
+    int no = 0;
+    check(cudaMemPoolSetAttribute(pool->second, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
+  }
+  return pool->second;
+}
+
+}  // namespace
+
 std::byte* DeviceMemory::reserve(int64_t bytes, const Stream& stream) {
   if (data_ != nullptr && bytes <= bytes_) return data_;
   if (data_ != nullptr) check(cudaFreeAsync(std::exchange(data_, nullptr), stream.get()), "cudaFreeAsync");
   void* data = nullptr;
-  const cudaError_t result = cudaMallocAsync(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)), stream.get());
+  const cudaError_t result =
+      cudaMallocFromPoolAsync(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)), stream_ordered_pool(), stream.get());
   data_ = allocated(data, result, bytes);
   bytes_ = bytes;
   return data_;
@@ -90,6 +117,12 @@ std::byte* PinnedMemory::reserve(int64_t bytes) {
   data_ = allocate_pinned(bytes);
   bytes_ = bytes;
   return data_;
+}
+
+std::byte* GrowingPinnedMemory::reserve(int64_t bytes) {
+  if (pieces_.empty() || pieces_.back()->bytes() < bytes)
+    pieces_.push_back(std::make_unique<PinnedMemory>(std::max(bytes, pieces_.empty() ? 0 : 2 * pieces_.back()->bytes())));
+  return pieces_.back()->get();
 }
 
 Stream::Stream(Priority priority) {

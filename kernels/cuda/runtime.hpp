@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <utility>
+#include <vector>
 
 namespace longspan::kernels::cuda {
 
@@ -62,10 +64,20 @@ class PinnedMemory {
   PinnedMemory& operator=(const PinnedMemory&) = delete;
   std::byte* reserve(int64_t bytes);
   std::byte* get() const { return data_; }
+  int64_t bytes() const { return bytes_; }
 
  private:
   std::byte* data_ = nullptr;
   int64_t bytes_ = 0;
+};
+
+// Pinned memory that grows in use: giving pinned memory back waits for all that the device does, so what became too small stays to the end.
+class GrowingPinnedMemory {
+ public:
+  std::byte* reserve(int64_t bytes);  // what was in it is lost
+
+ private:
+  std::vector<std::unique_ptr<PinnedMemory>> pieces_;  // each at least twice as large as the one before
 };
 
 class Stream {

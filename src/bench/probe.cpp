@@ -17,6 +17,8 @@ namespace {
 // Only partial tiles: around the diagonal, and one to each side.
 constexpr const char* kPartialTiles = "window(100, 100)";
 constexpr const char* kFullTiles = "full";
+// A list for each KV head, of tiles that lie apart.
+constexpr const char* kManyEntries = "block_random(64, 12, 1)";
 
 }  // namespace
 
@@ -31,6 +33,7 @@ class Probe::SelfJob {
     return prepared_.run(input, device, transport);
   }
   double quarters() const { return static_cast<double>(plan().weighted_quarters()); }
+  double list_rows() const { return static_cast<double>(plan().stripes.front().list_rows); }
   double entries() const { return static_cast<double>(plan().stripes.front().list_entries); }
   double states() const { return static_cast<double>(shape().tokens * shape().heads); }
   double key_bytes() const { return static_cast<double>(size_of(plan().own) * shape().kv_heads * plan().unit_bytes); }
@@ -61,16 +64,19 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken,
 
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
     : ranks_(ranks), device_(device), input_(std::make_unique<SyntheticRows>(shape)) {
-  constexpr int64_t kFirst = 4;
+  constexpr int64_t kFirst = 4, kMostListed = 512;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
-  for (auto [job, text, power] : {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0)}) {
+  for (auto [job, text, power] :
+       {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0), std::tuple(&listed_, kManyEntries, 1.0)}) {
     SelfJob small(ranks, shape, kFirst, text, output_type);
     double taken = std::numeric_limits<double>::infinity();
     for (int time = 0; time < 2; ++time) {
       ranks.barrier();
       taken = std::min(taken, small.run(*input_, device).attend);
     }
-    *job = std::make_unique<SelfJob>(ranks, shape, blocks_for(ranks, kFirst, taken, seconds, power, block_bytes), text, output_type);
+    int64_t most = blocks_for(ranks, kFirst, taken, seconds, power, block_bytes);
+    if (job == &listed_) most = std::min(most, kMostListed);
+    *job = std::make_unique<SelfJob>(ranks, shape, most, text, output_type);
   }
 }
 
@@ -78,17 +84,25 @@ Probe::~Probe() = default;
 
 void Probe::sample() {
   double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
+  double partial_lists = 0;  // seconds
   for (auto [job, quarter] : {std::pair(full_.get(), &full_quarter_), std::pair(partial_.get(), &partial_quarter_)}) {
     ranks_.barrier();
     const engine::Record record = job->run(*input_, device_);
     quarter->push_back(record.attend / job->quarters());
     state_.push_back(record.finish / job->states());
-    if (job == partial_.get()) entry_.push_back(record.plan / job->entries());
+    if (job == partial_.get()) partial_lists = record.plan;
     // The job that has more of something tells better what it costs.
-    in = std::min(in, (record.plan + record.input) / job->states());  // queries come while the lists are made
+    in = std::min(in, record.queries_in / job->states());
     out = std::min(out, record.output / job->states());
-    load = std::max(load, job->key_bytes() / std::max(record.load, 1e-9));
+    load = std::max(load, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
+  ranks_.barrier();
+  const double many_lists = listed_->run(*input_, device_).plan;
+  // What a row costs, and what an entry: the jobs have different numbers of entries in a row.
+  const double per_row = partial_lists / partial_->list_rows(), per_long_row = many_lists / listed_->list_rows();
+  const double entries = partial_->entries() / partial_->list_rows(), many_entries = listed_->entries() / listed_->list_rows();
+  const double entry = std::clamp((per_long_row - per_row) / (many_entries - entries), 0.0, per_long_row / many_entries);
+  entry_.push_back(entry), list_row_.push_back(std::max(0.0, per_row - entry * entries));
   state_in_.push_back(in), state_out_.push_back(out), load_.push_back(load);
 }
 
@@ -100,6 +114,7 @@ plan::Rates Probe::rates() const {
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);
+  rates.list_row = over_ranks(list_row_);
   rates.list_entry = over_ranks(entry_);
   rates.key_bytes_per_second = over_ranks(load_);
   return rates;

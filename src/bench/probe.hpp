@@ -14,15 +14,15 @@
 
 namespace longspan::bench {
 
-// Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by two jobs, one of full
-// tiles only and one of partial tiles only.
+// Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by three jobs: one of
+// full tiles only, one of partial tiles only, one of lists of many entries.
 class Probe {
  public:
   // Collective, as are the others. Makes each job as large as takes about `seconds`. The references must outlive the probe.
   Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds);
   ~Probe();
 
-  // Runs both jobs once. Between the runs of what is to be predicted, so that both see the same moods of the machine.
+  // Runs the jobs once. Between the runs of what is to be predicted, so that both see the same moods of the machine.
   void sample();
   // Medians over samples and ranks, the same on all ranks.
   plan::Rates rates() const;
@@ -33,8 +33,8 @@ class Probe {
   const comm::Communicator& ranks_;
   kernels::Device& device_;
   std::unique_ptr<engine::Input> input_;
-  std::unique_ptr<SelfJob> full_, partial_;
-  std::vector<double> full_quarter_, partial_quarter_, state_, state_in_, state_out_, entry_, load_;
+  std::unique_ptr<SelfJob> full_, partial_, listed_;
+  std::vector<double> full_quarter_, partial_quarter_, state_, state_in_, state_out_, list_row_, entry_, load_;
 };
 
 }  // namespace longspan::bench

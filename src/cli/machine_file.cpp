@@ -112,6 +112,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
     rates.key_bytes_per_second = *load;
   else if (copy && *copy > 0)
     rates.key_bytes_per_second = *copy / 4;  // copied twice, read and written each time
+  rates.list_row = reader.figure(machine, "list_seconds_per_row", false).value_or(0);
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
 
   const ordered_json& per_host = reader.at(machine, "ranks_per_host");
@@ -183,6 +184,7 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"row_seconds_per_state", number(rates.state)},
           {"row_read_seconds_per_state", number(rates.state_in)},
           {"row_write_seconds_per_state", number(rates.state_out)},
+          {"list_seconds_per_row", number(rates.list_row)},
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},
           {"memory", nullptr},

@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <future>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 
+#include "engine/fetches.hpp"
 #include "engine/io_thread.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
@@ -19,7 +18,6 @@ namespace longspan::engine {
 
 namespace {
 
-constexpr int kTags = 1 << 20;
 constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
 
 using Clock = std::chrono::steady_clock;
@@ -86,44 +84,38 @@ class Engine::Run {
         device_(device),
         options_(options),
         heads_(engine.pattern_, shape_),
-        pool_(shared_.keys_stay ? plan_.own : Intervals{}, engine.blocks_.count(), shape_.kv_heads, engine.schedule_.most_fetched_units,
-              plan_.unit_bytes, device),
-        exchange_(transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes)),
+        fetches_({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device, transport,
+                 options.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); }),
         long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device) {
-    exchange_->set_timeout(options.timeout);
-    if (engine.schedule_.passes_on) {
-      inside_host_ = transport.between_pools(engine.ranks_, pool_.memory().units, plan_.unit_bytes);
-      inside_host_->set_timeout(options.timeout);
-    }
     long_rows_.set_timeout(options.timeout);
-    for (size_t s = 0; s < plan_.stripes.size(); ++s)
-      for (int step = 0; step < engine.schedule_.steps[s]; ++step) order_.emplace_back(s, step);
-    kept_.resize(shared_.classes.size());
     if (device.spare_threads() > 1) list_threads_.emplace(device.spare_threads());
   }
 
   Record execute() {
     const Clock::time_point start = Clock::now();
     allocate();
-    if (shared_.keys_stay) load_own_keys();
+    start_loading_keys();
     read_ahead(next_rows(0));
-    start_first_fetches();  // beside the reading of queries and the making of lists
+    prepare_beside_loading();
+    finish_loading_keys();
+    fetches_.start_first();  // beside the reading of queries
     size_t t = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
       begin_stripe(s);
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
-        start_fetches(t + static_cast<size_t>(engine_.schedule_.ahead));
+        fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
         finish_fetch(t);
         attend(s, step);
+        if (!stripe(s).is_long()) finish_sending_states();  // it had a step's time
         finish_passing_on(t);
-        release(s, step, static_cast<int64_t>(t));
+        fetches_.release(t);
       }
       end_stripe(s);
     }
+    merge_long_rows();
     {
       const Timed timed(record_.output);
-      for (std::future<void>& write : writes_)
-        if (write.valid()) write.get();
+      for (std::future<void>& write : writes_) wait_for_io(write);
     }
     finish_sends();
     record_.total = std::chrono::duration<double>(Clock::now() - start).count();
@@ -131,25 +123,23 @@ class Engine::Run {
     return record_;
   }
   // After a failure, before the run is taken down: a device that waits for other ranks would never let go of its memory.
-  void abandon() {
-    exchange_->abandon();
-    if (inside_host_) inside_host_->abandon();
-  }
+  void abandon() { fetches_.abandon(); }
 
   ExchangeTimes exchange(int times) {
     if (!shared_.keys_stay) internal_error("an exchange of keys that are read again");
-    load_own_keys();
+    start_loading_keys();
+    finish_loading_keys();
     ExchangeTimes result;
     for (int time = 0; time < times; ++time) {
-      sent_ = started_ = 0;
+      fetches_.start_over();
       engine_.ranks_.barrier();
       const Clock::time_point start = Clock::now();
-      start_first_fetches();
-      for (size_t t = 0; t < order_.size(); ++t) {
-        start_fetches(t + static_cast<size_t>(engine_.schedule_.ahead));
+      fetches_.start_first();
+      for (size_t t = 0; t < fetches_.order().size(); ++t) {
+        fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
         finish_fetch(t);
         finish_passing_on(t);
-        release(order_[t].first, order_[t].second, static_cast<int64_t>(t));
+        fetches_.release(t);
       }
       finish_sends();
       result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
@@ -164,7 +154,6 @@ class Engine::Run {
   }
 
  private:
-  static int tag_of(size_t t) { return static_cast<int>(t % kTags); }
   const plan::Stripe& stripe(size_t s) const { return plan_.stripes[s]; }
   int64_t q_row_bytes() const { return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type)); }
   int64_t o_row_bytes() const {
@@ -209,7 +198,8 @@ class Engine::Run {
       reserve(o, most_rows * o_row_bytes());
       reserve(lse, most_rows * shape_.heads * 4);
     }
-    record_.pool_bytes = pool_.bytes();
+    long_rows_.make_room(plan_.stripes);
+    record_.pool_bytes = fetches_.pool().bytes();
   }
 
   // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
@@ -221,16 +211,54 @@ class Engine::Run {
     device_.load_units(
         {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots},
         [&](int64_t first, int64_t count, std::byte* k, std::byte* v) { copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v); },
-        pool_.memory());
+        fetches_.pool().memory());
   }
 
-  void load_own_keys() {
+  void start_loading_keys() {
+    if (!shared_.keys_stay) return;
+    loading_ = io_.submit([this] {
+      const Timed timed(record_.keys_in);
+      std::vector<int32_t> slots;
+      for (const Interval& run : plan_.own)
+        for (int64_t block = run.begin; block < run.end; ++block)
+          for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
+            slots.push_back(static_cast<int32_t>(fetches_.pool().slot(kv_head, block)));
+      load_units(0, shape_.kv_heads, plan_.own, slots);
+    });
+  }
+
+  // What the first stripes need of this thread, while the I/O thread loads the keys.
+  void prepare_beside_loading() {
+    const auto make = [&](size_t s) {
+      const Timed timed(record_.plan);
+      next_lists_ = make_lists(s);
+    };
+    if (!loading_.valid() || plan_.stripes.empty()) return;
+    fetches_.prepare_first();
+    make(0);
+    if (!stripe(0).is_long()) return;
+    begin_stripe(0);  // its queries come from their homes
+    if (plan_.stripes.size() > 1 && loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) make(1);
+  }
+
+  void finish_loading_keys() {
+    if (!loading_.valid()) return;
     const Timed timed(record_.load);
-    std::vector<int32_t> slots;
-    for (const Interval& run : plan_.own)
-      for (int64_t block = run.begin; block < run.end; ++block)
-        for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) slots.push_back(static_cast<int32_t>(pool_.slot(kv_head, block)));
-    load_units(0, shape_.kv_heads, plan_.own, slots);
+    wait_for_io(loading_);
+  }
+
+  // Others may be waiting for what this rank sends: it moves on meanwhile.
+  void wait_for_io(std::future<void>& task) {
+    if (!task.valid()) return;
+    while (task.wait_for(std::chrono::duration<double>(poll())) != std::future_status::ready) move_messages();
+    task.get();
+  }
+
+  // Who gives states to others is asked for each several times, and the rank that takes them has nothing else to do.
+  double poll() const { return long_rows_.is_sending() ? kPoll / 10 : kPoll; }
+  void move_messages() {
+    fetches_.progress();
+    long_rows_.progress();
   }
 
   // The stripe of own rows at or after `s` that has any.
@@ -244,6 +272,7 @@ class Engine::Run {
     std::byte* to = q_[read_++ % 2].get();
     next_q_ = to;
     reading_ = io_.submit([this, to, s] {
+      const Timed timed(record_.queries_in);
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       device_.load_rows(
           size_of(tokens), q_row_bytes(),
@@ -251,158 +280,35 @@ class Engine::Run {
     });
   }
 
-  void start_first_fetches() { start_fetches(std::max(engine_.schedule_.first_fetch, static_cast<size_t>(engine_.schedule_.ahead - 1))); }
-  // Starts the fetches of steps up to `last`, in order.
-  void start_fetches(size_t last) {
-    for (; started_ <= last && started_ < order_.size(); ++started_) start_fetch(started_);
-  }
-
-  // Keys of step t: receives and sends are posted, or read again from the input.
-  void start_fetch(size_t t) {
-    const auto [s, step] = order_[t];
-    const StepExchange& exchange = engine_.schedule_.exchanges[s][static_cast<size_t>(step)];
-    if (!shared_.keys_stay) {
-      if (static_cast<size_t>(step) >= stripe(s).fetch.size()) return;
-      std::vector<UnitRun> runs;
-      for (size_t c = 0; c < shared_.classes.size(); ++c) {
-        const plan::KeyClass& key_class = shared_.classes[c];
-        for (const Interval& run : stripe(s).fetch[static_cast<size_t>(step)][c])
-          runs.push_back({key_class.kv_heads.front(), static_cast<int32_t>(key_class.kv_heads.size()), run.begin, run.length()});
-      }
-      // By block, then KV head, as the input's rows have them.
-      std::vector<std::vector<int32_t>> slots;
-      for (const UnitRun& run : runs) {
-        slots.emplace_back();
-        for (int64_t block = run.block; block < run.block + run.count; ++block)
-          for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-            slots.back().push_back(static_cast<int32_t>(pool_.take(kv_head, block)));
-        record_.bytes_read_again += run.units() * plan_.unit_bytes;
-      }
-      key_reads_[t] = io_.submit([this, runs, slots = std::move(slots)] {
-        for (size_t r = 0; r < runs.size(); ++r)
-          load_units(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
-      });
-      return;
-    }
-    // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
-    std::unordered_map<int64_t, int32_t> taken;
-    const auto take = [&](int kv_head, int64_t block) {
-      const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
-      if (!exchange.pass_on.empty()) taken[block * shape_.kv_heads + kv_head] = slot;
-      arriving_[t].push_back(slot);
-      return slot;
-    };
-    const std::vector<comm::PoolExchange::Message> receives = messages(exchange.receive, take);
-    for (const comm::PoolExchange::Message& message : receives)
-      if (engine_.host_of_rank_[static_cast<size_t>(message.peer)] != engine_.host_of_rank_[static_cast<size_t>(plan_.rank)])
-        record_.bytes_from_other_hosts += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
-    if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
-      Inside inside{t, messages(exchange.given_receive, take), {}};
-      inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
-        const auto now = taken.find(block * shape_.kv_heads + kv_head);
-        return now != taken.end() ? now->second : slot_of(kv_head, block);
-      });
-      inside_waiting_.push_back(std::move(inside));
-    }
-    exchange_->start(tag_of(t), receives, sent_ <= t ? sends_of(sent_++) : std::vector<comm::PoolExchange::Message>{});
-    if (!receives.empty()) {
-      if (awaited_.empty()) awaited_since_ = Clock::now();
-      awaited_.push_back(t);
-    }
-    for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
-  }
-
-  int32_t slot_of(int kv_head, int64_t block) const { return static_cast<int32_t>(pool_.slot(kv_head, block)); }
-
-  template <typename Slot>
-  static std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
-    std::vector<comm::PoolExchange::Message> messages;
-    for (const PeerUnits& peer : peers) {
-      messages.push_back({peer.peer, {}});
-      for (const UnitRun& run : peer.runs)
-        messages.back().runs.insert(messages.back().runs.end(), static_cast<size_t>(run.kv_heads), run.count);
-      for_each_unit(peer.runs, [&](int kv_head, int64_t block) { messages.back().slots.push_back(slot(kv_head, block)); });
-    }
-    return messages;
-  }
-
-  std::vector<comm::PoolExchange::Message> sends_of(size_t t) {
-    const auto [s, step] = order_[t];
-    return messages(engine_.schedule_.exchanges[s][static_cast<size_t>(step)].send,
-                    [&](int kv_head, int64_t block) { return slot_of(kv_head, block); });
-  }
-
-  // Inside the host, a step's units go on as soon as they are here; step by step. Some may have come with the step before, from elsewhere
-  // or from inside, and nobody has waited for that one yet when this one comes early; all steps before it have been waited for.
-  bool may_pass_on(size_t t) {
-    const auto here = [&](size_t step) { return exchange_->received(tag_of(step)) && (step == t || inside_host_->received(tag_of(step))); };
-    return here(t) && (t == 0 || here(t - 1));
-  }
-  void pass_on(size_t last) {
-    while (!inside_waiting_.empty() && inside_waiting_.front().t <= last && may_pass_on(inside_waiting_.front().t)) {
-      const Inside& next = inside_waiting_.front();
-      inside_host_->start(tag_of(next.t), next.receives, next.sends);
-      inside_waiting_.pop_front();
-    }
-  }
-
-  // Before this rank waits for anything but one of the two exchanges by itself: others may be waiting for its blocks.
-  void hand_over() {
-    exchange_->hand_over();
-    if (inside_host_) inside_host_->hand_over();
-  }
-
-  void move_messages() {
-    exchange_->progress();
-    if (inside_host_) {
-      // Where all ranks must start all in one order, step t is passed on once step t + 1 has been started, and not before.
-      if (!exchange_->starts_in_one_order()) pass_on(order_.size());
-      inside_host_->progress();
-    }
-  }
-
-  template <typename F>
-  static void for_each_unit(const std::vector<UnitRun>& runs, F f) {
-    for (const UnitRun& run : runs)
-      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-        for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
+  // Units for the steps of keys that do not stay.
+  std::future<void> read_keys_again(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots) {
+    return io_.submit([this, runs = std::move(runs), slots = std::move(slots)] {
+      for (size_t r = 0; r < runs.size(); ++r)
+        load_units(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
+    });
   }
 
   void finish_fetch(size_t t) {
     const Timed timed(record_.exchange);
-    if (shared_.keys_stay) {
-      if (inside_host_) inside_host_->hand_over();
-      exchange_->finish_receives(tag_of(t));
-      if (inside_host_) {
-        pass_on(t);
-        exchange_->hand_over();
-        inside_host_->finish_receives(tag_of(t));
-      }
-      note_arrivals();
-      if (const auto arrived = arriving_.find(t); arrived != arriving_.end()) {
-        device_.units_arrived(pool_.memory(), arrived->second, shape_.type, shape_.head_dim);
-        arriving_.erase(arrived);
-      }
-    } else if (const auto read = key_reads_.find(t); read != key_reads_.end()) {
-      read->second.get();
-      key_reads_.erase(read);
-    }
+    fetches_.finish(t);
   }
-
   void finish_passing_on(size_t t) {
-    if (!inside_host_) return;
     const Timed timed(record_.exchange);
-    hand_over();
-    inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
+    fetches_.finish_passing_on(t);
   }
-
   void finish_sends() {
     const Timed timed(record_.exchange);
-    for (size_t t = 0; t < order_.size(); ++t)
-      if (shared_.keys_stay) exchange_->finish_sends(tag_of(t));
+    fetches_.finish_sends();
+    long_rows_.finish_sending();
+  }
+  void finish_sending_states() {
+    const Timed timed(record_.exchange);
+    long_rows_.finish_sending();
   }
 
   void begin_stripe(size_t s) {
+    if (s < begun_) return;
+    begun_ = s + 1;
     if (next_lists_) {
       lists_ = std::exchange(next_lists_, std::nullopt);
     } else {
@@ -410,9 +316,10 @@ class Engine::Run {
       lists_ = make_lists(s);
     }
     if (stripe(s).is_long()) {
+      merge_long_rows();
       layout_ = long_rows_.layout(stripe(s));
       const Timed timed(record_.exchange);
-      hand_over();
+      fetches_.hand_over();
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
       device_.upload(q.data(), static_cast<int64_t>(q.size()), q_[1].get());
@@ -420,28 +327,38 @@ class Engine::Run {
     } else if (!stripe(s).query_blocks.empty()) {
       {
         const Timed timed(record_.input);
-        reading_.get();
+        wait_for_io(reading_);
       }
       q_now_ = next_q_;
       read_ahead(next_rows(s + 1));
       {
         const Timed timed(record_.output);
         results_now_ = written_++ % 2;
-        if (writes_[results_now_].valid()) writes_[results_now_].get();
+        wait_for_io(writes_[results_now_]);
       }
+      merge_long_rows();  // what came while this rank waited for queries
       prepare_states(s);
     }
+  }
+
+  // Of the long stripe before this one. Not at its end, since others have yet to end theirs.
+  void merge_long_rows() {
+    if (!std::exchange(states_to_merge_, false)) return;
+    const Timed timed(record_.exchange);
+    fetches_.hand_over();
+    long_rows_.merge_states(layout_, states());
   }
 
   // Kernels begin the states of rows with tiles (Work::begins); only those without any need one, and where the kernels also finish rows,
   // their results before the others'.
   void prepare_states(size_t s) {
-    const Timed timed(record_.finish);
     bool needed = lists_->some_rows_see_nothing;
     for_each_block(s, [&](int64_t block, int64_t) { needed = needed || long_rows_.has_states(block); });
     if (!needed) return;
+    finish_sending_states();
+    const Timed timed(record_.finish);
     device_.clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m(), l(), o());
-    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.put_states(block, row, m(), l(), o()); });
+    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.put_states(block, row, states()); });
     if (device_.finishes_in_steps()) finish(s);
   }
 
@@ -481,7 +398,7 @@ class Engine::Run {
     for (const Interval& run : lists.resident) {
       for (int64_t block = run.begin; block < run.end; ++block) {
         for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
-          slots_[static_cast<size_t>(kv_head * resident) + key_rows_.size()] = static_cast<int32_t>(pool_.slot(kv_head, block));
+          slots_[static_cast<size_t>(kv_head * resident) + key_rows_.size()] = static_cast<int32_t>(fetches_.pool().slot(kv_head, block));
         key_rows_.push_back(engine_.blocks_.rows(block));
       }
     }
@@ -492,7 +409,7 @@ class Engine::Run {
     arguments.head_dim = shape_.head_dim;
     arguments.scale = options_.scale;
     arguments.q = stripe(s).is_long() ? q_[1].get() : q_now_;
-    arguments.pool = pool_.memory().units;
+    arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
     arguments.resident = resident;
@@ -503,57 +420,26 @@ class Engine::Run {
     arguments.m = m();
     arguments.l = l();
     arguments.o = o();
-    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), pool_.memory(), results());
+    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
     // This thread has time: the next stripe's lists are made while the device computes this one's last step.
-    if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size()) next_lists_ = make_lists(s + 1);
-    while (!device_.wait_for(kPoll)) {
-      move_messages();
-      long_rows_.progress();
-      note_arrivals();
-    }
-  }
-
-  void note_arrivals() {
-    if (awaited_.empty()) return;
-    std::erase_if(awaited_, [&](size_t t) { return exchange_->received(tag_of(t)); });
-    if (awaited_.empty()) record_.in_flight += std::chrono::duration<double>(Clock::now() - awaited_since_).count();
-  }
-
-  void release(size_t s, int step, int64_t t) {
-    const auto held = [&](size_t c) { return held_blocks(engine_.schedule_.hold_at, t, c); };
-    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(held_blocks(engine_.schedule_.let_go_at, t, c), held(c)));
-    if (static_cast<size_t>(step) < stripe(s).fetch.size())
-      for (size_t c = 0; c < shared_.classes.size(); ++c)
-        release(c, subtract(subtract(stripe(s).fetch[static_cast<size_t>(step)][c], stripe(s).keep[c]), held(c)));
-    if (step + 1 < engine_.schedule_.steps[s]) return;
-    for (size_t c = 0; c < shared_.classes.size(); ++c) release(c, subtract(subtract(kept_[c], stripe(s).keep[c]), held(c)));
-    kept_ = stripe(s).keep;
-  }
-
-  static Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step, int64_t t, size_t key_class) {
-    Intervals blocks;
-    const auto found = by_step.find(t);
-    if (found == by_step.end()) return blocks;
-    for (const HeldBlocks& held : found->second)
-      if (static_cast<size_t>(held.key_class) == key_class) blocks.push_back(held.blocks);
-    return normalised(std::move(blocks));
-  }
-
-  void release(size_t key_class, const Intervals& blocks) {
-    for (const Interval& run : blocks)
-      for (int64_t block = run.begin; block < run.end; ++block)
-        for (int kv_head : shared_.classes[key_class].kv_heads) pool_.release(kv_head, block);
+    if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size() && !next_lists_) next_lists_ = make_lists(s + 1);
+    while (!device_.wait_for(poll())) move_messages();
   }
 
   void end_stripe(size_t s) {
     {
       const Timed timed(record_.exchange);
-      hand_over();
+      fetches_.hand_over();
     }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
-      long_rows_.bring_states_home(stripe(s), layout_, m(), l(), o());
+      long_rows_.send_states(stripe(s), layout_, states());
+      states_to_merge_ = true;
     } else if (!stripe(s).query_blocks.empty()) {
+      {
+        const Timed timed(record_.exchange);
+        long_rows_.give_room_back();
+      }
       if (!device_.finishes_in_steps()) {
         const Timed timed(record_.finish);
         finish(s);
@@ -573,6 +459,7 @@ class Engine::Run {
     });
   }
 
+  LongRows::States states() const { return {m(), l(), o()}; }
   float* m() const { return reinterpret_cast<float*>(states_.m.get()); }
   float* l() const { return reinterpret_cast<float*>(states_.l.get()); }
   float* o() const { return reinterpret_cast<float*>(states_.o.get()); }
@@ -584,8 +471,11 @@ class Engine::Run {
   void account() {
     record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
     record_.least_bytes_to_host = engine_.schedule_.least_units_to_host * plan_.unit_bytes;
-    record_.bytes_received = exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0);
-    record_.bytes_sent = exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0);
+    record_.in_flight = fetches_.in_flight();
+    record_.bytes_received = fetches_.bytes_received();
+    record_.bytes_sent = fetches_.bytes_sent();
+    record_.bytes_from_other_hosts = fetches_.bytes_from_other_hosts();
+    record_.bytes_read_again = fetches_.bytes_read_again();
     record_.planned_bytes_received = plan_.units_moved * plan_.unit_bytes;
     record_.planned_bytes_sent = engine_.schedule_.units_to_send * plan_.unit_bytes;
     record_.row_bytes_received = long_rows_.bytes_received();
@@ -604,25 +494,13 @@ class Engine::Run {
   Record record_;
 
   HeadSets heads_;
-  KeyPool pool_;
-  std::unique_ptr<comm::PoolExchange> exchange_;     // with the homes
-  std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
-  struct Inside {
-    size_t t;
-    std::vector<comm::PoolExchange::Message> receives, sends;
-  };
-  std::deque<Inside> inside_waiting_;  // until the step's units from elsewhere are here
+  Fetches fetches_;
   LongRows long_rows_;
   LongRows::Layout layout_;
+  bool states_to_merge_ = false;  // of the stripe of layout_
 
-  std::vector<std::pair<size_t, int>> order_;  // (stripe, step) in the order they run
   std::optional<kernels::cpu::ThreadPool> list_threads_;
   std::optional<StripeLists> lists_, next_lists_;
-  std::vector<Intervals> kept_;
-  std::map<size_t, std::future<void>> key_reads_;
-  std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
-  std::vector<size_t> awaited_;                      // steps whose keys are on their way
-  Clock::time_point awaited_since_;                  // the first of them
 
   kernels::Buffer q_[2];
   struct {
@@ -632,9 +510,9 @@ class Engine::Run {
     kernels::Buffer o, lse;
   } results_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, started_ = 0, sent_ = 0, results_now_ = 0;
+  size_t read_ = 0, written_ = 0, begun_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
-  std::future<void> reading_, writes_[2];
+  std::future<void> loading_, reading_, writes_[2];
   IoThread io_;  // last: its tasks use everything above, and it is joined first
 };
 

@@ -2,7 +2,8 @@
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
 //   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it
-//   I/O thread    reads the next stripe's queries (and keys, when they are read again), writes the last one's results
+//   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
+//                 again), writes the last one's results
 //   device        computes: a pool of threads, or a GPU
 #pragma once
 
@@ -26,7 +27,7 @@ namespace longspan::engine {
 
 // Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
 struct Record {
-  double load = 0;      // own keys into the pool
+  double load = 0;      // waiting for own keys, once the first lists are made
   double plan = 0;      // tile lists that no compute hid
   double exchange = 0;  // waiting for keys, queries and states of other ranks, or for keys read again
   double attend = 0;    // compute of steps
@@ -34,6 +35,7 @@ struct Record {
   double input = 0;     // waiting for queries
   double output = 0;    // waiting for results to be written
   double total = 0;
+  double keys_in = 0, queries_in = 0;  // no sections: what loading own keys, and reading queries, took the I/O thread
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;

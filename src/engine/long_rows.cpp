@@ -10,8 +10,15 @@ namespace longspan::engine {
 namespace {
 
 constexpr int64_t kWord = 4;
-constexpr int kTags = 1 << 19;         // queries use tags [0, kTags), states [kTags, 2·kTags)
-constexpr size_t kStatesInFlight = 1;  // received while one is merged: what the plan has room for
+constexpr int kTags = 1 << 19;  // queries use tags [0, kTags), states [kTags, 2·kTags)
+// So many pieces' states are copied to or from the device at once, and so many come while others are merged. In the host's memory the plan
+// has room for one and one. Copies of a GPU wait each for what else is on its link, so there are fewer and larger ones; they take some
+// MiB of its memory more than the plan says.
+int tag_of(int64_t piece) { return kTags + static_cast<int>(piece % kTags); }
+
+std::vector<comm::BlockExchange::Message> message(int peer, std::byte* bytes, int64_t count) { return {{peer, {{bytes, count / kWord}}}}; }
+
+constexpr size_t kTogetherOnHost = 1, kTogetherOnGpu = 16;
 
 }  // namespace
 
@@ -107,87 +114,138 @@ int64_t LongRows::packed_bytes(const plan::LongRow& row) const {
   return states_of(row) * (shared_.shape.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
-kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const {
+kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_row, const States& states) const {
   return {.heads = shared_.shape.heads,
           .head_dim = shared_.shape.head_dim,
           .first_row = state_row,
           .rows = blocks_.rows(row.block),
           .head_list = heads_[static_cast<size_t>(row.group)],
-          .m = m,
-          .l = l,
-          .o = o};
+          .m = states.m,
+          .l = states.l,
+          .o = states.o};
 }
 
-void LongRows::bring_states_home(const plan::Stripe& stripe, const Layout& layout, float* m, float* l, float* o) {
-  const auto tag_of = [](int64_t piece) { return kTags + static_cast<int>(piece % kTags); };
-  const auto message = [](int peer, std::vector<std::byte>& bytes) {
-    return std::vector<comm::BlockExchange::Message>{{peer, {{bytes.data(), static_cast<int64_t>(bytes.size()) / kWord}}}};
-  };
-  // Own rows that have no merged states yet lie side by side. What is packed, sent or merged otherwise passes through one buffer.
-  std::map<int, int64_t> place;  // by long row
-  int64_t all = 0, most = 1;
-  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const int number = shared_.pieces[static_cast<size_t>(p)].row;
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
-    most = std::max(most, packed_bytes(row));
-    if (shared_.partition.rank_of(row.block) != rank_ || merged_.count(number) != 0 || !place.emplace(number, all).second) continue;
-    constexpr int64_t kAlignment = 256;
-    all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
+void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
+  int64_t most_leaving = 0, most = 0, all = 0;
+  for (const plan::Stripe& stripe : stripes) {
+    int64_t leaving = 0;
+    for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
+      const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
+      const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
+      const bool is_home = shared_.partition.rank_of(row.block) == rank_;
+      if (!is_home && piece.rank != rank_) continue;
+      most = std::max(most, packed_bytes(row));
+      if (!is_home) leaving += packed_bytes(row);
+      if (!is_home || !place_.emplace(piece.row, all).second) continue;
+      constexpr int64_t kAlignment = 256;
+      all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    most_leaving = std::max(most_leaving, leaving);
   }
-  std::byte* own = all > 0 ? states_.emplace_back(device_.allocate(all)).get() : nullptr;
-  if (passing_bytes_ < most) passing_ = device_.allocate(most), passing_bytes_ = most;
-  const auto pack = [&](const plan::Piece& piece, const plan::LongRow& row, std::byte* to) {
-    device_.pack_states(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), m, l, o), reinterpret_cast<float*>(to));
-  };
+  if (most == 0) return;
+  piece_bytes_ = most;
+  together_ = device_.memory_is_host() ? kTogetherOnHost : kTogetherOnGpu;
+  if (all > 0) states_ = device_.allocate(all);
+  const auto room = static_cast<int64_t>(together_) * piece_bytes_;
+  passing_ = device_.allocate(room + (together_ > 1 ? piece_bytes_ : 0));
+  coming_ = device_.allocate_host(2 * room);
+  if (most_leaving > 0) leaving_ = device_.allocate_host(most_leaving);
+}
 
-  std::map<int64_t, std::vector<std::byte>> leaving, coming;  // by piece, in host memory
-  std::vector<int64_t> others;                                // pieces that other ranks have computed for this one
+const plan::LongRow& LongRows::row_of(int64_t piece) const {
+  return shared_.long_rows[static_cast<size_t>(shared_.pieces[static_cast<size_t>(piece)].row)];
+}
+
+int LongRows::home_of(int64_t piece) const { return shared_.partition.rank_of(row_of(piece).block); }
+
+void LongRows::pack(int64_t piece, const Layout& layout, const States& states, std::byte* into) {
+  const int64_t first_key = shared_.pieces[static_cast<size_t>(piece)].key_blocks.begin;
+  device_.pack_states(block_of(row_of(piece), layout.state_row.at({row_of(piece).block, first_key}), states),
+                      reinterpret_cast<float*>(into));
+}
+
+void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
+  finish_sending();  // of the last stripe: its memory is used again
+  pieces_ = stripe.pieces;
+  others_.clear();
+  std::vector<int64_t> leaving;  // pieces that this rank has computed for others
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
-    const int home = shared_.partition.rank_of(row.block);
-    if (home == rank_) {
-      if (piece.rank != rank_) others.push_back(p);
-    } else if (piece.rank == rank_) {
-      pack(piece, row, passing_.get());
-      leaving[p].resize(static_cast<size_t>(packed_bytes(row)));
-      device_.download(passing_.get(), packed_bytes(row), leaving[p].data());
-      exchange_.start(tag_of(p), {}, message(home, leaving[p]));
+    const bool is_home = home_of(p) == rank_, is_here = shared_.pieces[static_cast<size_t>(p)].rank == rank_;
+    if (is_home && !is_here) others_.push_back(p);
+    if (!is_home && is_here) leaving.push_back(p);
+  }
+  post(0);
+  std::byte* to = leaving_.get();
+  for (size_t first = 0; first < leaving.size(); first += together_) {
+    const size_t end = std::min(leaving.size(), first + together_);
+    int64_t bytes = 0;
+    for (size_t i = first; i < end; ++i)
+      pack(leaving[i], layout, states, passing_.get() + bytes), bytes += packed_bytes(row_of(leaving[i]));
+    device_.download(passing_.get(), bytes, to);
+    for (size_t i = first; i < end; ++i) {
+      exchange_.start(tag_of(leaving[i]), {}, message(home_of(leaving[i]), to, packed_bytes(row_of(leaving[i]))));
+      sending_.push_back(tag_of(leaving[i]));
+      to += packed_bytes(row_of(leaving[i]));
     }
   }
+}
+
+// Of the pieces of others, those that come together lie at the same places in coming_ and, once here, in passing_.
+int64_t LongRows::place_together(size_t other) const { return static_cast<int64_t>(other % together_) * piece_bytes_; }
+std::byte* LongRows::coming(size_t other) const {
+  return coming_.get() + static_cast<int64_t>(other / together_ % 2 * together_) * piece_bytes_;
+}
+
+void LongRows::post(size_t first) {
+  for (size_t i = first; i < std::min(others_.size(), first + together_); ++i) {
+    const int peer = shared_.pieces[static_cast<size_t>(others_[i])].rank;
+    exchange_.start(tag_of(others_[i]), message(peer, coming(i) + place_together(i), packed_bytes(row_of(others_[i]))), {});
+  }
+}
+
+void LongRows::merge_states(const Layout& layout, const States& states_of_stripe) {
+  std::byte* packed = passing_.get() + (together_ > 1 ? static_cast<int64_t>(together_) * piece_bytes_ : 0);  // an own piece meanwhile
   // Pieces are in ascending order of keys for every row, so merging them as they stand is the order wanted.
-  size_t posted = 0;
-  const auto post = [&] {
-    const int64_t p = others[posted++];
+  size_t taken = 0;
+  for (int64_t p = pieces_.begin; p < pieces_.end; ++p) {
+    if (home_of(p) != rank_) continue;
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    coming[p].resize(static_cast<size_t>(packed_bytes(shared_.long_rows[static_cast<size_t>(piece.row)])));
-    exchange_.start(tag_of(p), message(piece.rank, coming[p]), {});
-  };
-  while (posted < std::min(others.size(), kStatesInFlight)) post();
-  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
-    if (shared_.partition.rank_of(row.block) != rank_) continue;
-    const auto found = merged_.find(piece.row);
-    std::byte* part = found == merged_.end() ? own + place.at(piece.row) : passing_.get();
+    const plan::LongRow& row = row_of(p);
+    const bool is_first = merged_.count(piece.row) == 0;
+    std::byte* own = states_.get() + place_.at(piece.row);
+    const std::byte* part = nullptr;
     if (piece.rank == rank_) {
-      pack(piece, row, part);
+      part = is_first ? own : packed;
+      pack(p, layout, states_of_stripe, const_cast<std::byte*>(part));
     } else {
-      exchange_.finish_receives(tag_of(p));
-      device_.upload(coming.at(p).data(), packed_bytes(row), part);
-      coming.erase(p);
-      if (posted < others.size()) post();
-    }
-    if (found == merged_.end()) {
-      merged_.emplace(piece.row, reinterpret_cast<float*>(part));
-      continue;
+      if (taken % together_ == 0) {
+        const size_t end = std::min(others_.size(), taken + together_);
+        for (size_t i = taken; i < end; ++i) exchange_.finish_receives(tag_of(others_[i]));
+        post(end);  // the next ones come while these are merged
+        device_.upload(coming(taken), place_together(end - 1) + packed_bytes(row_of(others_[end - 1])), passing_.get());
+      }
+      part = passing_.get() + place_together(taken++);
     }
     const int64_t states = states_of(row);
-    float* into = found->second;
     const auto* from = reinterpret_cast<const float*>(part);
+    auto* into = reinterpret_cast<float*>(own);
+    if (is_first) merged_.emplace(piece.row, into);
+    if (part == own) continue;
+    if (is_first) device_.clear_states(states, shared_.shape.head_dim, into, into + states, into + 2 * states);
     device_.merge({shared_.shape.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states});
   }
-  for (const auto& [p, bytes] : leaving) exchange_.finish_sends(tag_of(p));
+}
+
+void LongRows::finish_sending() {
+  for (int tag : sending_) exchange_.finish_sends(tag);
+  sending_.clear();
+}
+
+void LongRows::give_room_back() {
+  if (!device_.memory_is_host() || !coming_) return;
+  finish_sending();
+  leaving_.reset();
+  coming_.reset();
 }
 
 bool LongRows::has_states(int64_t block) const {
@@ -195,12 +253,12 @@ bool LongRows::has_states(int64_t block) const {
                      [&](const auto& merged) { return shared_.long_rows[static_cast<size_t>(merged.first)].block == block; });
 }
 
-bool LongRows::put_states(int64_t block, int64_t row, float* m, float* l, float* o) const {
+bool LongRows::put_states(int64_t block, int64_t row, const States& into) const {
   bool any = false;
   for (const auto& [number, states] : merged_) {
     const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
     if (long_row.block != block) continue;
-    device_.unpack_states(block_of(long_row, row, m, l, o), states);
+    device_.unpack_states(block_of(long_row, row, into), states);
     any = true;
   }
   return any;

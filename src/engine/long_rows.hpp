@@ -36,20 +36,41 @@ class LongRows {
 
   // Brings the queries of the stripe's pieces on this rank into q [q_rows][heads][head_dim], host memory; sends those of own long rows.
   void bring_queries(const plan::Stripe& stripe, const Layout& layout, Input& input, std::byte* q);
-  // Sends the states [state_rows][heads] home and merges what comes home. m, l, o: the device's memory, here and below.
-  void bring_states_home(const plan::Stripe& stripe, const Layout& layout, float* m, float* l, float* o);
+  // Memory for the states that travel, for the stripe that needs most. Before the first stripe, when nobody waits for it.
+  void make_room(const std::vector<plan::Stripe>& stripes);
+  // The device's memory: m, l [rows][heads], o [rows][heads][head_dim].
+  struct States {
+    float *m, *l, *o;
+  };
+  // After a stripe of long rows: its states of others' rows start home, those of own rows start coming.
+  void send_states(const plan::Stripe& stripe, const Layout& layout, const States& states);
+  // Then, with the same states, before anything is computed into them: merges what this rank has of own rows with what comes.
+  void merge_states(const Layout& layout, const States& states);
+  // Waits until others have what was sent. To be called before this rank may wait for the device's other work, on which theirs may bear:
+  // they take states only while this rank makes progress.
+  void finish_sending();
+  // After the last stripe of long rows, before there are results: the plan has what travels and the results in the same memory. Where that
+  // is the host's, what make_room() made goes, once others have what was sent.
+  void give_room_back();
   // Writes the merged states of own long rows of `block` into a stripe's states at `row`; false if there are none.
-  bool put_states(int64_t block, int64_t row, float* m, float* l, float* o) const;
+  bool put_states(int64_t block, int64_t row, const States& into) const;
   bool has_states(int64_t block) const;
 
   void progress() { exchange_.progress(); }
+  bool is_sending() const { return exchange_.messages_in_flight() > 0; }
   int64_t bytes_received() const { return exchange_.bytes_received(); }
 
  private:
   int64_t states_of(const plan::LongRow& row) const;  // rows × heads of the group
   int64_t packed_bytes(
       const plan::LongRow& row) const;  // of its states: m [rows][group heads], l the same, o [rows][group heads][head_dim]
-  kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, float* m, float* l, float* o) const;
+  const plan::LongRow& row_of(int64_t piece) const;
+  int home_of(int64_t piece) const;
+  kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, const States& states) const;
+  void pack(int64_t piece, const Layout& layout, const States& states, std::byte* into);
+  void post(size_t first);
+  int64_t place_together(size_t other) const;
+  std::byte* coming(size_t other) const;
 
   const plan::Shared& shared_;
   const pattern::BoundPattern& pattern_;
@@ -58,11 +79,17 @@ class LongRows {
   comm::BlockExchange exchange_;  // in pieces of 4 bytes
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
-  std::map<int, float*> merged_;             // packed states by long row, own ones
-  // Allocations are few, and given back at the end: that waits for all that a GPU does, keys on their way too.
-  std::vector<kernels::Buffer> states_;  // where merged_ lies
-  kernels::Buffer passing_;
-  int64_t passing_bytes_ = 0;
+  // All memory is made before the first stripe and given back at the end: a GPU may wait for all that it does then, and so for other ranks.
+  kernels::Buffer states_;            // merged ones of own long rows, packed
+  std::map<int, int64_t> place_;      // of a long row in there, bytes
+  std::map<int, float*> merged_;      // by long row: those that have been begun
+  size_t together_ = 1;               // pieces that are copied to or from the device at once
+  int64_t piece_bytes_ = 0;           // of the largest piece's states
+  kernels::Buffer passing_;           // the device's: pieces on their way in or out
+  kernels::Buffer leaving_, coming_;  // the host's: a stripe's pieces for other ranks; twice as many as come together
+  std::vector<int> sending_;          // tags
+  Interval pieces_;                   // of the stripe whose states were sent last
+  std::vector<int64_t> others_;       // of them, those that other ranks have computed for this one
 };
 
 }  // namespace longspan::engine

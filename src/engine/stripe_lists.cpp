@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -28,7 +27,7 @@ int64_t step_change_after(const plan::RankPlan& plan, const plan::Stripe& stripe
 
 template <typename T>
 void append(std::vector<T>& all, std::vector<T>&& more) {
-  if (all.empty())
+  if (all.capacity() == 0)
     all = std::move(more);
   else
     all.insert(all.end(), more.begin(), more.end());
@@ -208,6 +207,12 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
   }
 
   // One after the other as if one thread had made them all.
+  for (size_t step = 0; parts > 1 && step < lists.steps.size(); ++step) {
+    size_t tiles = 0, work = 0;
+    for (const std::optional<RowLists>& part : made) tiles += part->steps[step].tiles.size(), work += part->steps[step].work.size();
+    lists.steps[step].tiles.reserve(tiles);
+    lists.steps[step].work.reserve(work);
+  }
   plan::MaskPool masks;
   std::vector<std::vector<int64_t>> cost(lists.steps.size());
   for (std::optional<RowLists>& part : made) {
@@ -232,12 +237,13 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
 
   // Dearest first: the threads take items one by one, so that the last ones to end are short.
   for (size_t step = 0; step < lists.steps.size(); ++step) {
-    std::vector<size_t> order(cost[step].size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return cost[step][a] > cost[step][b]; });
+    std::vector<std::pair<int64_t, size_t>> order;  // cost and place
+    order.reserve(cost[step].size());
+    for (size_t item = 0; item < cost[step].size(); ++item) order.emplace_back(cost[step][item], item);
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
     std::vector<kernels::Work> sorted;
     sorted.reserve(order.size());
-    for (size_t item : order) sorted.push_back(lists.steps[step].work[item]);
+    for (const auto& [of_item, item] : order) sorted.push_back(lists.steps[step].work[item]);
     lists.steps[step].work = std::move(sorted);
   }
   return lists;

@@ -100,6 +100,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
   for (const Stripe& stripe : plan.stripes) {
     StripeWork work;
     work.steps.resize(std::max<size_t>(1, stripe.fetch.size()));
+    work.list_rows = static_cast<double>(stripe.list_rows);
     work.entries = static_cast<double>(stripe.list_entries);
     for (const Interval& run : stripe.query_blocks)
       work.states += static_cast<double>((blocks.tokens(run.end - 1).end - blocks.tokens(run.begin).begin) * shape.heads);
@@ -192,8 +193,11 @@ RankTime play(const RankWork& work, const Rates& rates) {
   double& queries = rates.read_bytes_per_second < kUnlimited ? time.io : time.rows;  // what a wait for them waits for
   double& results = rates.write_bytes_per_second < kUnlimited ? time.io : time.rows;
 
-  spend(static_cast<double>(work.key_bytes) / rates.key_bytes_per_second, time.load);
-  wait_for(ask_file(work.key_bytes, rates.read_bytes_per_second), time.load);
+  const auto list_seconds = [&](const StripeWork& stripe) { return stripe.list_rows * rates.list_row + stripe.entries * rates.list_entry; };
+  const auto bring_long_rows = [&](const StripeWork& stripe) {
+    const LinkRates& far = rates.across_hosts.bytes_per_second < kUnlimited ? rates.across_hosts : rates.within_host;
+    if (stripe.row_bytes > 0) spend(2 * far.latency + static_cast<double>(stripe.row_bytes) / far.bytes_per_second, time.exchange);
+  };
 
   std::vector<const StepWork*> order;
   for (const StripeWork& stripe : work.stripes)
@@ -218,7 +222,6 @@ RankTime play(const RankWork& work, const Rates& rates) {
   const auto start_fetches = [&](size_t last) {
     for (; started <= last && started < order.size(); ++started) start_fetch(started);
   };
-  const LinkRates& far = rates.across_hosts.bytes_per_second < kUnlimited ? rates.across_hosts : rates.within_host;
 
   std::vector<double> queries_there(work.stripes.size(), 0), written;
   const auto read_queries = [&](size_t s) {
@@ -226,7 +229,19 @@ RankTime play(const RankWork& work, const Rates& rates) {
     if (s < work.stripes.size() && queries_there[s] == 0)
       queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in);
   };
+  // As the engine: the I/O thread loads the keys, then reads queries; meanwhile the first lists are made.
+  file_free += static_cast<double>(work.key_bytes) / rates.key_bytes_per_second;
+  const double keys_there = ask_file(work.key_bytes, rates.read_bytes_per_second);
   read_queries(0);
+  size_t listed = 0, brought = 0;
+  if (work.key_bytes > 0 && !work.stripes.empty()) {
+    spend(list_seconds(work.stripes[listed++]), time.plan);
+    if (work.stripes[0].row_bytes > 0) {
+      bring_long_rows(work.stripes[brought++]);
+      if (now < keys_there && work.stripes.size() > 1) spend(list_seconds(work.stripes[listed++]), time.plan);
+    }
+  }
+  wait_for(keys_there, time.load);
   // As the engine: what travels first starts at once, whatever its step.
   size_t first = 0;
   while (first < order.size() && order[first]->messages_within + order[first]->messages_across == 0) ++first;
@@ -234,8 +249,8 @@ RankTime play(const RankWork& work, const Rates& rates) {
   size_t t = 0;
   for (size_t s = 0; s < work.stripes.size(); ++s) {
     const StripeWork& stripe = work.stripes[s];
-    if (s == 0) spend(stripe.entries * rates.list_entry, time.plan);  // later ones are made beside compute
-    if (stripe.row_bytes > 0) spend(2 * far.latency + static_cast<double>(stripe.row_bytes) / far.bytes_per_second, time.exchange);
+    if (s >= listed) spend(list_seconds(stripe), time.plan), ++listed;
+    if (s >= brought) bring_long_rows(stripe);
     if (stripe.bytes_in > 0) {
       wait_for(queries_there[s], queries);
       read_queries(s + 1);
@@ -247,8 +262,8 @@ RankTime play(const RankWork& work, const Rates& rates) {
       double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
       if (t + 1 < order.size() && compute > 0)
         compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;
-      if (step + 1 == stripe.steps.size() && s + 1 < work.stripes.size())
-        compute = std::max(compute, work.stripes[s + 1].entries * rates.list_entry);
+      if (step + 1 == stripe.steps.size() && s + 1 < work.stripes.size() && s + 1 >= listed)
+        compute = std::max(compute, list_seconds(work.stripes[listed++]));  // the next lists, beside this step
       spend(compute, time.attend);
     }
     if (stripe.bytes_out > 0) {

@@ -31,7 +31,8 @@ struct Rates {
   double state = 0;            // seconds per row and query head that no thread does beside: states cleared and rounded
   double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
   double state_out = 0;        // and to take results away
-  double list_entry = 0;       // seconds to make one entry of a tile list
+  double list_row = 0;         // seconds to make tile lists, for each row of tiles, what its head groups share,
+  double list_entry = 0;       // and for each entry
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
   LinkRates within_host, across_hosts;
@@ -49,11 +50,11 @@ struct StepWork {
 
 struct StripeWork {
   std::vector<StepWork> steps;
-  double states = 0;      // rows × query heads
-  double entries = 0;     // of its tile lists
-  int64_t bytes_in = 0;   // queries
-  int64_t bytes_out = 0;  // results
-  int64_t row_bytes = 0;  // queries and states of long rows that come to this rank before the stripe's next act
+  double states = 0;                  // rows × query heads
+  double list_rows = 0, entries = 0;  // of its tile lists
+  int64_t bytes_in = 0;               // queries
+  int64_t bytes_out = 0;              // results
+  int64_t row_bytes = 0;              // queries and states of long rows that come to this rank before the stripe's next act
 };
 
 // What a rank does, as far as time is concerned.

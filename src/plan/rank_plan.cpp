@@ -268,6 +268,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
 
   std::vector<kernels::Tile> tiles;
   const auto fill = [&](Stripe& stripe, const std::vector<StripeRow>& rows, NeedCollector& need) {
+    const StripeRow* before = nullptr;
     for (const StripeRow& row : rows) {
       const bool sampled = thin > 1 && row.piece < 0;
       if (sampled && row.block % thin != 0) continue;
@@ -279,6 +280,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       stripe.tiles += {count.full * times, count.partial * times, count.quarters * times};
       stripe.weighted_tiles += count.tiles() * heads * times;
       stripe.weighted_quarters += count.quarters * heads * times;
+      if (!before || before->block != row.block || before->key_blocks.begin != row.key_blocks.begin) stripe.list_rows += times;
+      before = &row;
       stripe.list_entries += static_cast<int64_t>(tiles.size()) * times;
       stripe.estimated = stripe.estimated || sampled;
     }

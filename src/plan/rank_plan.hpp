@@ -69,8 +69,9 @@ struct Stripe {
   TileCount tiles;                            // over head groups, not weighted
   int64_t weighted_quarters = 0;              // quarters × query heads
   int64_t weighted_tiles = 0;                 // tiles × query heads
-  int64_t list_entries = 0;
-  bool estimated = false;  // counts and needs come from sampled rows
+  int64_t list_rows = 0;                      // query blocks and pieces of long rows; head groups do not count
+  int64_t list_entries = 0;                   // of the tile lists of all head groups
+  bool estimated = false;                     // counts and needs come from sampled rows
 
   int steps() const { return static_cast<int>(fetch.size()); }
 };

@@ -1,0 +1,258 @@
+#include "engine/fetches.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <unordered_map>
+
+namespace longspan::engine {
+
+namespace {
+
+constexpr int kTags = 1 << 20;
+int tag_of(size_t t) { return static_cast<int>(t % kTags); }
+
+// Calls f(KV head, block) in the order in which both sides of a message count.
+template <typename F>
+void for_each_unit(const std::vector<UnitRun>& runs, F f) {
+  for (const UnitRun& run : runs)
+    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+      for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
+}
+
+std::vector<comm::PoolExchange::Message> outlines(const std::vector<PeerUnits>& peers) {
+  std::vector<comm::PoolExchange::Message> messages;
+  for (const PeerUnits& peer : peers) {
+    messages.push_back({peer.peer, {}});
+    for (const UnitRun& run : peer.runs)
+      messages.back().runs.insert(messages.back().runs.end(), static_cast<size_t>(run.kv_heads), run.count);
+  }
+  return messages;
+}
+
+template <typename Slot>
+std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
+  std::vector<comm::PoolExchange::Message> messages = outlines(peers);
+  for (size_t p = 0; p < peers.size(); ++p)
+    for_each_unit(peers[p].runs, [&](int kv_head, int64_t block) { messages[p].slots.push_back(slot(kv_head, block)); });
+  return messages;
+}
+
+Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step, size_t t, size_t key_class) {
+  Intervals blocks;
+  const auto found = by_step.find(static_cast<int64_t>(t));
+  if (found == by_step.end()) return blocks;
+  for (const HeldBlocks& held : found->second)
+    if (static_cast<size_t>(held.key_class) == key_class) blocks.push_back(held.blocks);
+  return normalised(std::move(blocks));
+}
+
+}  // namespace
+
+Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport, double timeout, ReadAgain read_again)
+    : shared_(what.shared),
+      plan_(what.plan),
+      schedule_(what.schedule),
+      host_of_rank_(what.host_of_rank),
+      device_(device),
+      read_again_(std::move(read_again)),
+      pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
+            plan_.unit_bytes, device),
+      exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)),
+      kept_(shared_.classes.size()) {
+  exchange_->set_timeout(timeout);
+  if (schedule_.passes_on) {
+    inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes);
+    inside_host_->set_timeout(timeout);
+  }
+  for (size_t s = 0; s < plan_.stripes.size(); ++s)
+    for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
+}
+
+const StepExchange& Fetches::exchange_of(size_t t) const {
+  const auto [s, step] = order_[t];
+  return schedule_.exchanges[s][static_cast<size_t>(step)];
+}
+
+size_t Fetches::last_of_first() const { return std::max(schedule_.first_fetch, static_cast<size_t>(schedule_.ahead - 1)); }
+
+void Fetches::prepare_first() {
+  if (!shared_.keys_stay) return;
+  while (prepared_ <= last_of_first() && prepared_ < order_.size()) prepare(prepared_);
+  std::vector<comm::PoolExchange::Step> all;
+  for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
+  exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
+}
+
+void Fetches::start_first() { start(last_of_first()); }
+
+void Fetches::start(size_t last) {
+  for (; started_ <= last && started_ < order_.size(); ++started_) {
+    if (!shared_.keys_stay) {
+      read_again(started_);
+      continue;
+    }
+    if (prepared_ == started_) prepare(started_);
+    start_prepared(started_);
+  }
+}
+
+void Fetches::read_again(size_t t) {
+  const auto [s, step] = order_[t];
+  const plan::Stripe& stripe = plan_.stripes[s];
+  if (static_cast<size_t>(step) >= stripe.fetch.size()) return;
+  std::vector<UnitRun> runs;
+  for (size_t c = 0; c < shared_.classes.size(); ++c) {
+    const plan::KeyClass& key_class = shared_.classes[c];
+    for (const Interval& run : stripe.fetch[static_cast<size_t>(step)][c])
+      runs.push_back({key_class.kv_heads.front(), static_cast<int32_t>(key_class.kv_heads.size()), run.begin, run.length()});
+  }
+  // By block, then KV head, as the input's rows have them.
+  std::vector<std::vector<int32_t>> slots;
+  for (const UnitRun& run : runs) {
+    slots.emplace_back();
+    for (int64_t block = run.block; block < run.block + run.count; ++block)
+      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+        slots.back().push_back(static_cast<int32_t>(pool_.take(kv_head, block)));
+    bytes_read_again_ += run.units() * plan_.unit_bytes;
+  }
+  key_reads_[t] = read_again_(std::move(runs), std::move(slots));
+}
+
+// Slots for what comes, and the step's messages.
+void Fetches::prepare(size_t t) {
+  const StepExchange& exchange = exchange_of(t);
+  // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
+  std::unordered_map<int64_t, int32_t> taken;
+  const auto take = [&](int kv_head, int64_t block) {
+    const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
+    if (!exchange.pass_on.empty()) taken[block * shared_.shape.kv_heads + kv_head] = slot;
+    arriving_[t].push_back(slot);
+    return slot;
+  };
+  comm::PoolExchange::Step& step = ready_.emplace_back();
+  step.receives = messages(exchange.receive, take);
+  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
+    Inside inside{t, messages(exchange.given_receive, take), {}};
+    inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
+      const auto now = taken.find(block * shared_.shape.kv_heads + kv_head);
+      return now != taken.end() ? now->second : static_cast<int32_t>(pool_.slot(kv_head, block));
+    });
+    inside_waiting_.push_back(std::move(inside));
+  }
+  if (sent_ <= t) step.sends = sends_of(sent_++);
+  prepared_ = t + 1;
+}
+
+void Fetches::start_prepared(size_t t) {
+  const comm::PoolExchange::Step step = std::move(ready_.front());
+  ready_.erase(ready_.begin());
+  for (const comm::PoolExchange::Message& message : step.receives)
+    if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
+      bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
+  exchange_->start(tag_of(t), step.receives, step.sends);
+  if (!step.receives.empty()) {
+    if (awaited_.empty()) awaited_since_ = Clock::now();
+    awaited_.push_back(t);
+  }
+  if (!ready_.empty()) return;
+  for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
+}
+
+Fetches::Messages Fetches::sends_of(size_t t) const {
+  return messages(exchange_of(t).send, [&](int kv_head, int64_t block) { return static_cast<int32_t>(pool_.slot(kv_head, block)); });
+}
+
+// Inside the host, a step's units go on as soon as they are here; step by step. Some may have come with the step before, from elsewhere
+// or from inside, and nobody has waited for that one yet when this one comes early; all steps before it have been waited for.
+bool Fetches::may_pass_on(size_t t) {
+  const auto here = [&](size_t step) { return exchange_->received(tag_of(step)) && (step == t || inside_host_->received(tag_of(step))); };
+  return here(t) && (t == 0 || here(t - 1));
+}
+
+void Fetches::pass_on(size_t last) {
+  while (!inside_waiting_.empty() && inside_waiting_.front().t <= last && may_pass_on(inside_waiting_.front().t)) {
+    const Inside& next = inside_waiting_.front();
+    inside_host_->start(tag_of(next.t), next.receives, next.sends);
+    inside_waiting_.pop_front();
+  }
+}
+
+void Fetches::hand_over() {
+  exchange_->hand_over();
+  if (inside_host_) inside_host_->hand_over();
+}
+
+void Fetches::abandon() {
+  exchange_->abandon();
+  if (inside_host_) inside_host_->abandon();
+}
+
+void Fetches::progress() {
+  exchange_->progress();
+  if (inside_host_) {
+    // Where all ranks must start all in one order, step t is passed on once step t + 1 has been started, and not before.
+    if (!exchange_->starts_in_one_order()) pass_on(order_.size());
+    inside_host_->progress();
+  }
+  note_arrivals();
+}
+
+void Fetches::note_arrivals() {
+  if (awaited_.empty()) return;
+  std::erase_if(awaited_, [&](size_t t) { return exchange_->received(tag_of(t)); });
+  if (awaited_.empty()) in_flight_ += std::chrono::duration<double>(Clock::now() - awaited_since_).count();
+}
+
+void Fetches::finish(size_t t) {
+  if (const auto read = key_reads_.find(t); read != key_reads_.end()) {
+    read->second.get();
+    key_reads_.erase(read);
+  }
+  if (!shared_.keys_stay) return;
+  if (inside_host_) inside_host_->hand_over();
+  exchange_->finish_receives(tag_of(t));
+  if (inside_host_) {
+    pass_on(t);
+    exchange_->hand_over();
+    inside_host_->finish_receives(tag_of(t));
+  }
+  note_arrivals();
+  if (const auto arrived = arriving_.find(t); arrived != arriving_.end()) {
+    device_.units_arrived(pool_.memory(), arrived->second, shared_.shape.type, shared_.shape.head_dim);
+    arriving_.erase(arrived);
+  }
+}
+
+void Fetches::finish_passing_on(size_t t) {
+  if (!inside_host_) return;
+  hand_over();
+  inside_host_->finish_sends(tag_of(t));  // what is passed on may be released now
+}
+
+void Fetches::finish_sends() {
+  if (!shared_.keys_stay) return;
+  for (size_t t = 0; t < order_.size(); ++t) exchange_->finish_sends(tag_of(t));
+}
+
+void Fetches::start_over() { prepared_ = started_ = sent_ = 0; }
+
+void Fetches::release(size_t t) {
+  const auto [s, number] = order_[t];
+  const auto step = static_cast<size_t>(number);
+  const plan::Stripe& stripe = plan_.stripes[s];
+  for (size_t c = 0; c < shared_.classes.size(); ++c) {
+    const Intervals held = held_blocks(schedule_.hold_at, t, c);
+    release(c, subtract(held_blocks(schedule_.let_go_at, t, c), held));
+    if (step < stripe.fetch.size()) release(c, subtract(subtract(stripe.fetch[step][c], stripe.keep[c]), held));
+    if (number + 1 == schedule_.steps[s]) release(c, subtract(subtract(kept_[c], stripe.keep[c]), held));
+  }
+  if (number + 1 == schedule_.steps[s]) kept_ = stripe.keep;
+}
+
+void Fetches::release(size_t key_class, const Intervals& blocks) {
+  for (const Interval& run : blocks)
+    for (int64_t block = run.begin; block < run.end; ++block)
+      for (int kv_head : shared_.classes[key_class].kv_heads) pool_.release(kv_head, block);
+}
+
+}  // namespace longspan::engine

@@ -1,0 +1,112 @@
+// The keys of other ranks, on their way and here: which steps' are asked for and when, what is passed on inside the host, and when a unit
+// leaves the pool.
+//
+//   step                     0        1        2        3
+//   asked for (2 ahead)      1, 2     3                           before it is computed; step 0 has own keys only
+//   leaves the pool                   keys 1   keys 2   keys 3    after it, unless a later stripe keeps them or they are held to pass on
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "comm/communicator.hpp"
+#include "comm/transport.hpp"
+#include "engine/key_pool.hpp"
+#include "engine/schedule.hpp"
+#include "kernels/device.hpp"
+#include "plan/blocks.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::engine {
+
+// What is fetched, by whom. All of it outlives the fetches.
+struct FetchPlan {
+  const comm::Communicator& ranks;
+  const plan::Shared& shared;
+  const plan::RankPlan& plan;
+  const plan::Blocks& blocks;
+  const Schedule& schedule;
+  const std::vector<int>& host_of_rank;
+};
+
+class Fetches {
+ public:
+  // Starts to read units again from the input into their slots: for each run, [blocks][kv_heads] of it. Asked for when keys do not stay.
+  using ReadAgain = std::function<std::future<void>(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots)>;
+  Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport, double timeout, ReadAgain read_again);
+
+  KeyPool& pool() { return pool_; }
+  const KeyPool& pool() const { return pool_; }
+  // Steps of the job as (stripe, step of it), in the order they run. Below, t counts them.
+  const std::vector<std::pair<size_t, int>>& order() const { return order_; }
+
+  // Makes ready what start_first() starts: slots, messages, memory for them. May come before this rank's own keys are here.
+  void prepare_first();
+  // The first fetches: of the steps that are ahead of the first one, and of the first step at all in which keys travel.
+  void start_first();
+  void start(size_t last);           // those of all steps up to `last`, in order
+  void finish(size_t t);             // waits until the step's keys are here
+  void finish_passing_on(size_t t);  // and until others of the host have what they get of them
+  void release(size_t t);            // after a step: lets go of the units that nobody needs any more
+  void finish_sends();               // of all steps
+  void start_over();                 // once everything has been finished: the next start is again the first
+  void progress();                   // moves messages
+  void hand_over();                  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
+  void abandon();                    // as comm::PoolExchange::abandon
+
+  double in_flight() const { return in_flight_; }  // seconds during which keys were on their way
+  int64_t bytes_received() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
+  int64_t bytes_sent() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
+  int64_t bytes_from_other_hosts() const { return bytes_from_other_hosts_; }
+  int64_t bytes_read_again() const { return bytes_read_again_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  using Messages = std::vector<comm::PoolExchange::Message>;
+  struct Inside {  // a step's messages inside the host
+    size_t t;
+    Messages receives, sends;
+  };
+
+  const StepExchange& exchange_of(size_t t) const;
+  void prepare(size_t t);
+  void start_prepared(size_t t);
+  void read_again(size_t t);
+  Messages sends_of(size_t t) const;
+  bool may_pass_on(size_t t);
+  void pass_on(size_t last);
+  void note_arrivals();
+  void release(size_t key_class, const Intervals& blocks);
+  size_t last_of_first() const;
+
+  const plan::Shared& shared_;
+  const plan::RankPlan& plan_;
+  const Schedule& schedule_;
+  const std::vector<int>& host_of_rank_;
+  kernels::Device& device_;
+  ReadAgain read_again_;
+  KeyPool pool_;
+  std::unique_ptr<comm::PoolExchange> exchange_;     // with the homes
+  std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
+
+  std::vector<std::pair<size_t, int>> order_;
+  size_t prepared_ = 0, started_ = 0, sent_ = 0;     // steps before these are
+  std::vector<comm::PoolExchange::Step> ready_;      // of steps [started_, prepared_)
+  std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
+  std::map<size_t, std::future<void>> key_reads_;    // by step
+  std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
+  std::vector<size_t> awaited_;                      // steps whose keys are on their way
+  Clock::time_point awaited_since_;                  // the first of them
+  std::vector<Intervals> kept_;                      // [class]
+  double in_flight_ = 0;
+  int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;
+};
+
+}  // namespace longspan::engine
