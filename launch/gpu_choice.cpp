@@ -26,6 +26,10 @@ std::optional<Problem> shared_gpu(const std::vector<std::string>& places) {
 GpuChoice choose_gpu(const comm::Communicator& ranks, DeviceKind kind, bool share) {
   GpuChoice choice;
   if (kind == DeviceKind::cpu) return choice;
+  // Before the first call of CUDA: the streams of a process share so many queues of the device, 8 unless said otherwise, and in a queue one
+  // waits behind the other. A step behind an exchange that waits for other ranks would lose what computing beside it gains. Processes that
+  // share a GPU keep the default.
+  if (!share) setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   const kernels::Gpus gpus = kernels::find_gpus();
   std::vector<Problem> problems;
   if (gpus.usable.empty()) {

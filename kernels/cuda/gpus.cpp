@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
-
 #include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/device.hpp"
 #include "kernels/cuda/runtime.hpp"
@@ -21,9 +19,6 @@ std::string version_text(int version) { return fmt::format("{}.{}", version / 10
 Gpus find_gpus() {
   Gpus gpus;
   int count = 0;
-  // Before the first call of CUDA: streams share so many queues of the device, 8 unless said otherwise, and in a queue one waits behind the
-  // other. A step behind an exchange that waits for other ranks would lose what computing beside it gains.
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   if (const cudaError_t result = cudaGetDeviceCount(&count); result != cudaSuccess) {
     cudaGetLastError();
     gpus.why_none = result == cudaErrorInsufficientDriver ? "no CUDA driver, or one that is older than this program's toolkit"

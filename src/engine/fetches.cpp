@@ -170,7 +170,9 @@ bool Fetches::may_pass_on(size_t t) {
 }
 
 void Fetches::pass_on(size_t last) {
-  while (!inside_waiting_.empty() && inside_waiting_.front().t <= last && may_pass_on(inside_waiting_.front().t)) {
+  // A step that is prepared but not started has nothing under way, and nothing here.
+  const auto is_due = [&](size_t t) { return t <= last && t < started_ && may_pass_on(t); };
+  while (!inside_waiting_.empty() && is_due(inside_waiting_.front().t)) {
     const Inside& next = inside_waiting_.front();
     inside_host_->start(tag_of(next.t), next.receives, next.sends);
     inside_waiting_.pop_front();
