@@ -303,6 +303,7 @@ class Engine::Run {
   }
   void finish_sending_states() {
     const Timed timed(record_.exchange);
+    fetches_.hand_over();
     long_rows_.finish_sending();
   }
 
@@ -423,7 +424,10 @@ class Engine::Run {
     device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
     // This thread has time: the next stripe's lists are made while the device computes this one's last step.
     if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size() && !next_lists_) next_lists_ = make_lists(s + 1);
-    while (!device_.wait_for(poll())) move_messages();
+    while (!device_.wait_for(poll())) {
+      move_messages();
+      fetches_.note_arrivals();
+    }
   }
 
   void end_stripe(size_t s) {

@@ -196,7 +196,6 @@ void Fetches::progress() {
     if (!exchange_->starts_in_one_order()) pass_on(order_.size());
     inside_host_->progress();
   }
-  note_arrivals();
 }
 
 void Fetches::note_arrivals() {

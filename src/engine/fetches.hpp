@@ -58,6 +58,7 @@ class Fetches {
   void finish_sends();               // of all steps
   void start_over();                 // once everything has been finished: the next start is again the first
   void progress();                   // moves messages
+  void note_arrivals();              // for in_flight(); where this rank has nothing else to do
   void hand_over();                  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
   void abandon();                    // as comm::PoolExchange::abandon
 
@@ -82,7 +83,6 @@ class Fetches {
   Messages sends_of(size_t t) const;
   bool may_pass_on(size_t t);
   void pass_on(size_t last);
-  void note_arrivals();
   void release(size_t key_class, const Intervals& blocks);
   size_t last_of_first() const;
 

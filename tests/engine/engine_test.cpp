@@ -386,5 +386,22 @@ TEST_P(EngineTest, LongRowsTravelRatherThanTheirKeys) {
   EXPECT_LE(outcome.plan.units_moved, 4 * 3);
 }
 
+// Pieces of long rows that are cut at fixed places need keys of other ranks, in steps of their own: a rank that still waits for such keys
+// waits for one that may be waiting to be rid of its states.
+TEST_P(EngineTest, LongRowsWhosePiecesFetchKeys) {
+  for (const int64_t blocks_of_room : {0, 6}) {
+    for (const auto partition : {plan::PartitionKind::contiguous, plan::PartitionKind::zigzag}) {
+      SCOPED_TRACE("room " + std::to_string(blocks_of_room));
+      Problem problem(shape_of(ElementType::bfloat16, 8, 8, 64), Documents::from_lengths({8000}), "longformer(65, 300)");
+      const Outcome outcome =
+          attend(world_, problem, {.partition = partition, .reproducible = true, .blocks_of_room = blocks_of_room, .stripes = 4});
+      expect_exact(problem, outcome, 97);
+      if (world_.size() > 1) {
+        EXPECT_GT(world_.max(outcome.record.row_bytes_received), 0);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace longspan::testing
