@@ -86,16 +86,17 @@ cudaMemPool_t stream_ordered_pool() {
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard lock(mutex);
-  const auto [pool, is_new] = pools.emplace(device, nullptr);
-  if (is_new) {
+  if (pools.count(device) == 0) {
+    cudaMemPool_t pool = nullptr;
     cudaMemPoolProps properties{};
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location = {cudaMemLocationTypeDevice, device};
-    check(cudaMemPoolCreate(&pool->second, &properties), "cudaMemPoolCreate");
+    check(cudaMemPoolCreate(&pool, &properties), "cudaMemPoolCreate");
     int no = 0;
-    check(cudaMemPoolSetAttribute(pool->second, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &no), "cudaMemPoolSetAttribute");
+    pools.emplace(device, pool);
   }
-  return pool->second;
+  return pools.at(device);
 }
 
 }  // namespace

@@ -101,7 +101,9 @@ void Probe::sample() {
   // What a row costs, and what an entry: the jobs have different numbers of entries in a row.
   const double per_row = partial_lists / partial_->list_rows(), per_long_row = many_lists / listed_->list_rows();
   const double entries = partial_->entries() / partial_->list_rows(), many_entries = listed_->entries() / listed_->list_rows();
-  const double entry = std::clamp((per_long_row - per_row) / (many_entries - entries), 0.0, per_long_row / many_entries);
+  const bool differ = many_entries > 1.5 * entries;  // or the difference is noise
+  const double entry = differ ? std::clamp((per_long_row - per_row) / (many_entries - entries), 0.0, per_long_row / many_entries)
+                              : per_row / std::max(1.0, entries);
   entry_.push_back(entry), list_row_.push_back(std::max(0.0, per_row - entry * entries));
   state_in_.push_back(in), state_out_.push_back(out), load_.push_back(load);
 }

@@ -234,7 +234,10 @@ class Engine::Run {
       next_lists_ = make_lists(s);
     };
     if (!loading_.valid() || plan_.stripes.empty()) return;
-    fetches_.prepare_first();
+    {
+      const Timed timed(record_.exchange);
+      fetches_.prepare_first();
+    }
     make(0);
     if (!stripe(0).is_long()) return;
     begin_stripe(0);  // its queries come from their homes
@@ -302,6 +305,7 @@ class Engine::Run {
     long_rows_.finish_sending();
   }
   void finish_sending_states() {
+    if (!long_rows_.is_sending()) return;
     const Timed timed(record_.exchange);
     fetches_.hand_over();
     long_rows_.finish_sending();
@@ -339,6 +343,8 @@ class Engine::Run {
       }
       merge_long_rows();  // what came while this rank waited for queries
       prepare_states(s);
+    } else {
+      merge_long_rows();  // nothing to compute here, but others wait to be rid of their states
     }
   }
 

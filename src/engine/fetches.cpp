@@ -206,6 +206,8 @@ void Fetches::note_arrivals() {
 
 void Fetches::finish(size_t t) {
   if (const auto read = key_reads_.find(t); read != key_reads_.end()) {
+    constexpr auto kPoll = std::chrono::microseconds(500);
+    while (read->second.wait_for(kPoll) != std::future_status::ready) progress();
     read->second.get();
     key_reads_.erase(read);
   }

@@ -127,24 +127,28 @@ kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_r
 
 void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
   int64_t most_leaving = 0, most = 0, all = 0;
+  size_t most_pieces = 1;  // of a stripe
   for (const plan::Stripe& stripe : stripes) {
     int64_t leaving = 0;
+    size_t pieces = 0;
     for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
       const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
       const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(piece.row)];
       const bool is_home = shared_.partition.rank_of(row.block) == rank_;
       if (!is_home && piece.rank != rank_) continue;
       most = std::max(most, packed_bytes(row));
+      if (!is_home || piece.rank != rank_) ++pieces;
       if (!is_home) leaving += packed_bytes(row);
       if (!is_home || !place_.emplace(piece.row, all).second) continue;
       constexpr int64_t kAlignment = 256;
       all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
     }
     most_leaving = std::max(most_leaving, leaving);
+    most_pieces = std::max(most_pieces, pieces);
   }
   if (most == 0) return;
   piece_bytes_ = most;
-  together_ = device_.memory_is_host() ? kTogetherOnHost : kTogetherOnGpu;
+  together_ = device_.memory_is_host() ? kTogetherOnHost : std::min(kTogetherOnGpu, most_pieces);
   if (all > 0) states_ = device_.allocate(all);
   const auto room = static_cast<int64_t>(together_) * piece_bytes_;
   passing_ = device_.allocate(room + (together_ > 1 ? piece_bytes_ : 0));

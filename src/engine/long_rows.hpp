@@ -57,7 +57,7 @@ class LongRows {
   bool has_states(int64_t block) const;
 
   void progress() { exchange_.progress(); }
-  bool is_sending() const { return exchange_.messages_in_flight() > 0; }
+  bool is_sending() const { return !sending_.empty(); }
   int64_t bytes_received() const { return exchange_.bytes_received(); }
 
  private:
