@@ -11,13 +11,14 @@ namespace {
 
 constexpr int64_t kWord = 4;
 constexpr int kTags = 1 << 19;  // queries use tags [0, kTags), states [kTags, 2·kTags)
-// So many pieces' states are copied to or from the device at once, and so many come while others are merged. In the host's memory the plan
-// has room for one and one. Copies of a GPU wait each for what else is on its link, so there are fewer and larger ones; they take some
-// MiB of its memory more than the plan says.
+
 int tag_of(int64_t piece) { return kTags + static_cast<int>(piece % kTags); }
 
 std::vector<comm::BlockExchange::Message> message(int peer, std::byte* bytes, int64_t count) { return {{peer, {{bytes, count / kWord}}}}; }
 
+// So many pieces' states are copied to or from the device at once, and so many come while others are merged. In the host's memory the plan
+// has room for one and one. Copies of a GPU wait each for what else is on its link, so there are fewer and larger ones; of its memory they
+// take that many pieces and one more than the plan says (at most 18 MB with 16 heads of head_dim 128).
 constexpr size_t kTogetherOnHost = 1, kTogetherOnGpu = 16;
 
 }  // namespace
