@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Longspan's Hopper kernel side by side with cuDNN and FlashAttention-4 (if importable) on the same tensors, in one process, interleaved.
+"""Longspan's Hopper kernel side by side with cuDNN, FlexAttention and FlashAttention-4 (if importable) on the same tensors, in one process,
+interleaved.
 
   usage: gpu_peers.py LIBRARY [--only TEXT] [--rounds N] [--json FILE]
 
 LIBRARY: tests/kernels/cuda/hopper_entry.cu and kernels/cuda/hopper_forward.cu in one shared library (the first file says how to build it).
 Every figure is TFLOP/s over the allowed pairs (4 · head_dim · pairs · heads / time), median of N rounds after 3 warm-ups, each call between
-two events. The results are compared: Longspan's against each peer's, as a relative error of the whole output.
+two events. The results are compared: Longspan's against each peer's, as a relative error of the whole output. A peer that has no such mask,
+or that fails, is left out.
 """
 import argparse
 import ctypes
@@ -19,7 +21,7 @@ TILE = 128
 tile_type = np.dtype([("key", "i4"), ("form", "u1"), ("quarters", "u1"), ("unused", "u2"), ("payload", "u8")])
 work_type = np.dtype([("q_row", "i8"), ("state_row", "i8"), ("rows", "i4"), ("kv_head", "i4"), ("first_tile", "i8"), ("tile_count", "i8"),
                       ("first_head", "i4"), ("head_count", "i4"), ("begins", "u1"), ("ends", "u1"), ("pad", "u2", 3)])
-FULL, BAND, SUBTILES = 0, 1, 2
+FULL, BAND, SUBTILES, BITS = 0, 1, 2, 3
 
 
 def band_tile(key, lo, hi):
@@ -38,7 +40,7 @@ def full_run(key, count):
 
 
 def quarter_tile(key, quarters):
-    """A tile of 64-token blocks."""
+    """A tile whose 64 x 64 quarters are allowed or not as a whole."""
     if quarters == 0xf:
         return full_run(key, 1)
     upper = (0x0f0f0f0f if quarters & 1 else 0) | (0xf0f0f0f0 if quarters & 2 else 0)
@@ -46,6 +48,22 @@ def quarter_tile(key, quarters):
     tile = np.zeros((), tile_type)
     tile["key"], tile["form"], tile["quarters"], tile["payload"] = key, SUBTILES, quarters, lower << 32 | upper
     return tile
+
+
+def quarters_of(allowed):
+    """Of the pairs [128, 128] of a tile: which quarters have one, and whether each has all or none."""
+    counts = allowed.reshape(2, 64, 2, 64).sum((1, 3)).ravel()
+    return sum(1 << n for n in range(4) if counts[n]), bool(np.isin(counts, (0, 64 * 64)).all())
+
+
+def bigbird(blocks, block_map_seed):
+    """BigBird (Zaheer et al. 2020) in blocks: a window of 3, 3 random ones a row, the first one global."""
+    near = np.arange(blocks)
+    block_map = (np.abs(near[:, None] - near) <= 1).astype(np.int64)
+    for row, chosen in enumerate(np.random.default_rng(block_map_seed).integers(0, blocks, (blocks, 3))):
+        block_map[row, chosen] = 1
+    block_map[0] = block_map[:, 0] = 1
+    return block_map
 
 
 def with_runs(keys):
@@ -60,11 +78,11 @@ def with_runs(keys):
 
 
 class Pattern:
-    """lists[I]: the tiles of query block I, partial ones first; pairs: allowed pairs of one head."""
+    """lists[I]: the tiles of query block I, partial ones first; masks: of their BITS tiles; pairs: allowed pairs of one head."""
 
     def __init__(self, tokens, kind, width=0, block_map=None):
         blocks = tokens // TILE
-        self.lists, self.pairs = [], 0
+        self.lists, self.masks, self.pairs = [], [], 0
         for i in range(blocks):
             partial, full = [], []
             if kind == "full":
@@ -83,6 +101,28 @@ class Pattern:
                 full = with_runs(whole)
                 rows = np.arange(i * TILE, (i + 1) * TILE)
                 self.pairs += int(np.minimum(rows + 1, left).sum())
+            elif kind == "longformer":
+                # A window of `width` (odd) around every token; the first 64 look at all and are looked at by all.
+                reach, line = width // 2, np.arange(TILE)
+                near = (reach + TILE - 1) // TILE
+                whole = []
+                for j in range(blocks) if i == 0 else sorted({0} | set(range(max(i - near, 0), min(i + near + 1, blocks)))):
+                    row, key = (i * TILE + line)[:, None], (j * TILE + line)[None]
+                    allowed = (np.abs(row - key) <= reach) | (row < 64) | (key < 64)
+                    self.pairs += int(allowed.sum())
+                    quarters, simple = quarters_of(allowed)
+                    if simple and quarters == 0xf:
+                        whole.append(j)
+                    elif simple and quarters:
+                        partial.append(quarter_tile(j, quarters))
+                    elif quarters and i and j:
+                        partial.append(band_tile(j, -reach + (j - i) * TILE, reach + (j - i) * TILE))
+                    elif quarters:
+                        tile = np.zeros((), tile_type)
+                        tile["key"], tile["form"], tile["quarters"], tile["payload"] = j, BITS, quarters, len(self.masks)
+                        self.masks.append(np.packbits(allowed, 1, "little"))
+                        partial.append(tile)
+                full = with_runs(whole)
             elif block_map.shape[0] == blocks:  # blocks of 128
                 full = with_runs(np.flatnonzero(block_map[i]))
                 self.pairs += int(block_map[i].sum()) * TILE * TILE
@@ -117,7 +157,7 @@ def halves(tiles):
 
 
 class Call(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "work", "items", "m", "l", "o", "out", "lse", "counter")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "masks", "work", "items", "m", "l", "o", "out", "lse", "counter")]
     _fields_ += [(name, ctypes.c_int64) for name in ("rows", "resident", "pool_slots", "tile_count", "work_count", "item_count")]
     _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim")]
 
@@ -144,7 +184,8 @@ class Longspan:
         order = sorted(range(blocks), key=lambda i: -pattern.cost(i))
         group = heads // kv_heads
         items = np.array([(h // group * blocks + i, h) for s in range(0, heads, section) for i in order for h in range(s, s + section)], "i4")
-        self.library, self.calls, self.keep = library, [], [q, on_device(items)] + state
+        masks = on_device(np.array(pattern.masks, np.uint8)) if pattern.masks else None
+        self.library, self.calls, self.keep = library, [], [q, on_device(items)] + state + [masks]
         for step in range(steps):
             tiles, work = [], np.zeros(kv_heads * blocks, work_type)
             for i in range(blocks):
@@ -158,7 +199,7 @@ class Longspan:
             self.keep += [on_device(np.array(tiles, tile_type)), on_device(work)]
             pointers = dict(zip("mlo", (t.data_ptr() for t in state)))
             self.calls.append(Call(q=q.data_ptr(), pool=self.pool.data_ptr(), slots=self.slots.data_ptr(), key_rows=self.key_rows.data_ptr(),
-                                   tiles=self.keep[-2].data_ptr(), work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(),
+                                   tiles=self.keep[-2].data_ptr(), masks=masks.data_ptr() if pattern.masks else None, work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(),
                                    lse=self.lse.data_ptr(), counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
                                    tile_count=len(tiles), work_count=len(work), item_count=len(items), heads=heads, kv_heads=kv_heads, head_dim=dim,
                                    **pointers))
@@ -172,6 +213,8 @@ class Longspan:
 
 
 def flash_attention_4(q, k, v, kind, width, block_map):
+    if kind == "longformer":
+        return None
     from flash_attn.cute.interface import _flash_attn_fwd, flash_attn_func
     q, k, v = q[None], k[None], v[None]
     first = lambda result: (result[0] if isinstance(result, tuple) else result)[0]
@@ -189,6 +232,39 @@ def flash_attention_4(q, k, v, kind, width, block_map):
     none = torch.zeros_like(count)
     lists = BlockSparseTensorsTorch(none, index, count, index, block_size=(block, block))
     return lambda: first(_flash_attn_fwd(q, k, v, block_sparse_tensors=lists, tile_mn=(block, block)))
+
+
+def flex_attention(q, k, v, pattern, kind, width, block_map):
+    """Compiled, with block masks from Longspan's lists; blocks of 64 with tiles of 64."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    block = 64 if block_map is not None and block_map.shape[0] * 64 == q.shape[0] else TILE
+    blocks = q.shape[0] // block
+    looked_at, whole = np.zeros((blocks, blocks), bool), np.zeros((blocks, blocks), bool)
+    if block_map is not None:
+        looked_at[:] = whole[:] = block_map
+    else:
+        for i, tiles in enumerate(pattern.lists):
+            for tile in tiles:
+                run = slice(int(tile["key"]), int(tile["key"]) + (int(tile["payload"]) if tile["form"] == FULL else 1))
+                looked_at[i, run], whole[i, run] = True, tile["form"] == FULL
+    masks = {
+        "full": lambda b, h, i, j: i >= 0,
+        "causal": lambda b, h, i, j: i >= j,
+        "window": lambda b, h, i, j: (i >= j) & (i - j < width),
+        "longformer": lambda b, h, i, j: ((i - j).abs() <= width // 2) | (i < 64) | (j < 64),
+        "blocks": lambda b, h, i, j: i >= 0,  # all blocks are whole
+    }
+
+    def lists(chosen):
+        count = torch.tensor(chosen.sum(1), dtype=torch.int32, device="cuda")[None, None]
+        return count, torch.tensor(np.argsort(~chosen, 1, kind="stable"), dtype=torch.int32, device="cuda")[None, None]
+
+    mask = BlockMask.from_kv_blocks(*lists(looked_at & ~whole), *lists(whole), BLOCK_SIZE=(block, block), mask_mod=masks[kind],
+                                    seq_lengths=(q.shape[0], q.shape[0]))
+    compiled = torch.compile(flex_attention, dynamic=False)
+    a, b, c = (x.transpose(0, 1)[None] for x in (q, k, v))
+    more = {"kernel_options": {"BLOCK_M": 64, "BLOCK_N": 64}} if block == 64 else {}
+    return lambda: compiled(a, b, c, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1], **more)[0].transpose(0, 1)
 
 
 def cudnn(q, k, v, kind):
@@ -211,6 +287,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json")
     options = parser.parse_args()
+    torch._dynamo.config.recompile_limit = 100  # one a case
     library = ctypes.CDLL(options.library)
     Ki = 1024
     cases = [  # name, tokens, heads, KV heads, head_dim, kind, width or block, density, heads of a section
@@ -226,6 +303,8 @@ def main():
         ("D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, "blocks", 128, 0.05, 1),
         ("D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.20, 1),
         ("D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.05, 1),
+        ("D128 Longformer 513 of 64Ki", 64 * Ki, 32, 32, 128, "longformer", 513, 1, 1),
+        ("D128 BigBird of 64Ki", 64 * Ki, 32, 32, 128, "bigbird", 64, 1, 1),
     ]
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; TFLOP/s over allowed pairs")
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -239,11 +318,14 @@ def main():
         q = torch.randn(tokens, heads, dim, device="cuda", dtype=torch.bfloat16)
         k, v = (torch.randn(tokens, kv_heads, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         block_map = (np.random.default_rng(4).random((tokens // width, tokens // width)) < density).astype(np.int64) if kind == "blocks" else None
+        if kind == "bigbird":
+            kind, block_map = "blocks", bigbird(tokens // width, 4)
         pattern = Pattern(tokens, kind, width, block_map)
         runs = {"Longspan": Longspan(library, pattern, q, k, v, section)}
         if name == "D128 full 16Ki":
             runs["two steps"] = Longspan(library, pattern, q, k, v, section, steps=2)
-        for peer, make in (("FlashAttention-4", lambda: flash_attention_4(q, k, v, kind, width, block_map)), ("cuDNN", lambda: cudnn(q, k, v, kind))):
+        for peer, make in (("FlashAttention-4", lambda: flash_attention_4(q, k, v, kind, width, block_map)), ("cuDNN", lambda: cudnn(q, k, v, kind)),
+                           ("FlexAttention", lambda: flex_attention(q, k, v, pattern, kind, width, block_map))):
             try:
                 run = make()
                 if run:

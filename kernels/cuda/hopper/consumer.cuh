@@ -43,6 +43,7 @@ struct Consumer {
   const int row;                // of the block; the thread's other row is row + 8
   Walk<Ring::kSlots> walk;
   bool more = true;  // entries of this item may follow
+  bool fresh;        // o is zero still
 
   uint32_t p[32];  // probabilities of the latest entry rounded, as A of P·V
   float o[D / 2];
@@ -102,9 +103,7 @@ struct Consumer {
     return {static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
   }
   __device__ __forceinline__ void look_up_mask(const Entry& entry, uint32_t (&allowed)[2][4]) const {
-    const Mask mask = mask_of(entry);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) mask.words(a.masks, row + 8 * r, entry.first_key(group), lane, allowed[r]);
+    mask_of(entry).words(a.masks, row, entry.first_key(group), lane, allowed);
   }
 
   // l takes the latest entry in.
@@ -128,6 +127,7 @@ struct Consumer {
       if (far) m[r] = most;
       l[r] *= factor[r];
     }
+    if (fresh) return;
 #pragma unroll
     for (int i = 0; i < D / 2; ++i) o[i] *= factor[i / 2 % 2];
   }
@@ -176,6 +176,7 @@ struct Consumer {
     release(&shared.k_empty[entry.first_slot]);
     if (masked) forbid(s, allowed);
     raise(s);
+    fresh = false;
     soften(s);
   }
 
@@ -254,16 +255,15 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void take_nonfinite(const Entry& entry) {
-    const Mask mask = mask_of(entry);
     const int keys = entry.both(group) ? 2 * kSlotKeys : kSlotKeys;
+    uint32_t allowed[2][4];
+    mask_of(entry).words(a.masks, row, entry.first_key(group), 0, allowed);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      uint32_t allowed[4];
-      mask.words(a.masks, row + 8 * r, entry.first_key(group), 0, allowed);
 #pragma unroll
       for (int w = 0; w < 4; ++w)
         for (int key = 32 * w; key < 32 * w + 32 && key < keys; ++key) {
-          if (!(allowed[w] >> (key % 32) & 1)) continue;
+          if (!(allowed[r][w] >> (key % 32) & 1)) continue;
 #pragma unroll
           for (int n = 0; n < D / 8; ++n) {  // 16-byte pieces are swizzled
             const uint16_t* line = &shared.v[n / 8][entry.slot(group) * kPanelElements + key * kPanel];
@@ -359,6 +359,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void read_state(const Item& item) {
+    fresh = item.begins;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       m[r] = -kInfinity, l[r] = 0, sum[r] = 0;
@@ -387,19 +388,12 @@ struct Consumer {
   }
 
   template <typename Output>
-  __device__ __forceinline__ void write_rounded(const Item& item) const {
+  __device__ __forceinline__ void round(uint32_t (&pairs)[2][D / 8]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const Normalise normalise(l[r]);
-      uint32_t pairs[D / 8];
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) pairs[n] = pack<Output>(normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1]));
-      // A row's four threads hold 2 columns of each 8: after the exchange each holds 8 columns of every fourth, 16 bytes to store.
-      exchange(pairs, lane);
-      if (row + 8 * r >= item.rows) continue;
-      auto* to = reinterpret_cast<uint4*>(a.out + ((item.q_row + row + 8 * r) * a.heads + item.head) * D * 2) + lane % 4;
-#pragma unroll
-      for (int n = 0; n < D / 8; n += 4) to[n] = uint4{pairs[n], pairs[n + 1], pairs[n + 2], pairs[n + 3]};
+      for (int n = 0; n < D / 8; ++n) pairs[r][n] = pack<Output>(normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1]));
     }
   }
 
@@ -409,11 +403,7 @@ struct Consumer {
       const int64_t at = (item.q_row + row + 8 * r) * a.heads + item.head;
       if (lane % 4 == 0 && row + 8 * r < item.rows) a.lse[at] = natural_lse(m[r], l[r]);
     }
-    if (a.output_type == ElementType::bfloat16) {
-      write_rounded<__nv_bfloat16>(item);
-    } else if (a.output_type == ElementType::float16) {
-      write_rounded<__half>(item);
-    } else {
+    if (a.output_type == ElementType::float32) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         if (row + 8 * r >= item.rows) continue;
@@ -422,6 +412,22 @@ struct Consumer {
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) to[4 * n] = float2{normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1])};
       }
+      return;
+    }
+    uint32_t pairs[2][D / 8];
+    if (a.output_type == ElementType::bfloat16) {
+      round<__nv_bfloat16>(pairs);
+    } else {
+      round<__half>(pairs);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // A row's four threads hold 2 columns of each 8: after the exchange each holds 8 columns of every fourth, 16 bytes to store.
+      exchange(pairs[r], lane);
+      if (row + 8 * r >= item.rows) continue;
+      auto* to = reinterpret_cast<uint4*>(a.out + ((item.q_row + row + 8 * r) * a.heads + item.head) * D * 2) + lane % 4;
+#pragma unroll
+      for (int n = 0; n < D / 8; n += 4) to[n] = uint4{pairs[r][n], pairs[r][n + 1], pairs[r][n + 2], pairs[r][n + 3]};
     }
   }
 

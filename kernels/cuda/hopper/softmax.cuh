@@ -27,30 +27,43 @@ struct Mask {
   int keys;
   uint32_t payload[2];
 
-  // For the 128 keys from first_key (0 or 64) on, 32 a word, shifted so that the thread's keys of every 8 are bits 0 and 1. Words past the
-  // tile are not used.
-  __device__ void words(const MaskBits* masks, int row, int first_key, int lane, uint32_t (&allowed)[4]) const {
-    uint4 stored{};
-    if (form == static_cast<int>(Tile::Form::bits)) {
-      const int64_t index = static_cast<int64_t>(uint64_t{payload[1]} << 32 | payload[0]);
-      stored = __ldg(reinterpret_cast<const uint4*>(&masks[index].words[2 * row]));
-      if (first_key) stored.x = stored.z, stored.y = stored.w;
-    }
-    const uint32_t all[4] = {stored.x, stored.y, stored.z, stored.w};
+  // For the 128 keys from first_key (0 or 64) on, 32 a word, shifted so that the thread's keys of every 8 are bits 0 and 1; of rows `row`
+  // and row + 8. Words past the tile are not used. All threads of a warp take the same way.
+  __device__ void words(const MaskBits* masks, int row, int first_key, int lane, uint32_t (&allowed)[2][4]) const {
+    const int first = first_key + 2 * (lane % 4);
+    if (form == static_cast<int>(Tile::Form::band)) {  // lo <= row − key <= hi; sides without a bound may be the extreme int32
+      const int lo = max(static_cast<int>(payload[0]), -kTile), hi = min(static_cast<int>(payload[1]), kTile);
 #pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const int start = first_key + 32 * w;
-      uint32_t word = all[w];
-      if (form == static_cast<int>(Tile::Form::full)) word = 0xffffffff;
-      if (form == static_cast<int>(Tile::Form::band)) {  // lo <= row − key <= hi; sides without a bound may be the extreme int32
-        const int lo = max(static_cast<int>(payload[0]), -kTile), hi = min(static_cast<int>(payload[1]), kTile);
-        word = bits_between(row - hi - start, row - lo + 1 - start);
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const int row_here = row + 8 * r - first - 32 * w;
+          allowed[r][w] = bits_between(row_here - hi, row_here - lo + 1);
+        }
+    } else if (form == static_cast<int>(Tile::Form::subtiles)) {  // bit 8·(row/16) + key/16; both rows are of one 16
+      const uint32_t line = (row < 64 ? payload[0] : payload[1]) >> 8 * (row / 16 % 4) >> first_key / 16;
+#pragma unroll
+      for (int w = 0; w < 4; ++w)
+        allowed[0][w] = allowed[1][w] = ((line >> 2 * w & 1 ? 0xffff : 0) | (line >> 2 * w & 2 ? 0xffff0000 : 0)) >> 2 * (lane % 4);
+    } else if (form == static_cast<int>(Tile::Form::bits)) {
+      const int64_t index = static_cast<int64_t>(uint64_t{payload[1]} << 32 | payload[0]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint4 stored = __ldg(reinterpret_cast<const uint4*>(&masks[index].words[2 * (row + 8 * r)]));
+        allowed[r][0] = (first_key ? stored.z : stored.x) >> 2 * (lane % 4);
+        allowed[r][1] = (first_key ? stored.w : stored.y) >> 2 * (lane % 4);
+        allowed[r][2] = stored.z >> 2 * (lane % 4), allowed[r][3] = stored.w >> 2 * (lane % 4);
       }
-      if (form == static_cast<int>(Tile::Form::subtiles)) {  // bit 8·(row/16) + key/16
-        const uint32_t line = (row < 64 ? payload[0] : payload[1]) >> 8 * (row / 16 % 4) >> start / 16;
-        word = (line & 1 ? 0xffff : 0) | (line & 2 ? 0xffff0000 : 0);
+    } else {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) allowed[0][w] = allowed[1][w] = 0xffffffff;
+    }
+    if (keys < kTile) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const uint32_t there = bits_between(0, keys - first - 32 * w);
+        allowed[0][w] &= there, allowed[1][w] &= there;
       }
-      allowed[w] = (word & bits_between(0, keys - start)) >> 2 * (lane % 4);
     }
   }
 };

@@ -21,6 +21,7 @@ struct LongspanCall {
   const std::byte *q, *pool;
   const int32_t *slots, *key_rows;
   const Tile* tiles;
+  const MaskBits* masks;  // or null if no tile is of that form
   const Work* work;
   const cuda::WorkHead* items;
   float *m, *l, *o;
@@ -39,6 +40,7 @@ extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) t
   step.step.resident = call->resident;
   step.step.work = {call->work, static_cast<size_t>(call->work_count)},
   step.step.tiles = {call->tiles, static_cast<size_t>(call->tile_count)};
+  step.step.masks = {call->masks, 0};  // the kernel does not look at how many
   step.step.m = call->m, step.step.l = call->l, step.step.o = call->o;
   step.out = call->out, step.lse = call->lse, step.q_rows = call->rows, step.pool_slots = call->pool_slots;
   step.items = call->items, step.item_count = call->item_count, step.counter = call->counter;
