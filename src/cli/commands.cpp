@@ -95,7 +95,7 @@ const Option kHostMemory{.name = "host-memory",
                          .kind = Kind::bytes,
                          .value = "SIZE",
                          .fallback = "128Mi",
-                         .help = "pinned host memory of a GPU rank: buffers between files and the GPU",
+                         .help = "pinned host memory of a GPU rank: buffers on the way of rows to and from the GPU",
                          .least = 1 << 20,
                          .most = int64_t{1} << 40};
 const Option kBind{.name = "bind",
@@ -395,6 +395,7 @@ std::vector<Command> make_commands() {
                                 .choices = {"strong", "weak", "both"}},
                                kIterations,
                                kProbeTime,
+                               kHostMemory,
                                {.name = "svg", .value = "FILE", .help = "draw the curves to FILE", .when_absent = "none"}},
                    .more = "The ranks that have no part in a run sleep. --json writes what plan --machine takes.",
                    .collective = true};
