@@ -4,19 +4,9 @@
 
 namespace longspan {
 
-Interval overlap(Interval a, Interval b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
-
-void append(Intervals& set, Interval next) {
-  if (next.empty()) return;
-  if (!set.empty() && next.begin <= set.back().end) {
-    set.back().end = std::max(set.back().end, next.end);
-  } else {
-    set.push_back(next);
-  }
-}
-
 Intervals normalised(Intervals any) {
-  std::sort(any.begin(), any.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  const auto ascending = [](const Interval& a, const Interval& b) { return a.begin < b.begin; };
+  if (!std::is_sorted(any.begin(), any.end(), ascending)) std::sort(any.begin(), any.end(), ascending);
   Intervals set;
   for (const Interval& interval : any) append(set, interval);
   return set;

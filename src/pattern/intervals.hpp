@@ -2,6 +2,7 @@
 // keys that a block of rows looks at, blocks that a rank needs, blocks that it holds.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -15,13 +16,22 @@ struct Interval {
   bool operator==(const Interval&) const = default;
 };
 
-Interval overlap(Interval a, Interval b);
+inline Interval overlap(Interval a, Interval b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
 // Sorted by begin, disjoint, and never touching (…,5) [5,…): two sets are equal exactly when their vectors are.
 using Intervals = std::vector<Interval>;
 
 // Appends `next`, which begins at or after the last interval's begin, and merges it if they overlap or touch. Empty ones are dropped.
-void append(Intervals& set, Interval next);
+// Here, with overlap(), because the lists of a plan are made of little else.
+inline void append(Intervals& set, Interval next) {
+  if (next.empty()) return;
+  if (!set.empty() && next.begin <= set.back().end) {
+    set.back().end = std::max(set.back().end, next.end);
+  } else {
+    set.push_back(next);
+  }
+}
+
 // Any order, overlaps allowed -> a proper set.
 Intervals normalised(Intervals any);
 

@@ -17,7 +17,7 @@ namespace longspan::plan {
 
 namespace {
 
-constexpr int64_t kMostStripeIntervals = 1 << 16;  // collected before they are united
+constexpr size_t kMostLoose = 1 << 10;  // intervals collected before they are united with the others, which may be as many or more
 
 // Of one rank: each takes some 100 to 300 bytes in the plan, which comes on top of --memory, and a message to each peer. More are a
 // mistake: 4 ranks of 12 million tokens under a --memory of 1 MiB would need a thousand million of them.
@@ -25,6 +25,14 @@ constexpr int64_t kMostSteps = 1 << 20;
 
 // Groups whose fetched bytes reach this are worth a step of their own: a message costs some 100 µs to start.
 constexpr int64_t kWorthwhileGroup = int64_t{16} << 20;
+
+// The first interval from `at` on that does not end at or before `position`: near ones are found in few steps.
+Intervals::const_iterator first_past(Intervals::const_iterator at, Intervals::const_iterator end, int64_t position) {
+  const auto before = [&](const Interval& interval) { return interval.end <= position; };
+  int64_t step = 1;
+  while (end - at > step && before(at[step])) at += step, step *= 2;
+  return std::partition_point(at, end - at > step ? at + step : end, before);
+}
 
 // Key blocks of a stripe, class by class, collected row by row.
 class NeedCollector {
@@ -36,11 +44,15 @@ class NeedCollector {
     for (size_t c = 0; c < shared_.classes.size(); ++c) {
       const auto& groups = shared_.classes[c].groups;
       if (std::find(groups.begin(), groups.end(), group) == groups.end()) continue;
+      // Most of what a row looks at, rows before it have looked at. Tiles ascend, and so does the interval that might have one.
+      auto known = need_[c].cbegin();
       for (const kernels::Tile& tile : tiles) {
         const int64_t end = tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1);
-        loose_[c].push_back({tile.key, std::min(end + rows - 1, std::max(end, reach.end))});
+        const Interval seen{tile.key, std::min(end + rows - 1, std::max(end, reach.end))};
+        known = first_past(known, need_[c].cend(), seen.begin);
+        if (known == need_[c].cend() || seen.begin < known->begin || seen.end > known->end) loose_[c].push_back(seen);
       }
-      if (static_cast<int64_t>(loose_[c].size()) > kMostStripeIntervals) settle(c);
+      if (loose_[c].size() > std::max(kMostLoose, need_[c].size())) settle(c);
     }
   }
 
