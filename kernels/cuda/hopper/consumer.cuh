@@ -2,7 +2,8 @@
 //
 // A consumer issues Q·Kᵀ of one entry and P·V of the entry before together, and its softmax runs beside the other's products. Measured
 // without gain: turns of the consumers (FlashAttention-3's ping-pong), exponentials while P·V is under way, no maximum at all until the
-// probabilities show that it is needed.
+// probabilities show that it is needed, sums behind the exponentials, ring slots in uniform registers, run() unrolled, one code for masked
+// steps (a quarter of the instruction cache's misses, and slower), an item's first product before the results of the one before are stored.
 #pragma once
 
 #include <limits>

@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -310,7 +310,7 @@ struct Problem {
       work.push_back(w);
     }
     std::vector<int32_t> dear(blocks);
-    for (int64_t i = 0; i < blocks; ++i) dear[i] = static_cast<int32_t>(i);
+    std::iota(dear.begin(), dear.end(), 0);
     std::stable_sort(dear.begin(), dear.end(), [&](int a, int b) { return cost[a] > cost[b]; });
     const int section = c.section ? c.section : c.heads;
     // One Work per KV head: Work carries kv_head.
@@ -460,27 +460,17 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
 int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IONBF, 0);
   std::vector<std::pair<std::string, Forward>> builds;
-  std::vector<void (*)()> profiles;
   bool check = false, time = false;
   int repeats = 0;
   std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--check")
-      check = true;
-    else if (argument == "--time")
-      time = true;
-    else if (argument == "--repeat")
-      repeats = std::atoi(argv[++i]);
-    else if (argument == "--only")
-      only = argv[++i];
-    else {
+    check = check || argument == "--check", time = time || argument == "--time";
+    if (argument == "--repeat") repeats = std::atoi(argv[++i]);
+    if (argument == "--only") only = argv[++i];
+    if (argument.rfind("--", 0) != 0) {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (!library) {
-        std::printf("%s\n", dlerror());
-        return 1;
-      }
-      profiles.push_back(reinterpret_cast<void (*)()>(dlsym(library, "longspan_profile")));
+      if (!library) return std::printf("%s\n", dlerror()), 1;
       builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
     }
   }
@@ -541,8 +531,7 @@ int main(int argc, char** argv) {
       for (Problem* problem : {&p, &r})
         for (auto& [name, forward] : builds) {
           const DeviceStep step = problem->step();
-          problem->poison();
-          forward(&step, nullptr);
+          problem->poison(), forward(&step, nullptr);
           const auto bits = problem->bits();
           int different = 0;
           for (int i = 0; i < repeats; ++i) {
@@ -604,9 +593,6 @@ int main(int argc, char** argv) {
       CHECK(cudaDeviceSynchronize());
       const auto [error, lse] = error_of(p, 8);
       std::printf("   %.1e %.0e\n", error, lse);
-      for (size_t b = 0; b < builds.size(); ++b)
-        if (profiles[b]) std::printf("%s", builds[b].first.c_str()), profiles[b]();
-      std::fflush(stdout);
     }
   }
   return failures != 0;
