@@ -8,12 +8,6 @@
 
 namespace longspan::bench {
 
-namespace {
-
-constexpr int64_t kStepBytes = int64_t{32} << 20;  // of keys whose messages pass through pinned host memory
-
-}  // namespace
-
 PreparedJob::PreparedJob(const comm::Communicator& ranks, Job job) : job_(std::move(job)) {
   ranks.agreed([&] {
     pattern_.emplace(job_.pattern, job_.shape.heads, job_.shape.kv_heads, job_.documents, job_.sources);
@@ -24,7 +18,7 @@ PreparedJob::PreparedJob(const comm::Communicator& ranks, Job job) : job_(std::m
     options.output_type = job_.output_type;
     options.keys_can_be_read_again = false;
     options.stripes = 1;
-    if (job_.through_host_memory) options.step_bytes = kStepBytes;
+    if (job_.through_host_memory) options.step_bytes = job_.host_memory / 4;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     // All keys of the sequence and all rows of a rank twice over are more than any plan uses; pages that are not touched cost nothing.
     const int64_t keys = blocks_->count() * job_.shape.kv_heads * kernels::unit_bytes(job_.shape.type, job_.shape.head_dim);

@@ -25,8 +25,9 @@ struct Job {
   plan::PartitionKind partition = plan::PartitionKind::automatic;
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   std::optional<int64_t> memory;     // bytes per rank, the same on all; absent: what the plan needs at its fastest
-  bool through_host_memory = false;  // the messages of GPUs: steps are kept small then
-  double timeout = 0;                // seconds; 0: never
+  bool through_host_memory = false;  // the messages of GPUs: steps are kept small then, a quarter of
+  int64_t host_memory = int64_t{128} << 20;
+  double timeout = 0;  // seconds; 0: never
 };
 
 class PreparedJob {

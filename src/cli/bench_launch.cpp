@@ -56,11 +56,10 @@ BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings
   place.kind = choice.gpu ? "cuda" : "cpu";
   place.identity = choice.gpu ? fmt::format("cuda {}.{}", choice.gpu->major, choice.gpu->minor) : "cpu";
   place.memory = choice.gpu ? launch::memory_share(choice.free_memory, choice.sharers) : share.memory;
-  if (settings.command().find("host-memory")) place.host_memory = settings.integer("host-memory");
+  place.host_memory = settings.command().find("host-memory") ? settings.integer("host-memory") : kernels::GpuOptions().host_bytes;
   ranks.agreed([&] {
     if (choice.gpu)
-      place.device =
-          place.host_memory > 0 ? kernels::open_gpu(*choice.gpu, {.host_bytes = place.host_memory}) : kernels::open_gpu(*choice.gpu);
+      place.device = kernels::open_gpu(*choice.gpu, {.host_bytes = place.host_memory});
     else
       place.device = std::make_unique<kernels::cpu::CpuDevice>(place.threads);
   });

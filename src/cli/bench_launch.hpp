@@ -33,7 +33,7 @@ struct BenchPlace {
   std::string kind;         // "cpu", "cuda"
   std::string identity;     // as job::AttendRequest::device has it: "cpu", "cuda 9.0"
   int64_t memory = 0;       // bytes that a rank's job may take unless --memory says otherwise
-  int64_t host_memory = 0;  // pinned, of --host-memory where the command has it
+  int64_t host_memory = 0;  // pinned: --host-memory where the command has it, else what a GPU takes by itself
   std::string text;         // "AVX3_ZEN4, 2 threads each"
 };
 // Collective: of --device, --share-gpu, --threads. Throws AgreedError.

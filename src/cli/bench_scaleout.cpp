@@ -132,6 +132,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   });
   const std::optional<io::CorpusLayout> corpus = bench_corpus(ranks, settings);
   const BenchPlace place = bench_place(ranks, settings);
+  job.host_memory = place.host_memory;
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;

@@ -157,7 +157,8 @@ def halves(tiles):
 
 
 class Call(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "masks", "work", "items", "m", "l", "o", "out", "lse", "counter")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "masks", "work", "items",
+                                                     "m", "l", "o", "out", "lse", "counter")]
     _fields_ += [(name, ctypes.c_int64) for name in ("rows", "resident", "pool_slots", "tile_count", "work_count", "item_count")]
     _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim")]
 
@@ -199,8 +200,9 @@ class Longspan:
             self.keep += [on_device(np.array(tiles, tile_type)), on_device(work)]
             pointers = dict(zip("mlo", (t.data_ptr() for t in state)))
             self.calls.append(Call(q=q.data_ptr(), pool=self.pool.data_ptr(), slots=self.slots.data_ptr(), key_rows=self.key_rows.data_ptr(),
-                                   tiles=self.keep[-2].data_ptr(), masks=masks.data_ptr() if pattern.masks else None, work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(),
-                                   lse=self.lse.data_ptr(), counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
+                                   tiles=self.keep[-2].data_ptr(), masks=masks.data_ptr() if pattern.masks else None,
+                                   work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(), lse=self.lse.data_ptr(),
+                                   counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
                                    tile_count=len(tiles), work_count=len(work), item_count=len(items), heads=heads, kv_heads=kv_heads, head_dim=dim,
                                    **pointers))
 
@@ -352,7 +354,9 @@ def main():
         torch.cuda.empty_cache()
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"device": torch.cuda.get_device_name(), "results": results}, file, indent=1)
+            record = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(),
+                      "matrix product 8192^3": 2 * 8192**3 / ceiling * 1e-9, "rounds": options.rounds, "results": results}
+            json.dump(record, file, indent=1)
 
 
 def median_time(runs, rounds):
