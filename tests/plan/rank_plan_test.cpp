@@ -169,6 +169,13 @@ TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
             expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
 }
 
+// Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
+TEST(RankPlan, WhatEarlierRowsLookAtIsNotCollectedAgain) {
+  for (const std::string text :
+       {"block_random(128, 16, 5) | block_columns(128, 40, 3, 4)", "0-1: block_random(128, 16, 1) | window(200); 2-3: causal"})
+    for (int ranks : {1, 3}) expect_sound({text, {128 * 3000 - 3, 200}, ranks, PartitionKind::contiguous, false, false, true});
+}
+
 TEST(RankPlan, LongRowsTravelOnlyWhereThatMovesLess) {
   const Documents documents = Documents::single(128 * 200);
   Shape shape = kShape;
