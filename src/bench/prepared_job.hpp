@@ -24,10 +24,10 @@ struct Job {
   ElementType output_type = ElementType::bfloat16;
   plan::PartitionKind partition = plan::PartitionKind::automatic;
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
-  std::optional<int64_t> memory;     // bytes per rank, the same on all; absent: what the plan needs at its fastest
-  bool through_host_memory = false;  // the messages of GPUs: steps are kept small then, a quarter of
-  int64_t host_memory = int64_t{128} << 20;
-  double timeout = 0;  // seconds; 0: never
+  std::optional<int64_t> memory;             // bytes per rank, the same on all; absent: what the plan needs at its fastest
+  bool through_host_memory = false;          // the messages of GPUs: steps are kept small then
+  int64_t host_memory = int64_t{128} << 20;  // pinned bytes of a GPU rank; such a step takes a quarter
+  double timeout = 0;                        // seconds; 0: never
 };
 
 class PreparedJob {
