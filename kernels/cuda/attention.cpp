@@ -32,8 +32,10 @@ const char* forward_kernel(ElementType type, int head_dim, float scale, int devi
   return type == ElementType::float32 ? "portable (FMA)" : "portable (mma.sync)";
 }
 
+bool takes_hopper(const Step& step) { return takes_hopper(step.type, step.head_dim, step.scale, current_major()); }
+
 void forward(const DeviceStep& step, cudaStream_t stream) {
-  if (takes_hopper(step.step.type, step.step.head_dim, step.step.scale, current_major())) return forward_hopper(step, stream);
+  if (takes_hopper(step.step)) return forward_hopper(step, stream);
   forward_portable(step, stream);
 }
 

@@ -14,6 +14,9 @@ namespace longspan::kernels::cuda {
 // order in which the device runs the items; they do depend on the kernel (portable or Hopper's) and its tile shape.
 void forward(const DeviceStep& step, cudaStream_t stream);
 
+// Whether forward() takes Hopper's kernel on the current device.
+bool takes_hopper(const Step& step);
+
 // mma.sync and cp.async, sm_80 and later: float16 and bfloat16, every head_dim (FlashAttention-2's shape); float32 by FMA.
 void forward_portable(const DeviceStep& step, cudaStream_t stream);
 

@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/thread_pool.hpp"
 #include "kernels/cuda/attention.hpp"
+#include "kernels/cuda/queue.hpp"
 #include "kernels/cuda/units.hpp"
 
 namespace longspan::kernels::cuda {
@@ -187,39 +188,17 @@ void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, 
                  compute_.get());
 }
 
-namespace {
-
-// K and V of as many KV heads as fit are worked on at a time, so that they come from the L2 cache (50 MB on Hopper) to all multiprocessors.
-constexpr int64_t kSectionBytes = 32 << 20;
-
-// The queue of a step: sections of KV heads; in each, work in its order, dearest first, with its heads side by side.
-std::vector<WorkHead> queue(const Step& step) {
-  const int64_t head_bytes = std::max<int64_t>(1, step.resident * unit_bytes(step.type, step.head_dim));
-  const auto together = static_cast<int>(std::clamp<int64_t>(kSectionBytes / head_bytes, 1, step.kv_heads));
-  std::vector<std::vector<WorkHead>> sections(static_cast<size_t>((step.kv_heads + together - 1) / together));
-  for (size_t w = 0; w < step.work.size(); ++w) {
-    const Work& work = step.work[w];
-    for (int h = 0; h < work.head_count; ++h)
-      sections[static_cast<size_t>(work.kv_head / together)].push_back(
-          {static_cast<int32_t>(w), step.head_lists[static_cast<size_t>(work.first_head + h)]});
-  }
-  std::vector<WorkHead> items;
-  for (const std::vector<WorkHead>& section : sections) items.insert(items.end(), section.begin(), section.end());
-  return items;
-}
-
-}  // namespace
-
 void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
   const CurrentDevice current(gpu_.ordinal);
-  const std::vector<WorkHead> items = queue(step);
+  const int halves = takes_hopper(step) ? halves_at_a_time(step) : 2;
+  const std::vector<Item> items = queue(step, halves);
   const int32_t zero = 0;
   Parcel parcel;
   const size_t work = parcel.add(step.work), tiles = parcel.add(step.tiles), head_lists = parcel.add(step.head_lists),
                masks = parcel.add(step.masks),
                slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = parcel.add(std::span(step.key_rows, static_cast<size_t>(step.resident))),
-               pairs = parcel.add(std::span<const WorkHead>(items)), counter = parcel.add(std::span(&zero, 1));
+               pairs = parcel.add(std::span<const Item>(items)), counter = parcel.add(std::span(&zero, 1));
   parcel.send(lists_host_, lists_, compute_);
 
   DeviceStep device;
@@ -236,7 +215,8 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   device.q_rows = q_rows;
   device.pool_slots = pool.slots;
   device.nonfinite_v = pool.nonfinite;
-  device.items = parcel.at<WorkHead>(pairs);
+  device.items = parcel.at<Item>(pairs);
+  device.halves_at_a_time = halves;
   device.item_count = static_cast<int64_t>(items.size());
   device.counter = const_cast<int32_t*>(parcel.at<int32_t>(counter));
   forward(device, compute_.get());

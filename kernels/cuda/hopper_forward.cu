@@ -1,6 +1,6 @@
-// One persistent CTA per multiprocessor takes (work, head) items off a queue. Three warp groups:
+// One persistent CTA per multiprocessor takes items off a queue. Three warp groups:
 //   producer     warp 0 walks the items' tile lists and has K copied into a ring in shared memory, warp 3 V; warps 1 and 2 load the Q rows;
-//   consumers    two warp groups of 64 rows each: S = Q·Kᵀ, online softmax, O += P·V.
+//   consumers    two warp groups (head_dim 64: three) of 64 rows each: S = Q·Kᵀ, online softmax, O += P·V.
 //
 // Bits: an entry maps the state (m, l, O) of a row to the next one, and nothing but the state passes from one entry to the next. So a
 // list cut into steps gives the same bits. In particular l is summed over the four threads of a row in every entry, not at the end.
@@ -21,37 +21,38 @@ namespace {
 
 using namespace hopper;
 
-template <typename Element, int D>
-__global__ void __launch_bounds__(kThreads, 1)
+template <typename Element, class S>
+__global__ void __launch_bounds__(S::kThreads, 1)
     forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map,
                    const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<D>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<S>*>(memory);
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes
   if (threadIdx.x == 0) {
-    for (int slot = 0; slot < Shared<D>::kSlots; ++slot) {
+    for (int slot = 0; slot < Shared<S>::kSlots; ++slot) {
       barrier_init(&shared.announced[slot], 1), barrier_init(&shared.k_full[slot], 1), barrier_init(&shared.v_full[slot], 1);
-      barrier_init(&shared.k_empty[slot], kConsumerWarps + 1), barrier_init(&shared.v_empty[slot], kConsumerWarps);
+      barrier_init(&shared.k_empty[slot], S::kConsumerWarps + 1), barrier_init(&shared.v_empty[slot], S::kConsumerWarps);
     }
-    for (int group = 0; group < kConsumers; ++group)
-      barrier_init(&shared.q_full[group], 1), barrier_init(&shared.q_empty[group], kConsumerWarps / kConsumers);
+    for (int group = 0; group < S::kConsumers; ++group)
+      barrier_init(&shared.q_full[group], 1), barrier_init(&shared.q_empty[group], kGroup / 32);
     for (int item = 0; item < kItems; ++item)
-      barrier_init(&shared.item_full[item], 1), barrier_init(&shared.item_empty[item], kConsumerWarps + kConsumers);
+      barrier_init(&shared.item_full[item], S::kConsumers), barrier_init(&shared.item_empty[item], S::kConsumerWarps + kQueryWarps);
     barrier_init_done();
     prefetch(&q_map), prefetch(&tile_map), prefetch(&half_map);
   }
   __syncthreads();
 
   if (warp < kGroup / 32) {
-    registers_decrease<kProducerRegisters>();
+    registers_decrease<S::kProducerRegisters>();
     const bool one = threadIdx.x % 32 == 0;
-    if (warp == 0) produce<D>(a, shared, tile_map, half_map);
-    if ((warp == 1 || warp == 2) && one) load_queries<D>(shared, q_map, warp - 1);
-    if (warp == 3 && one) copy_values<D>(shared, tile_map, half_map);
+    if (warp == 0) produce<S>(a, shared, tile_map, half_map);
+    if ((warp == 1 || warp == 2) && one) load_queries<S>(shared, q_map, warp - 1);
+    if (warp == 3 && one) copy_values<S>(shared, tile_map, half_map);
   } else {
-    registers_increase<kConsumerRegisters>();
+    registers_increase<S::kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
-    Consumer<Element, D> consumer{a, shared, group, warp % 4, lane, group * kRows + warp % 4 * 16 + lane / 4};
+    const int own_row = warp % 4 * 16 + lane / 4;
+    Consumer<Element, S> consumer{a, shared, group, lane, own_row, group * kRows + own_row};
     consumer.run();
   }
 }
@@ -86,14 +87,15 @@ CUtensorMap tensor_map(ElementType type, const std::byte* base, std::array<cuuin
   return map;
 }
 
-template <typename Element, int D>
+template <typename Element, class S>
 void launch(const DeviceStep& in, cudaStream_t stream) {
+  constexpr int D = S::kHeadDim;
   const Step& step = in.step;
-  const auto kernel = forward_kernel<Element, D>;
+  const auto kernel = forward_kernel<Element, S>;
   int device = 0, multiprocessors = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<D>)), "cudaFuncSetAttribute");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<S>)), "cudaFuncSetAttribute");
 
   const cuuint64_t row_bytes = D * 2, rows = static_cast<cuuint64_t>(in.pool_slots) * 2 * kTile;
   const CUtensorMap q = tensor_map<3>(step.type, step.q, {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.q_rows)},
@@ -120,7 +122,7 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
                             .counter = in.counter};
   check(cudaMemsetAsync(in.counter, 0, sizeof(*in.counter), stream), "cudaMemsetAsync");
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, in.item_count));
-  kernel<<<blocks, kThreads, sizeof(Shared<D>), stream>>>(arguments, q, tile, half);
+  kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, q, tile, half);
   check(cudaGetLastError(), "forward_hopper");
 }
 
@@ -132,11 +134,15 @@ bool hopper_supports(ElementType type, int head_dim, float scale, int device_maj
 
 void forward_hopper(const DeviceStep& step, cudaStream_t stream) {
   if (step.item_count == 0) return;
-  const bool bfloat16 = step.step.type == ElementType::bfloat16;
+  const auto of_type = [&]<class S>(S) {
+    step.step.type == ElementType::bfloat16 ? launch<__nv_bfloat16, S>(step, stream) : launch<__half, S>(step, stream);
+  };
   if (step.step.head_dim == 128) {
-    bfloat16 ? launch<__nv_bfloat16, 128>(step, stream) : launch<__half, 128>(step, stream);
+    of_type(Shape<128, 2>{});
+  } else if (step.halves_at_a_time == 2) {
+    of_type(Shape<64, 2>{});
   } else {
-    bfloat16 ? launch<__nv_bfloat16, 64>(step, stream) : launch<__half, 64>(step, stream);
+    of_type(Shape<64, 3>{});
   }
 }
 

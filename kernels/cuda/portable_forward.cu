@@ -1,7 +1,7 @@
 // The forward pass for every GPU since sm_80, after FlashAttention-2 (T. Dao, 2023): a warp owns rows, scores and outputs stay in its
 // registers, and the weights of one product are the left operand of the next without leaving them.
 //
-//   block of threads = the rows of one (work, head) item, 128 of them or (large head_dim, float32) 64
+//   block of threads = the rows of one item, 128 of them or (large head_dim, float32) 64
 //   per chunk of keys:  copy the next chunk to shared memory (cp.async) | S = Q·Kᵀ | mask | online softmax in base 2 | O = O·alpha + P·V
 //
 // A row's sum over a chunk is added to its state at once, so that the bits do not depend on where a list is cut into steps.
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads) forward_mma(const __gri
   T* const kv = q + kRows * kDim;  // [2][K, V][kKeys][kDim]
 
   const Step& step = arguments.step;
-  const WorkHead item = arguments.items[blockIdx.x / S::kParts];
+  const Item item = arguments.items[blockIdx.x / S::kParts];
   const Work work = step.work.data()[item.work];
   const int first_row = static_cast<int>(blockIdx.x % S::kParts) * kRows;
   if (first_row >= work.rows) return;
@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(256) forward_fma(const __grid_constant__ Devic
   float* const p = v + kKeys * kStride;
 
   const Step& step = arguments.step;
-  const WorkHead item = arguments.items[blockIdx.x / S::kParts];
+  const Item item = arguments.items[blockIdx.x / S::kParts];
   const Work work = step.work.data()[item.work];
   const int first_row = static_cast<int>(blockIdx.x % S::kParts) * S::kRows;
   if (first_row >= work.rows) return;

@@ -8,8 +8,13 @@
 
 namespace longspan::kernels::cuda {
 
-struct WorkHead {
-  int32_t work = 0, head = 0;  // head: the query head itself
+// What a block of threads takes off the queue: rows of one Work, or of two of the same KV head, for one query head.
+struct Item {
+  int32_t head = 0;       // the query head itself
+  int32_t work = 0;       // the first Work,
+  int32_t second = -1;    // the other or -1
+  int32_t from_half = 0;  // and which 64-row half of the first one the rows begin with: as many as the kernel takes at a time (queue.hpp)
+  bool operator==(const Item&) const = default;
 };
 
 // A Step whose every pointer and span lies in device memory.
@@ -21,8 +26,9 @@ struct DeviceStep {
   int64_t q_rows = 0;                    // rows of step.q (bound of the tensor map)
   int64_t pool_slots = 0;                // units of the pool
   const uint8_t* nonfinite_v = nullptr;  // [pool_slots] or null: unit's V holds NaN or ∞; a partial tile with one takes the slower path
-  const WorkHead* items = nullptr;       // (work, head) pairs as they are taken
+  const Item* items = nullptr;           // as they are taken
   int64_t item_count = 0;
+  int halves_at_a_time = 2;    // of query blocks, that an item takes at most; 3 for Hopper's kernel of head_dim 64 only
   int32_t* counter = nullptr;  // one int, zeroed by the launch (persistent kernel's queue)
 };
 

@@ -78,7 +78,7 @@ def with_runs(keys):
 
 
 class Pattern:
-    """lists[I]: the tiles of query block I, partial ones first; masks: of their BITS tiles; pairs: allowed pairs of one head."""
+    """lists[I]: the tiles of query block I, ascending; masks: of their BITS tiles; pairs: allowed pairs of one head."""
 
     def __init__(self, tokens, kind, width=0, block_map=None):
         blocks = tokens // TILE
@@ -132,7 +132,7 @@ class Pattern:
                 for j in np.flatnonzero(quarters):
                     (full if quarters[j] == 0xf else partial).append(quarter_tile(j, int(quarters[j])))
                 self.pairs += int(a.sum() + b.sum()) * 64 * 64
-            self.lists.append(partial + full)
+            self.lists.append(sorted(partial + full, key=lambda t: int(t["key"])))  # as the engine's
 
     def cost(self, i):
         return sum(int(t["payload"]) if t["form"] == FULL else 1 for t in self.lists[i])
@@ -160,7 +160,7 @@ class Call(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("q", "pool", "slots", "key_rows", "tiles", "masks", "work", "items",
                                                      "m", "l", "o", "out", "lse", "counter")]
     _fields_ += [(name, ctypes.c_int64) for name in ("rows", "resident", "pool_slots", "tile_count", "work_count", "item_count")]
-    _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim")]
+    _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim", "halves_at_a_time")]
 
 
 def on_device(array):
@@ -170,7 +170,7 @@ def on_device(array):
 class Longspan:
     """One step, or as many as the lists are cut into, that continue from states."""
 
-    def __init__(self, library, pattern, q, k, v, section, steps=1):
+    def __init__(self, library, pattern, q, k, v, steps=1):
         tokens, heads, dim = q.shape
         kv_heads, blocks = k.shape[1], tokens // TILE
         unit = lambda x: x.view(blocks, TILE, kv_heads, dim).permute(2, 0, 1, 3)
@@ -181,30 +181,32 @@ class Longspan:
         self.lse = torch.full((tokens, heads), float("nan"), device="cuda")
         self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
         state = [torch.empty(n, device="cuda") for n in (tokens * heads, tokens * heads, tokens * heads * dim)] if steps > 1 else []
-        # Dearest first; within a section of heads, so that its keys and values stay in the L2 cache.
-        order = sorted(range(blocks), key=lambda i: -pattern.cost(i))
-        group = heads // kv_heads
-        items = np.array([(h // group * blocks + i, h) for s in range(0, heads, section) for i in order for h in range(s, s + section)], "i4")
+        order = sorted(range(blocks), key=lambda i: -pattern.cost(i))  # dearest first, as the engine's
         masks = on_device(np.array(pattern.masks, np.uint8)) if pattern.masks else None
-        self.library, self.calls, self.keep = library, [], [q, on_device(items)] + state + [masks]
+        self.library, self.calls, self.keep = library, [], [q] + state + [masks]
         for step in range(steps):
             tiles, work = [], np.zeros(kv_heads * blocks, work_type)
-            for i in range(blocks):
+            for place, i in enumerate(order):
                 mine = pattern.lists[i] if steps == 1 else halves(pattern.lists[i])[step]
                 for kv in range(kv_heads):
-                    w = work[kv * blocks + i]
+                    w = work[place * kv_heads + kv]
                     w["q_row"] = w["state_row"] = i * TILE
                     w["rows"], w["kv_head"], w["first_tile"], w["tile_count"] = TILE, kv, len(tiles), len(mine)
                     w["begins"], w["ends"] = step == 0, step == steps - 1
                 tiles += mine
-            self.keep += [on_device(np.array(tiles, tile_type)), on_device(work)]
+            tiles = np.array(tiles, tile_type)
+            items, at_a_time = np.zeros((blocks * heads, 4), "i4"), ctypes.c_int32(0)
+            pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)
+            count = library.longspan_queue(pointer(work), ctypes.c_int64(len(work)), pointer(tiles), ctypes.c_int64(len(tiles)), heads, kv_heads, dim,
+                                           ctypes.c_int64(blocks), pointer(items), ctypes.byref(at_a_time))
+            self.keep += [on_device(tiles), on_device(work), on_device(items[:count])]
             pointers = dict(zip("mlo", (t.data_ptr() for t in state)))
             self.calls.append(Call(q=q.data_ptr(), pool=self.pool.data_ptr(), slots=self.slots.data_ptr(), key_rows=self.key_rows.data_ptr(),
-                                   tiles=self.keep[-2].data_ptr(), masks=masks.data_ptr() if pattern.masks else None,
-                                   work=self.keep[-1].data_ptr(), items=self.keep[1].data_ptr(), out=self.out.data_ptr(), lse=self.lse.data_ptr(),
+                                   tiles=self.keep[-3].data_ptr(), masks=masks.data_ptr() if pattern.masks else None,
+                                   work=self.keep[-2].data_ptr(), items=self.keep[-1].data_ptr(), out=self.out.data_ptr(), lse=self.lse.data_ptr(),
                                    counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
-                                   tile_count=len(tiles), work_count=len(work), item_count=len(items), heads=heads, kv_heads=kv_heads, head_dim=dim,
-                                   **pointers))
+                                   tile_count=len(tiles), work_count=len(work), item_count=count, heads=heads, kv_heads=kv_heads, head_dim=dim,
+                                   halves_at_a_time=at_a_time, **pointers))
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -292,28 +294,28 @@ def main():
     torch._dynamo.config.recompile_limit = 100  # one a case
     library = ctypes.CDLL(options.library)
     Ki = 1024
-    cases = [  # name, tokens, heads, KV heads, head_dim, kind, width or block, density, heads of a section
-        ("D128 full 16Ki", 16 * Ki, 16, 16, 128, "full", 0, 1, 1),
-        ("D128 causal 32Ki", 32 * Ki, 16, 16, 128, "causal", 0, 1, 2),
-        ("D64 full 16Ki, 32 heads", 16 * Ki, 32, 32, 64, "full", 0, 1, 1),
-        ("D64 causal 32Ki, 32 heads", 32 * Ki, 32, 32, 64, "causal", 0, 1, 4),
-        ("D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, "window", 4096, 1, 1),
-        ("D128 window 1024 of 64Ki, 16/4", 64 * Ki, 16, 4, 128, "window", 1024, 1, 4),
-        ("D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, "window", 512, 1, 1),
-        ("D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, "window", 4096, 1, 1),
-        ("D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 128, 0.20, 1),
-        ("D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, "blocks", 128, 0.05, 1),
-        ("D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.20, 1),
-        ("D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.05, 1),
-        ("D128 Longformer 513 of 64Ki", 64 * Ki, 32, 32, 128, "longformer", 513, 1, 1),
-        ("D128 BigBird of 64Ki", 64 * Ki, 32, 32, 128, "bigbird", 64, 1, 1),
+    cases = [  # name, tokens, heads, KV heads, head_dim, kind, width or block, density
+        ("D128 full 16Ki", 16 * Ki, 16, 16, 128, "full", 0, 1),
+        ("D128 causal 32Ki", 32 * Ki, 16, 16, 128, "causal", 0, 1),
+        ("D64 full 16Ki, 32 heads", 16 * Ki, 32, 32, 64, "full", 0, 1),
+        ("D64 causal 32Ki, 32 heads", 32 * Ki, 32, 32, 64, "causal", 0, 1),
+        ("D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, "window", 4096, 1),
+        ("D128 window 1024 of 64Ki, 16/4", 64 * Ki, 16, 4, 128, "window", 1024, 1),
+        ("D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, "window", 512, 1),
+        ("D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, "window", 4096, 1),
+        ("D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 128, 0.20),
+        ("D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, "blocks", 128, 0.05),
+        ("D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.20),
+        ("D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, "blocks", 64, 0.05),
+        ("D128 Longformer 513 of 64Ki", 64 * Ki, 32, 32, 128, "longformer", 513, 1),
+        ("D128 BigBird of 64Ki", 64 * Ki, 32, 32, 128, "bigbird", 64, 1),
     ]
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; TFLOP/s over allowed pairs")
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     ceiling = median_time({"matrix product": lambda: a @ b}, options.rounds)["matrix product"]
     print(f"{'matrix product 8192^3':34} {2 * 8192**3 / ceiling * 1e-9:8.1f}", flush=True)
     results = []
-    for name, tokens, heads, kv_heads, dim, kind, width, density, section in cases:
+    for name, tokens, heads, kv_heads, dim, kind, width, density in cases:
         if options.only not in name:
             continue
         torch.manual_seed(3)
@@ -323,9 +325,9 @@ def main():
         if kind == "bigbird":
             kind, block_map = "blocks", bigbird(tokens // width, 4)
         pattern = Pattern(tokens, kind, width, block_map)
-        runs = {"Longspan": Longspan(library, pattern, q, k, v, section)}
+        runs = {"Longspan": Longspan(library, pattern, q, k, v)}
         if name == "D128 full 16Ki":
-            runs["two steps"] = Longspan(library, pattern, q, k, v, section, steps=2)
+            runs["two steps"] = Longspan(library, pattern, q, k, v, steps=2)
         for peer, make in (("FlashAttention-4", lambda: flash_attention_4(q, k, v, kind, width, block_map)), ("cuDNN", lambda: cudnn(q, k, v, kind)),
                            ("FlexAttention", lambda: flex_attention(q, k, v, pattern, kind, width, block_map))):
             try:

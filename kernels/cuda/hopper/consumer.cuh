@@ -33,15 +33,18 @@ struct Entry : Place {
   uint32_t payload[2];
 };
 
-template <typename Element, int D>
+template <typename Element, class S>
 struct Consumer {
-  using Ring = Shared<D>;
+  using Ring = Shared<S>;
+  static constexpr int D = S::kHeadDim;
   static constexpr uint32_t kPanelBytes = sizeof(Ring::k[0]);
   static constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const Arguments& a;
   Ring& shared;
-  const int group, warp, lane;  // 0 or 1; in the group; in the warp
-  const int row;                // of the block; the thread's other row is row + 8
+  const int group, lane;  // 0 … kConsumers − 1; in the warp
+  const int own_row;      // of the part; the thread's other row is 8 further
+  int row;                // own_row as a row of the query block
+  int list = 0;           // of the part
   Walk<Ring::kSlots> walk;
   bool more = true;  // entries of this item may follow
   bool fresh;        // o is zero still
@@ -62,10 +65,10 @@ struct Consumer {
     const int slot = walk.slot;
     entry.first_slot = slot, entry.parity = walk.parity(slot);
     wait(&shared.k_full[slot], entry.parity);
-    const Message message = shared.messages[slot];
+    const Message<S> message = shared.messages[slot];
     // In a uniform register: the compiler serialises products in branches that might diverge (ptxas C7520), and addresses cost less.
     const uint32_t flags = __reduce_or_sync(0xffffffff, message.flags);
-    entry.flags = flags, entry.keys = message.keys, entry.payload[0] = message.payload[0], entry.payload[1] = message.payload[1];
+    entry.flags = flags, read_mask(message, entry);
     walk.pass(flags);
     more = !(flags & kLast);
     if (need(flags, group) == 0) {
@@ -75,6 +78,14 @@ struct Consumer {
     }
     return true;
   }
+
+  __device__ __forceinline__ void read_mask(const Message<S>& message, Entry& entry) const {
+    entry.keys = message.keys, entry.payload[0] = message.payload[0][0], entry.payload[1] = message.payload[0][1];
+    if constexpr (S::kLists == 2)
+      if (list == 1) entry.payload[0] = message.payload[1][0], entry.payload[1] = message.payload[1][1];
+  }
+  __device__ uint32_t whole() const { return S::kLists == 1 ? kWhole : kWhole << group; }
+  __device__ bool masked(const Place& entry) const { return entry.flags & kMasked << list; }
 
   // Issues S = Q·Kᵀ for Keys keys.
   template <int Keys>
@@ -100,8 +111,29 @@ struct Consumer {
     products_commit();
   }
 
-  static __device__ __forceinline__ Mask mask_of(const Entry& entry) {
-    return {static_cast<int>(entry.flags & 3), entry.keys, {entry.payload[0], entry.payload[1]}};
+  // scores() and output() for head_dim 64 and 128 keys, their products in turns. One of P·V takes as long to start, its A being registers,
+  // as it takes; one of Q·Kᵀ beside it hides that (measured: 8 % of a dense kernel with three consumers; with two it is slower).
+  __device__ __forceinline__ void both(int k_slot, int v_slot, float (&s)[64]) {
+    static_assert(D == 64);
+    const Matrix q(shared.q[group][0]), k = Matrix(shared.k[0]).moved(k_slot * kPanelElements * 2);
+    const Matrix v = Matrix(shared.v[0], kPanelBytes).moved(v_slot * kPanelElements * 2);
+    const auto output_step = [&](int step) {
+      multiply<Element>(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], v.at(step * 16 * kPanel * 2));
+    };
+    products_begin();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      multiply<Element, 128>(s, q.at(32 * step), k.at(32 * step), step > 0);
+      if (step < 3) output_step(step);
+    }
+    products_commit();
+#pragma unroll
+    for (int step = 3; step < 8; ++step) output_step(step);
+    products_commit();
+  }
+
+  __device__ __forceinline__ Mask mask_of(const Entry& entry) const {
+    return {static_cast<int>(form_in(entry.flags, list)), entry.keys, {entry.payload[0], entry.payload[1]}};
   }
   __device__ __forceinline__ void look_up_mask(const Entry& entry, uint32_t (&allowed)[2][4]) const {
     mask_of(entry).words(a.masks, row, entry.first_key(group), lane, allowed);
@@ -170,12 +202,12 @@ struct Consumer {
     float s[Keys / 2];
     scores<Keys>(entry.slot(group), s);
     uint32_t allowed[2][4];
-    const bool masked = entry.flags & kMasked;
-    if (masked) look_up_mask(entry, allowed);
+    const bool some = masked(entry);
+    if (some) look_up_mask(entry, allowed);
     products_wait<0>();
     pin(s);
     release(&shared.k_empty[entry.first_slot]);
-    if (masked) forbid(s, allowed);
+    if (some) forbid(s, allowed);
     raise(s);
     fresh = false;
     soften(s);
@@ -202,11 +234,11 @@ struct Consumer {
     wait(&shared.v_full[current.first_slot], current.parity);
     output<CurrentKeys>(current.slot(group));
     uint32_t allowed[2][4];
-    const bool masked = following.flags & kMasked;
-    if (masked) look_up_mask(following, allowed);
+    const bool some = masked(following);
+    if (some) look_up_mask(following, allowed);
     products_wait<1>();
     pin(s);
-    if (masked) forbid(s, allowed);
+    if (some) forbid(s, allowed);
     keep_up(s);
     products_wait<0>();
     pin(p), pin(o);
@@ -214,8 +246,7 @@ struct Consumer {
     const uint32_t flags = glance();
     soften(s);
     if (need(flags, group) == 0) return false;
-    const Message& message = shared.messages[walk.slot];
-    upcoming.keys = message.keys, upcoming.payload[0] = message.payload[0], upcoming.payload[1] = message.payload[1];
+    read_mask(shared.messages[walk.slot], upcoming);
     static_cast<Place&>(upcoming) = take(flags);
     return true;
   }
@@ -233,17 +264,19 @@ struct Consumer {
   __device__ __forceinline__ void finish(const Place& entry) { entry.both(group) ? finish<128>(entry) : finish<64>(entry); }
 
   // finish() for a masked entry whose V holds NaN or ∞: 0·NaN must not reach rows that do not look at the key. First every row takes what
-  // it looks at of these values as it is, whatever its probability was rounded to; then they are set to zero in the ring, for both
-  // consumers; and the product takes the rest, with the bits that it would have without them.
+  // it looks at of these values as it is, whatever its probability was rounded to; then they are set to zero in the ring, for all
+  // consumers (one or two); and the product takes the rest, with the bits that it would have without them.
   __device__ __forceinline__ void finish_carefully(const Entry& entry) {
     wait(&shared.v_full[entry.first_slot], entry.parity);
     take_nonfinite(entry);
-    const bool two = need(entry.flags, 0) && need(entry.flags, 1);
-    const auto meet = [&] { two ? named_sync(kBothConsumers, kConsumers * kGroup) : named_sync(kOneConsumer + group, kGroup); };
+    int first = group, count = 0;  // of the consumers that look at it
+    for (int consumer = S::kConsumers - 1; consumer >= 0; --consumer)
+      if (need(entry.flags, consumer)) first = consumer, ++count;
+    const auto meet = [&] { count == 2 ? named_sync(kTwoConsumers, 2 * kGroup) : named_sync(kOneConsumer + group, kGroup); };
     meet();                              // all have read
     constexpr int kPieces = kPanel / 8;  // of 16 bytes in a line
     const int lines = entry.flags & kTwoSlots ? 2 * kSlotKeys : kSlotKeys;
-    for (int i = two ? threadIdx.x - kGroup : threadIdx.x % kGroup; i < Ring::kPanels * lines * kPieces; i += two ? 2 * kGroup : kGroup) {
+    for (int i = (group - first) * kGroup + threadIdx.x % kGroup; i < Ring::kPanels * lines * kPieces; i += count * kGroup) {
       auto* piece = reinterpret_cast<uint4*>(shared.v[i / (lines * kPieces)] + entry.first_slot * kPanelElements) + i % (lines * kPieces);
       uint4 words = *piece;
       words.x = finite_only<Element>(words.x), words.y = finite_only<Element>(words.y);
@@ -295,9 +328,14 @@ struct Consumer {
     while (true) {
       float s[64];
       pin(p), pin(o);
-      scores<128>(following.first_slot, s);
-      if (!v_there) wait(&shared.v_full[current.first_slot], current.parity);
-      output<128>(current.first_slot);
+      if constexpr (S::kConsumers == 3) {
+        if (!v_there) wait(&shared.v_full[current.first_slot], current.parity);
+        both(following.first_slot, current.first_slot, s);
+      } else {
+        scores<128>(following.first_slot, s);
+        if (!v_there) wait(&shared.v_full[current.first_slot], current.parity);
+        output<128>(current.first_slot);
+      }
       products_wait<1>();
       pin(s);
       keep_up(s);
@@ -308,7 +346,7 @@ struct Consumer {
       const uint32_t flags = glance();
       soften(s);
       current = following;
-      if (!(flags & kWhole)) return;
+      if (!(flags & whole())) return;
       following = {flags, walk.slot, walk.parity(walk.slot)};
       walk.pass(kTwoSlots);
       more = !(flags & kLast);
@@ -338,7 +376,7 @@ struct Consumer {
         if (pending && crowded(current)) finish(current), pending = false;
         if (!look(following)) continue;
       }
-      if (pending && current.flags & following.flags & kWhole) {
+      if (pending && current.flags & following.flags & whole()) {
         run(current, following);
         found = false;
         continue;
@@ -359,13 +397,13 @@ struct Consumer {
     if (pending) finish(current);
   }
 
-  __device__ __forceinline__ void read_state(const Item& item) {
-    fresh = item.begins;
+  __device__ __forceinline__ void read_state(int head, const Part& part) {
+    fresh = part.begins;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       m[r] = -kInfinity, l[r] = 0, sum[r] = 0;
-      const bool read = !item.begins && row + 8 * r < item.rows;
-      const int64_t state = (item.state_row + row + 8 * r) * a.heads + item.head;
+      const bool read = !part.begins && own_row + 8 * r < part.rows;
+      const int64_t state = (part.state_row + own_row + 8 * r) * a.heads + head;
       if (read) m[r] = a.m[state], l[r] = a.l[state];
       const auto* from = reinterpret_cast<const float2*>(a.o + state * D) + lane % 4;
 #pragma unroll
@@ -376,11 +414,11 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void write_state(const Item& item) const {
+  __device__ __forceinline__ void write_state(int head, const Part& part) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (row + 8 * r >= item.rows) continue;
-      const int64_t state = (item.state_row + row + 8 * r) * a.heads + item.head;
+      if (own_row + 8 * r >= part.rows) continue;
+      const int64_t state = (part.state_row + own_row + 8 * r) * a.heads + head;
       if (lane % 4 == 0) a.m[state] = m[r], a.l[state] = l[r];
       auto* to = reinterpret_cast<float2*>(a.o + state * D) + lane % 4;
 #pragma unroll
@@ -398,18 +436,18 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void write_output(const Item& item) const {
+  __device__ __forceinline__ void write_output(int head, const Part& part) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int64_t at = (item.q_row + row + 8 * r) * a.heads + item.head;
-      if (lane % 4 == 0 && row + 8 * r < item.rows) a.lse[at] = natural_lse(m[r], l[r]);
+      const int64_t at = (part.q_row + own_row + 8 * r) * a.heads + head;
+      if (lane % 4 == 0 && own_row + 8 * r < part.rows) a.lse[at] = natural_lse(m[r], l[r]);
     }
     if (a.output_type == ElementType::float32) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (row + 8 * r >= item.rows) continue;
+        if (own_row + 8 * r >= part.rows) continue;
         const Normalise normalise(l[r]);
-        auto* to = reinterpret_cast<float2*>(a.out + ((item.q_row + row + 8 * r) * a.heads + item.head) * D * 4) + lane % 4;
+        auto* to = reinterpret_cast<float2*>(a.out + ((part.q_row + own_row + 8 * r) * a.heads + head) * D * 4) + lane % 4;
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) to[4 * n] = float2{normalise(o[4 * n + 2 * r]), normalise(o[4 * n + 2 * r + 1])};
       }
@@ -425,8 +463,8 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       // A row's four threads hold 2 columns of each 8: after the exchange each holds 8 columns of every fourth, 16 bytes to store.
       exchange(pairs[r], lane);
-      if (row + 8 * r >= item.rows) continue;
-      auto* to = reinterpret_cast<uint4*>(a.out + ((item.q_row + row + 8 * r) * a.heads + item.head) * D * 2) + lane % 4;
+      if (own_row + 8 * r >= part.rows) continue;
+      auto* to = reinterpret_cast<uint4*>(a.out + ((part.q_row + own_row + 8 * r) * a.heads + head) * D * 2) + lane % 4;
 #pragma unroll
       for (int n = 0; n < D / 8; n += 4) to[n] = uint4{pairs[r][n], pairs[r][n + 1], pairs[r][n + 2], pairs[r][n + 3]};
     }
@@ -435,16 +473,20 @@ struct Consumer {
   __device__ __forceinline__ void run() {
     for (int count = 0;; ++count) {
       wait(&shared.item_full[count % kItems], count / kItems % 2);
-      const Item item = shared.items[count % kItems];
+      const Announced<S>& item = shared.items[count % kItems];
+      const Part part = item.parts[group];
+      const int head = item.head;
+      const bool stop = item.stop;
       release(&shared.item_empty[count % kItems]);
-      if (item.rows == 0) return;
-      read_state(item);
+      if (stop) return;
+      if constexpr (S::kLists == 2) list = part.list, row = part.half * kRows + own_row;
+      read_state(head, part);
       wait(&shared.q_full[group], count % 2);
       entries();
-      if (item.ends) {
-        write_output(item);
+      if (part.ends) {
+        write_output(head, part);
       } else {
-        write_state(item);
+        write_state(head, part);
       }
     }
   }

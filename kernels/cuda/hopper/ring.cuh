@@ -1,8 +1,9 @@
 // What the warps of a CTA of the Hopper kernel share: the ring of K and V, the items announced, the barriers.
 //
-// The ring counts in slots of 64 keys. A list entry takes one slot or, from an even slot on, two: what neither consumer looks at is not
+// The ring counts in slots of 64 keys. A list entry takes one slot or, from an even slot on, two: what no consumer looks at is not
 // loaded, and a consumer computes only the 64-key halves it looks at (Tile::quarters). With the copy of K comes a Message that says what
 // the entry is, so consumers never read lists. Barriers of an entry are those of its first slot. They complete with
+//   item_full         one arrival of each lane of warp 0 that has written a part of the item;
 //   announced         one arrival: the message and the unit are there for warp 3, which has V copied;
 //   k_full, v_full    one arrival and the bytes of the copy;
 //   k_empty           one arrival of each consumer warp and one of warp 3, which has read the message;
@@ -17,18 +18,28 @@
 
 namespace longspan::kernels::cuda::hopper {
 
-constexpr int kGroup = 128;                // threads of a warp group
-constexpr int kConsumers = 2;              // consumer warp groups
-constexpr int kRows = kTile / kConsumers;  // rows of one
-constexpr int kThreads = (1 + kConsumers) * kGroup;
-// Registers a thread: setmaxnreg moves them from the producer to the consumers; kGroup times their sum is at most 64 Ki.
-constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
-static_assert(kGroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536);
+constexpr int kGroup = 128;  // threads of a warp group
+constexpr int kRows = 64;    // rows of a consumer
+
+// A kernel's shape: consumers are warp groups, 64 rows each. With head_dim 64 a row's scores and output take 96 registers of a thread, not
+// 128, so there is room for a third one (FlashAttention-3's shape), whose rows are of another query block: products of short rows keep the
+// tensor units busy only if several warps of a scheduler have some. What it costs: the producer has 32 registers, and takes several times
+// as long for an entry that is not part of a run.
+template <int HeadDim, int Consumers>
+struct Shape {
+  static constexpr int kHeadDim = HeadDim, kConsumers = Consumers;
+  static constexpr int kLists = Consumers - 1;  // tile lists of an item, at most
+  static constexpr uint32_t kConsumerWarps = Consumers * kGroup / 32;
+  static constexpr int kThreads = (1 + Consumers) * kGroup;
+  // Registers a thread: setmaxnreg moves them from the producer to the consumers; kGroup times their sum is at most 64 Ki.
+  static constexpr int kProducerRegisters = Consumers == 3 ? 32 : 56, kConsumerRegisters = Consumers == 3 ? 160 : 224;
+  static_assert(kGroup * (kProducerRegisters + Consumers * kConsumerRegisters) <= 65536);
+};
 constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
 constexpr int kItems = 2;                           // items announced at a time
-constexpr uint32_t kConsumerWarps = kConsumers * kGroup / 32;
-constexpr int kBothConsumers = 1, kOneConsumer = 2;  // named barriers: of both, of each
+constexpr int kQueryWarps = 2;                      // of the producer
+constexpr int kTwoConsumers = 1, kOneConsumer = 2;  // named barriers: of two that look at an entry, of each
 
 // What the kernel needs of a DeviceStep, without std::span.
 struct Arguments {
@@ -37,7 +48,7 @@ struct Arguments {
   const MaskBits* masks;
   const int32_t *slots, *key_rows;
   const uint8_t* nonfinite_v;
-  const WorkHead* items;
+  const Item* items;
   int64_t resident, item_count;
   int heads;
   float scale;  // · log2 e
@@ -48,44 +59,57 @@ struct Arguments {
   int32_t* counter;
 };
 
-// An announced item; rows = 0 ends the queue.
-struct Item {
-  int64_t q_row, state_row;
-  int32_t rows, head;
+// A consumer's rows of an item: none, or those of a 64-row half of a Work.
+struct Part {
+  int64_t q_row, state_row;  // of the first one
+  int32_t rows;
+  uint8_t half;  // of the query block
+  uint8_t list;  // whose tiles are theirs: 0 the item's first Work's, 1 the second's
   bool begins, ends;
 };
 
-// What a consumer must know of a list entry. Flags: bits 0-1 Tile::Form; bits 2-3 and 4-5 the key halves that consumer 0 and 1 look at;
-// then the constants below.
+// An announced item.
+template <class S>
+struct Announced {
+  Part parts[S::kConsumers];
+  int32_t head;
+  bool stop;  // no item: the queue is at its end
+};
+
+// What a consumer must know of a list entry. Flags: bits 0-1, 2-3 and 4-5 the key halves that consumers 0, 1 and 2 look at; bits 6-7 and
+// 8-9 Tile::Form in list 0 and list 1; then the constants below.
+template <class S>
 struct alignas(16) Message {
   uint32_t flags;
-  int32_t keys;         // keys at and past it are not looked at
-  uint32_t payload[2];  // Tile's union
+  int32_t keys;                    // keys at and past it are not looked at
+  uint32_t payload[S::kLists][2];  // Tile's union
 };
 enum : uint32_t {
-  kTwoSlots = 1 << 6,    // both halves are loaded
-  kSecondHalf = 1 << 7,  // only the second half is loaded
-  kMasked = 1 << 8,      // not every pair that is looked at is allowed
-  kNonfinite = 1 << 9,   // masked, and V holds NaN or ∞
-  kLast = 1 << 10,       // the item's last entry
-  kPad = 1 << 11,        // the next slot stays unused
-  kWhole = 1 << 12,      // both look at both halves, without a mask
-  kStop = 1 << 13,       // no entry: the queue is at its end
+  kNeeds = 0x3f,
+  kMasked = 1 << 10,      // << list: not every pair of it that is looked at is allowed
+  kWhole = 1 << 12,       // << consumer: it looks at both halves, without a mask
+  kTwoSlots = 1 << 15,    // both halves are loaded
+  kSecondHalf = 1 << 16,  // only the second half is loaded
+  kNonfinite = 1 << 17,   // masked, and V holds NaN or ∞. Then the entry is one list's alone
+  kLast = 1 << 18,        // the item's last entry
+  kPad = 1 << 19,         // the next slot stays unused
+  kStop = 1 << 20,        // no entry: the queue is at its end
 };
-__device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> (2 + 2 * consumer) & 3; }
+__device__ inline uint32_t need(uint32_t flags, int consumer) { return flags >> 2 * consumer & 3; }
+__device__ inline uint32_t form_in(uint32_t flags, int list) { return flags >> (6 + 2 * list) & 3; }
 
-template <int D>
+template <class S>
 struct alignas(1024) Shared {
-  static constexpr int kPanels = D / kPanel;
-  static constexpr int kSlots = D == 128 ? 6 : 12;
-  uint16_t q[kConsumers][kPanels][kRows * kPanel];
+  static constexpr int kPanels = S::kHeadDim / kPanel;
+  static constexpr int kSlots = S::kHeadDim == 128 ? 6 : 12;
+  uint16_t q[S::kConsumers][kPanels][kRows * kPanel];
   uint16_t k[kPanels][kSlots * kPanelElements];
   uint16_t v[kPanels][kSlots * kPanelElements];
-  Message messages[kSlots];
+  Message<S> messages[kSlots];
   int units[kSlots];  // of the pool: where the entry's K and V are
-  Item items[kItems];
+  Announced<S> items[kItems];
   uint64_t announced[kSlots], k_full[kSlots], k_empty[kSlots], v_full[kSlots], v_empty[kSlots];
-  uint64_t q_full[kConsumers], q_empty[kConsumers];
+  uint64_t q_full[S::kConsumers], q_empty[S::kConsumers];
   uint64_t item_full[kItems], item_empty[kItems];
 };
 

@@ -64,9 +64,9 @@ struct Case {
   Pattern::Kind kind = Pattern::full;
   int width = 0;
   double density = 1;
-  int section = 0;            // heads per section of the queue; 0: all
   bool bits = false;          // every partial tile as bits
   int64_t poisoned_key = -1;  // V of this key: NaN in column 3, ∞ in column 5
+  int halves = 0;             // of query blocks, in an item; 0: as the library chooses
 };
 
 template <typename T>
@@ -181,6 +181,9 @@ __global__ void digest(const uint32_t* words, int64_t count, unsigned long long*
 }
 
 // Everything of one case in device memory.
+// Of the first build; all that are compared take the same items.
+int64_t (*queue_of)(const Work*, int64_t, const Tile*, int64_t, int32_t, int32_t, int32_t, int64_t, Item*, int32_t*);
+
 struct Problem {
   Case what;
   int64_t blocks;
@@ -189,20 +192,21 @@ struct Problem {
   Device<uint8_t> map;
   std::vector<Tile> tiles;
   std::vector<Work> work;
-  std::vector<WorkHead> order;
+  std::vector<Item> items;
+  int32_t halves;
   std::vector<MaskBits> masks_host;
   Device<uint16_t> q, pool, out;
   Device<float> lse, m, l, o;
   Device<int32_t> slots, key_rows, counter;
   Device<Tile> tiles_d;
   Device<Work> work_d;
-  Device<WorkHead> items_d;
+  Device<Item> items_d;
   Device<MaskBits> masks_d;
   Device<uint8_t> nonfinite;
   int64_t pool_slots, guard = 64;
   double pairs = 0;  // allowed, one head
 
-  explicit Problem(const Case& c) : what(c) {
+  explicit Problem(const Case& c) : what(c), halves(c.halves) {
     const bool bf = c.type == ElementType::bfloat16;
     blocks = (c.tokens + kTile - 1) / kTile;
     pattern.kind = c.kind, pattern.width = c.width;
@@ -306,24 +310,24 @@ struct Problem {
         }
       }
       tiles.insert(tiles.end(), full.begin(), full.end());
+      std::sort(tiles.begin() + w.first_tile, tiles.end(), [](const Tile& a, const Tile& b) { return a.key < b.key; });
       w.tile_count = static_cast<int64_t>(tiles.size()) - w.first_tile;
       work.push_back(w);
     }
     std::vector<int32_t> dear(blocks);
     std::iota(dear.begin(), dear.end(), 0);
     std::stable_sort(dear.begin(), dear.end(), [&](int a, int b) { return cost[a] > cost[b]; });
-    const int section = c.section ? c.section : c.heads;
-    // One Work per KV head: Work carries kv_head.
+    // One Work per KV head, dearest first.
     std::vector<Work> all;
-    for (int kv = 0; kv < c.kv_heads; ++kv)
-      for (Work w : work) w.kv_head = kv, all.push_back(w);
+    for (int32_t i : dear)
+      for (int kv = 0; kv < c.kv_heads; ++kv) all.push_back(work[i]), all.back().kv_head = kv;
     work = std::move(all);
-    for (int s = 0; s < c.heads; s += section)
-      for (int32_t i : dear)
-        for (int h = s; h < s + section; ++h) order.push_back({static_cast<int32_t>(h / (c.heads / c.kv_heads) * blocks + i), h});
+    items.resize(work.size() * (c.heads / c.kv_heads));
+    items.resize(queue_of(work.data(), static_cast<int64_t>(work.size()), tiles.data(), static_cast<int64_t>(tiles.size()), c.heads,
+                          c.kv_heads, c.head_dim, blocks, items.data(), &halves));
   }
   void upload() {
-    tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<WorkHead>(order), masks_d = Device<MaskBits>(masks_host);
+    tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<Item>(items), masks_d = Device<MaskBits>(masks_host);
   }
   DeviceStep step() const {
     DeviceStep s;
@@ -335,7 +339,7 @@ struct Problem {
     s.step.m = m.data, s.step.l = l.data, s.step.o = o.data;
     s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
     s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
-    s.counter = counter.data, s.nonfinite_v = nonfinite.data;
+    s.counter = counter.data, s.halves_at_a_time = halves, s.nonfinite_v = nonfinite.data;
     return s;
   }
   void poison() {
@@ -421,8 +425,9 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
     for (int64_t t = 0; t < w.tile_count; ++t) n += tiles[w.first_tile + t].form == Tile::Form::full ? tiles[w.first_tile + t].count : 1;
     return n;
   };
-  for (int64_t b = 0; b < p.blocks; ++b) {
-    const int64_t n = length(work[b]);
+  for (const Work& w : work) {
+    const int64_t n = length(w), b = w.q_row / kTile;
+    if (!cuts[b].empty()) continue;
     cuts[b] = {0, n};
     for (int i = 1; i < parts; ++i) cuts[b].push_back(static_cast<int64_t>(random() % (n + 1)));
     std::sort(cuts[b].begin(), cuts[b].end());
@@ -431,7 +436,7 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
   for (int part = 0; part < parts; ++part) {
     p.tiles.clear();
     for (size_t i = 0; i < work.size(); ++i) {
-      const int64_t b = static_cast<int64_t>(i) % p.blocks, begin = cuts[b][part], end = cuts[b][part + 1];
+      const int64_t b = work[i].q_row / kTile, begin = cuts[b][part], end = cuts[b][part + 1];
       Work& w = p.work[i];
       w.first_tile = static_cast<int64_t>(p.tiles.size()), w.begins = part == 0, w.ends = part == parts - 1;
       int64_t at = 0;
@@ -471,6 +476,7 @@ int main(int argc, char** argv) {
     if (argument.rfind("--", 0) != 0) {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (!library) return std::printf("%s\n", dlerror()), 1;
+      if (builds.empty()) queue_of = reinterpret_cast<decltype(queue_of)>(dlsym(library, "longspan_queue"));
       builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
     }
   }
@@ -490,17 +496,23 @@ int main(int argc, char** argv) {
         cases.push_back({tag + "causal 2500", 2500, 4, 2, D, type, Pattern::causal});
         cases.push_back({tag + "window 300 of 2500", 2500, 4, 2, D, type, Pattern::window, 300});
         cases.push_back({tag + "window 33 of 1930", 1930, 4, 1, D, type, Pattern::window, 33});
-        cases.push_back({tag + "window 300 of 1000 bits", 1000, 4, 2, D, type, Pattern::window, 300, 1, 0, true});
-        cases.push_back({tag + "causal 900, NaN in V", 900, 4, 2, D, type, Pattern::causal, 0, 1, 0, false, 300});
-        cases.push_back({tag + "window 200 of 900, NaN in V", 900, 4, 2, D, type, Pattern::window, 200, 1, 0, false, 500});
-        cases.push_back({tag + "16-blocks 1500, NaN in V", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1, 0, false, 711});
-        cases.push_back({tag + "hashed 700, NaN in V", 700, 4, 2, D, type, Pattern::hashed, 0, 1, 0, false, 333});
+        cases.push_back({tag + "window 300 of 1000 bits", 1000, 4, 2, D, type, Pattern::window, 300, 1, true});
+        cases.push_back({tag + "causal 900, NaN in V", 900, 4, 2, D, type, Pattern::causal, 0, 1, false, 300});
+        cases.push_back({tag + "window 200 of 900, NaN in V", 900, 4, 2, D, type, Pattern::window, 200, 1, false, 500});
+        cases.push_back({tag + "16-blocks 1500, NaN in V", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1, false, 711});
+        cases.push_back({tag + "hashed 700, NaN in V", 700, 4, 2, D, type, Pattern::hashed, 0, 1, false, 333});
         cases.push_back({tag + "hashed 700", 700, 4, 2, D, type, Pattern::hashed});
         cases.push_back({tag + "16-blocks 1500", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1});
         cases.push_back({tag + "64-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.2});
         cases.push_back({tag + "64-blocks 2% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.02});
         cases.push_back({tag + "128-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 128, 0.2});
       }
+    for (size_t i = 0, count = cases.size(); i < count; ++i) {  // both shapes of the kernel of head_dim 64
+      cases[i].halves = 2;
+      if (cases[i].head_dim != 64) continue;
+      cases.push_back(cases[i]);
+      cases.back().halves = 3, cases.back().name += ", 3 halves";
+    }
     for (const Case& c : cases) {
       if (!only.empty() && c.name.find(only) == std::string::npos) continue;
       Problem p(c);
@@ -526,7 +538,7 @@ int main(int argc, char** argv) {
 
   if (repeats) {
     for (int D : {128, 64}) {
-      Problem p({"causal 4000", 4000, 8, 4, D, ElementType::bfloat16, Pattern::causal});
+      Problem p({"causal 4000", 4000, 8, 4, D, ElementType::bfloat16, Pattern::causal, 0, 1, false, -1, D == 64 ? 3 : 2});
       Problem r({"64-blocks", 4000, 8, 4, D, ElementType::bfloat16, Pattern::blocks, 64, 0.2});
       for (Problem* problem : {&p, &r})
         for (auto& [name, forward] : builds) {
@@ -547,20 +559,20 @@ int main(int argc, char** argv) {
   if (time) {
     const int Ki = 1024;
     const std::vector<Case> cases = {
-        {"D128 full 16Ki", 16 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::full, 0, 1, 1},
-        {"D128 full 16Ki, all heads at once", 16 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::full, 0, 1, 0},
-        {"D128 causal 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::causal, 0, 1, 2},
-        {"D128 causal 32Ki, all heads at once", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::causal, 0, 1, 0},
-        {"D64 full 16Ki", 16 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::full, 0, 1, 1},
-        {"D64 causal 32Ki", 32 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::causal, 0, 1, 4},
-        {"D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 4096, 1, 1},
-        {"D128 window 1024 of 64Ki 16/4", 64 * Ki, 16, 4, 128, ElementType::bfloat16, Pattern::window, 1024, 1, 4},
-        {"D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 512, 1, 1},
-        {"D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, ElementType::bfloat16, Pattern::window, 4096, 1, 1},
-        {"D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.2, 1},
-        {"D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.05, 1},
-        {"D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.2, 1},
-        {"D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.05, 1},
+        {"D128 full 16Ki", 16 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::full},
+        {"D128 causal 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::causal},
+        {"D64 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 64, ElementType::bfloat16, Pattern::blocks, 64, 0.2},
+        {"D64 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 64, ElementType::bfloat16, Pattern::blocks, 128, 0.05},
+        {"D64 full 16Ki", 16 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::full},
+        {"D64 causal 32Ki", 32 * Ki, 32, 32, 64, ElementType::bfloat16, Pattern::causal},
+        {"D128 window 4096 of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 4096},
+        {"D128 window 1024 of 64Ki 16/4", 64 * Ki, 16, 4, 128, ElementType::bfloat16, Pattern::window, 1024},
+        {"D128 window 512 of 256Ki", 256 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::window, 512},
+        {"D64 window 4096 of 64Ki", 64 * Ki, 16, 16, 64, ElementType::bfloat16, Pattern::window, 4096},
+        {"D128 128-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.2},
+        {"D128 128-blocks 5% of 64Ki", 64 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 128, 0.05},
+        {"D128 64-blocks 20% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.2},
+        {"D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.05},
     };
     std::printf("%-36s", "TFLOP/s over allowed pairs");
     for (auto& [name, forward] : builds) std::printf(" %12s", name.c_str());

@@ -1,10 +1,14 @@
 // C entry points to the Hopper kernel for programs that load it at run time: hopper_bench (variants side by side) and
 // tests/bench/gpu_peers.py. Build, from the top folder, with
 //   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -I. -Isrc -shared -Xcompiler -fPIC
-//     -o hopper.so kernels/cuda/hopper_forward.cu tests/kernels/cuda/hopper_entry.cu
+//     -o hopper.so kernels/cuda/hopper_forward.cu kernels/cuda/queue.cpp
+//     tests/kernels/cuda/hopper_entry.cu
+#include <algorithm>
 #include <cstdio>
+#include <numeric>
 
 #include "kernels/cuda/hopper_forward.hpp"
+#include "kernels/cuda/queue.hpp"
 #include "longspan/error.hpp"
 
 using namespace longspan;
@@ -16,6 +20,25 @@ Error::Error(std::vector<Problem> problems)
 
 extern "C" void longspan_forward_hopper(const cuda::DeviceStep* step, cudaStream_t stream) { cuda::forward_hopper(*step, stream); }
 
+// The queue of a step of `count` Work, dearest first, each for all query heads of its KV head; arrays in host memory. `items` has room for
+// count·heads/kv_heads; `halves` becomes DeviceStep::halves_at_a_time, given (2 or 3) or, if it is 0, chosen. Returns how many items there
+// are.
+extern "C" int64_t longspan_queue(const Work* work, int64_t count, const Tile* tiles, int64_t tile_count, int32_t heads, int32_t kv_heads,
+                                  int32_t head_dim, int64_t resident, cuda::Item* items, int32_t* halves) {
+  const int32_t group = heads / kv_heads;
+  std::vector<Work> all(work, work + count);
+  for (Work& w : all) w.first_head = w.kv_head * group, w.head_count = group;
+  std::vector<int32_t> head_lists(static_cast<size_t>(heads));
+  std::iota(head_lists.begin(), head_lists.end(), 0);
+  Step step;
+  step.kv_heads = kv_heads, step.head_dim = head_dim, step.resident = resident, step.work = all, step.head_lists = head_lists;
+  step.tiles = {tiles, static_cast<size_t>(tile_count)};
+  if (*halves == 0) *halves = cuda::halves_at_a_time(step);
+  const std::vector<cuda::Item> queue = cuda::queue(step, *halves);
+  std::copy(queue.begin(), queue.end(), items);
+  return static_cast<int64_t>(queue.size());
+}
+
 // One bfloat16 step, scale 1/√head_dim; device pointers, shapes as in kernels/kernel.hpp and kernels/cuda/step.hpp.
 struct LongspanCall {
   const std::byte *q, *pool;
@@ -23,13 +46,13 @@ struct LongspanCall {
   const Tile* tiles;
   const MaskBits* masks;  // or null if no tile is of that form
   const Work* work;
-  const cuda::WorkHead* items;
+  const cuda::Item* items;
   float *m, *l, *o;
   std::byte* out;
   float* lse;
   int32_t* counter;
   int64_t rows, resident, pool_slots, tile_count, work_count, item_count;
-  int32_t heads, kv_heads, head_dim;
+  int32_t heads, kv_heads, head_dim, halves_at_a_time;
 };
 
 extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) try {
@@ -44,6 +67,7 @@ extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) t
   step.step.m = call->m, step.step.l = call->l, step.step.o = call->o;
   step.out = call->out, step.lse = call->lse, step.q_rows = call->rows, step.pool_slots = call->pool_slots;
   step.items = call->items, step.item_count = call->item_count, step.counter = call->counter;
+  step.halves_at_a_time = call->halves_at_a_time;
   cuda::forward_hopper(step, stream);
   return 0;
 } catch (const std::exception& error) {
