@@ -35,7 +35,8 @@ std::vector<Rows> halves_together(const Step& step, int at_a_time) {
   std::iota(order.begin(), order.end(), size_t{0});
   const auto place_of = [&](size_t w) {
     const Work& work = step.work[w];
-    return std::tuple(work.kv_head, work.first_head, work.state_row - work.q_row, work.q_row);  // pieces of long rows: one segment's together
+    return std::tuple(work.kv_head, work.first_head, work.state_row - work.q_row,
+                      work.q_row);  // pieces of long rows: one segment's together
   };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place_of(a) < place_of(b); });
   const auto halves = [&](size_t w) { return step.work[w].rows > kHalf ? 2 : 1; };

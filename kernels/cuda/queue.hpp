@@ -8,7 +8,8 @@
 namespace longspan::kernels::cuda {
 
 // Where three halves at a time are faster for a kernel that can take them: head_dim 64, and lists that are runs of 8 key blocks or more on
-// the average. (Measured on an H100: dense 8 % faster, a window of 4,096 of 65,536 the same, single blocks slower by far.)
+// the average. (Measured on an H100: dense 4 to 7 % faster, a window of 4,096 of
+// 65,536 the same, single blocks slower by far.)
 int halves_at_a_time(const Step& step);
 
 // The items of a step (its spans in host memory): sections of KV heads whose keys fit the L2 cache together; in each, work in its order,

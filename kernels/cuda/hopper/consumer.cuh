@@ -112,7 +112,7 @@ struct Consumer {
   }
 
   // scores() and output() for head_dim 64 and 128 keys, their products in turns. One of P·V takes as long to start, its A being registers,
-  // as it takes; one of Q·Kᵀ beside it hides that (measured: 8 % of a dense kernel with three consumers; with two it is slower).
+  // as it takes; one of Q·Kᵀ beside it hides that (measured: 7 % of a dense kernel with three consumers; with two it is slower).
   __device__ __forceinline__ void both(int k_slot, int v_slot, float (&s)[64]) {
     static_assert(D == 64);
     const Matrix q(shared.q[group][0]), k = Matrix(shared.k[0]).moved(k_slot * kPanelElements * 2);

@@ -86,7 +86,8 @@ TEST(Queue, HalvesOfAnItemFollowEachOtherInOneKvHead) {
       for (size_t h = 0; h < halves.size(); ++h) {
         EXPECT_EQ(halves[h].work->kv_head, item.head / 2);
         if (h > 0) {
-          EXPECT_EQ(halves[h].work->q_row + 64 * halves[h].half, halves[h - 1].work->q_row + std::min(64 * (halves[h - 1].half + 1), halves[h - 1].work->rows));
+          EXPECT_EQ(halves[h].work->q_row + 64 * halves[h].half,
+                    halves[h - 1].work->q_row + std::min(64 * (halves[h - 1].half + 1), halves[h - 1].work->rows));
         }
       }
     }
