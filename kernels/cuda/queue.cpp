@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <tuple>
+#include <utility>
 
 namespace longspan::kernels::cuda {
 namespace {
@@ -24,10 +25,21 @@ std::vector<Rows> one_by_one(const Step& step) {
   return all;
 }
 
-// Whether `next` holds the rows after those of `work`, for the same heads.
-bool follows(const Work& work, const Work& next) {
-  return next.kv_head == work.kv_head && next.first_head == work.first_head && next.head_count == work.head_count &&
-         next.q_row == work.q_row + work.rows;
+// Key blocks from the first to the last of an ascending list.
+std::pair<int64_t, int64_t> range(const Step& step, const Work& work) {
+  if (work.tile_count == 0) return {0, 0};
+  const Tile &first = step.tiles[static_cast<size_t>(work.first_tile)],
+             &last = step.tiles[static_cast<size_t>(work.first_tile + work.tile_count - 1)];
+  return {first.key, last.key + (last.form == Tile::Form::full ? last.count : 1)};
+}
+
+// Whether `next` holds the rows after those of `work`, for the same heads, and may share keys with it: pieces of long rows, which have a
+// segment of the keys each, mostly do not.
+bool follows(const Step& step, const Work& work, const Work& next) {
+  const auto [begin, end] = range(step, work);
+  const auto [next_begin, next_end] = range(step, next);
+  return next_begin < end && begin < next_end && next.kv_head == work.kv_head && next.first_head == work.first_head &&
+         next.head_count == work.head_count && next.q_row == work.q_row + work.rows;
 }
 
 std::vector<Rows> halves_together(const Step& step, int at_a_time) {
@@ -35,8 +47,7 @@ std::vector<Rows> halves_together(const Step& step, int at_a_time) {
   std::iota(order.begin(), order.end(), size_t{0});
   const auto place_of = [&](size_t w) {
     const Work& work = step.work[w];
-    return std::tuple(work.kv_head, work.first_head, work.state_row - work.q_row,
-                      work.q_row);  // pieces of long rows: one segment's together
+    return std::tuple(work.kv_head, work.first_head, work.q_row, work.state_row);
   };
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return place_of(a) < place_of(b); });
   const auto halves = [&](size_t w) { return step.work[w].rows > kHalf ? 2 : 1; };
@@ -47,7 +58,7 @@ std::vector<Rows> halves_together(const Step& step, int at_a_time) {
     Rows rows{first, {.work = static_cast<int32_t>(first), .from_half = from}};
     const int left = at_a_time - (halves(first) - from);
     from = 0, ++at;
-    if (left > 0 && at < order.size() && follows(step.work[first], step.work[order[at]])) {
+    if (left > 0 && at < order.size() && follows(step, step.work[first], step.work[order[at]])) {
       const size_t second = order[at];
       rows.item.second = static_cast<int32_t>(second);
       rows.place = std::min(first, second);

@@ -215,8 +215,8 @@ struct Consumer {
 
   // What can be known of the next entry without waiting: its flags, 0 if its K is not there yet. Each warp finds that out for itself, so
   // that the four of a group may take different ways to the same products, in the same order. Products are for all four together and must
-  // be the same instructions on all ways: the compiler may copy no call of scores() or output(). (It has not: 152 HGMMA in a kernel of
-  // head_dim 128, 116 in one of 64, as many as the calls make.)
+  // be the same instructions on all ways: the compiler may copy no call of scores(), output() or both(). (It has not: 152 HGMMA in a
+  // kernel of head_dim 128, 116 in one of 64, as many as the calls make.)
   __device__ __forceinline__ uint32_t glance() {
     const bool there = test(&shared.k_full[walk.slot], walk.parity(walk.slot));
     // In a uniform register: the compiler serialises products in branches that might diverge (ptxas C7520), and addresses cost less.
@@ -272,7 +272,9 @@ struct Consumer {
     int first = group, count = 0;  // of the consumers that look at it
     for (int consumer = S::kConsumers - 1; consumer >= 0; --consumer)
       if (need(entry.flags, consumer)) first = consumer, ++count;
-    const auto meet = [&] { count == 2 ? named_sync(kTwoConsumers, 2 * kGroup) : named_sync(kOneConsumer + group, kGroup); };
+    // Of three consumers, 0 and 1 may meet for the next item while 1 and 2 have not met for this one: each pair has a barrier of its own.
+    const int of_pair = S::kConsumers == 3 ? kTwoConsumers + first : kTwoConsumers;
+    const auto meet = [&] { count == 2 ? named_sync(of_pair, 2 * kGroup) : named_sync(kOneConsumer + group, kGroup); };
     meet();                              // all have read
     constexpr int kPieces = kPanel / 8;  // of 16 bytes in a line
     const int lines = entry.flags & kTwoSlots ? 2 * kSlotKeys : kSlotKeys;

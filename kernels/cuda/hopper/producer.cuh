@@ -159,7 +159,8 @@ struct Entries {
   }
 
   // How many entries after this one are the same but for the key block: where the lists taken are in runs of whole blocks, before the other
-  // one has its next. They are counted as taken at once; next_of_streak() has their units.
+  // one has its next. They are counted as taken at once; next_of_streak() has their units. (Where a NaN keeps the two lists' entries of one
+  // block apart, the first list goes on to the end of its streak.)
   __device__ __forceinline__ void begin_streak(uint32_t key_there, int source) {
     if (taken && run > 0 && run_at == kLanes) read_run();
     __syncwarp();

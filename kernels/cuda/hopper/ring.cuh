@@ -22,7 +22,7 @@ constexpr int kGroup = 128;  // threads of a warp group
 constexpr int kRows = 64;    // rows of a consumer
 
 // A kernel's shape: consumers are warp groups, 64 rows each. With head_dim 64 a row's scores and output take 96 registers of a thread, not
-// 128, so there is room for a third one (FlashAttention-3's shape), whose rows are of another query block: products of short rows keep the
+// 128, so there is room for a third one (FlashAttention-3's shape), some rows being of another query block: products of short rows keep the
 // tensor units busy only if several warps of a scheduler have some. What it costs: the producer has 32 registers, and takes several times
 // as long for an entry that is not part of a run.
 template <int HeadDim, int Consumers>
@@ -39,7 +39,7 @@ constexpr int kSlotKeys = 64;
 constexpr int kPanelElements = kSlotKeys * kPanel;  // of one slot
 constexpr int kItems = 2;                           // items announced at a time
 constexpr int kQueryWarps = 2;                      // of the producer
-constexpr int kTwoConsumers = 1, kOneConsumer = 2;  // named barriers: of two that look at an entry, of each
+constexpr int kTwoConsumers = 1, kOneConsumer = 3;  // named barriers: of consumers 0 and 1, 1 and 2; of each
 
 // What the kernel needs of a DeviceStep, without std::span.
 struct Arguments {

@@ -16,7 +16,7 @@ namespace {
 struct Lists {
   std::vector<Work> work;
   std::vector<int32_t> heads;
-  std::vector<Tile> tiles;
+  std::vector<Tile> tiles{Tile::full_run(0, 8), Tile::full_run(8, 8)};
   Step step(int kv_heads, int head_dim, int64_t resident) const {
     Step step;
     step.kv_heads = kv_heads, step.head_dim = head_dim, step.resident = resident;
@@ -38,7 +38,8 @@ Lists random_lists(int kv_heads, uint64_t seed) {
       const auto rows = static_cast<int32_t>(std::min<int64_t>(left, kTile));
       for (int kv = 0; kv < kv_heads; ++kv)
         if (random() % 5)
-          lists.work.push_back({.q_row = row, .state_row = row, .rows = rows, .kv_head = kv, .first_head = 2 * kv, .head_count = 2});
+          lists.work.push_back(
+              {.q_row = row, .state_row = row, .rows = rows, .kv_head = kv, .tile_count = 1, .first_head = 2 * kv, .head_count = 2});
       row += rows, left -= rows;
     }
   std::shuffle(lists.work.begin(), lists.work.end(), random);
@@ -99,24 +100,28 @@ TEST(Queue, FourBlocksMakeThreeItems) {
   Lists lists;
   lists.heads = {0};
   for (int64_t block : {3, 2, 1, 0})  // the dearest is the last one
-    lists.work.push_back({.q_row = block * kTile, .state_row = block * kTile, .rows = kTile, .head_count = 1});
+    lists.work.push_back({.q_row = block * kTile, .state_row = block * kTile, .rows = kTile, .tile_count = 1, .head_count = 1});
   // {a0 a1 b0}, {b1 c0 c1}, {d0 d1}: the item that holds the dearest Work comes first.
   const std::vector<Item> items = {{.work = 0}, {.work = 2, .second = 1, .from_half = 1}, {.work = 3, .second = 2}};
   EXPECT_EQ(queue(lists.step(1, 64, 4), 3), items);
 }
 
-TEST(Queue, PiecesOfALongRowStayApart) {  // the same rows, states of two segments of keys
+// Two blocks of rows whose keys are two segments; states lie as the engine has them, those of a block together.
+TEST(Queue, PiecesOfALongRowGoTogetherBySegment) {
   Lists lists;
   lists.heads = {0};
-  for (int64_t segment : {0, 1})
-    for (int64_t block : {0, 1})
-      lists.work.push_back({.q_row = block * kTile, .state_row = 1000 * segment + block * kTile, .rows = kTile, .head_count = 1});
-  const Step step = lists.step(1, 64, 4);
-  for (const Item& item : queue(step, 3)) {
-    if (item.second < 0) continue;
-    const Work &first = step.work[static_cast<size_t>(item.work)], &second = step.work[static_cast<size_t>(item.second)];
-    EXPECT_EQ(second.state_row - first.state_row, kTile);
-  }
+  for (int64_t block : {0, 1})
+    for (int64_t segment : {0, 1})
+      lists.work.push_back({.q_row = block * kTile,
+                            .state_row = (2 * block + segment) * kTile,
+                            .rows = kTile,
+                            .first_tile = segment,
+                            .tile_count = 1,
+                            .head_count = 1});
+  for (const Item& item : queue(lists.step(1, 64, 16), 3)) EXPECT_EQ(item.second, -1);
+  std::erase_if(lists.work, [](const Work& work) { return work.first_tile == 0; });  // a step with one segment
+  const std::vector<Item> expected = {{.work = 0, .second = 1}, {.work = 1, .from_half = 1}};
+  EXPECT_EQ(queue(lists.step(1, 64, 16), 3), expected);
 }
 
 TEST(Queue, ThreeHalvesForRunsOfHeadDim64Only) {
