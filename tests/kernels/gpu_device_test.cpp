@@ -1,0 +1,163 @@
+// What a GPU device does around the steps, against the CPU device. Skips where there is no GPU, or no CUDA in the build.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "gpu_problem.hpp"
+#include "kernels/cpu/device.hpp"
+
+namespace longspan::kernels {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+class GpuDeviceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (test_gpu() == nullptr) GTEST_SKIP() << why_no_gpu();
+  }
+};
+
+std::vector<float> random_floats(size_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
+  Device& gpu = *test_gpu();
+  cpu::CpuDevice cpu(1);
+  constexpr int kHeads = 5, kDim = 40;
+  constexpr int64_t kRows = 300, kStates = kRows * kHeads;
+  std::vector<float> into = random_floats(kStates * (kDim + 2), 1), from = random_floats(kStates * (kDim + 2), 2);
+  for (int64_t state = 0; state < kStates; ++state) {
+    for (std::vector<float>* side : {&into, &from}) {
+      float* l = side->data() + kStates + state;
+      *l = std::abs(*l) + 0.1f;
+      if ((state + (side == &from ? 3 : 0)) % 11 != 0) continue;
+      (*side)[static_cast<size_t>(state)] = -kInfinity, *l = 0;  // has seen nothing
+      std::fill_n(side->begin() + 2 * kStates + state * kDim, kDim, 0.0f);
+    }
+  }
+  std::vector<std::vector<float>> packed, finished, back;
+  for (Device* device : {static_cast<Device*>(&cpu), &gpu}) {
+    const auto bytes = static_cast<int64_t>(into.size() * 4);
+    const Buffer a = device->allocate(bytes), b = device->allocate(bytes), some = device->allocate(bytes), out = device->allocate(bytes);
+    device->upload(into.data(), bytes, a.get());
+    device->upload(from.data(), bytes, b.get());
+    auto *to = reinterpret_cast<float*>(a.get()), *with = reinterpret_cast<float*>(b.get());
+    device->merge({.head_dim = kDim,
+                   .count = kStates,
+                   .from_m = with,
+                   .from_l = with + kStates,
+                   .from_o = with + 2 * kStates,
+                   .m = to,
+                   .l = to + kStates,
+                   .o = to + 2 * kStates});
+    const std::vector<int32_t> heads{3, 0, 4};
+    const StateBlock block{.heads = kHeads,
+                           .head_dim = kDim,
+                           .first_row = 17,
+                           .rows = 128,
+                           .head_list = heads,
+                           .m = to,
+                           .l = to + kStates,
+                           .o = to + 2 * kStates};
+    device->pack_states(block, reinterpret_cast<float*>(some.get()));
+    packed.emplace_back(static_cast<size_t>(block.packed_floats()));
+    device->download(some.get(), block.packed_floats() * 4, packed.back().data());
+    device->finish({.heads = kHeads,
+                    .head_dim = kDim,
+                    .rows = kRows,
+                    .m = to,
+                    .l = to + kStates,
+                    .o = to + 2 * kStates,
+                    .output_type = ElementType::float32,
+                    .out = out.get(),
+                    .lse = reinterpret_cast<float*>(out.get()) + kStates * kDim});
+    finished.emplace_back(static_cast<size_t>(kStates * (kDim + 1)));
+    device->download(out.get(), kStates * (kDim + 1) * 4, finished.back().data());
+    device->clear_states(kStates, kDim, to, to + kStates, to + 2 * kStates);
+    device->unpack_states(block, reinterpret_cast<const float*>(some.get()));
+    back.emplace_back(into.size());
+    device->download(a.get(), bytes, back.back().data());
+  }
+  const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (std::isinf(a[i]))
+        ASSERT_EQ(a[i], b[i]) << i;
+      else
+        ASSERT_NEAR(a[i], b[i], 1e-5 * (1 + std::abs(a[i]))) << i;
+    }
+  };
+  expect_near(packed[0], packed[1]);
+  expect_near(finished[0], finished[1]);
+  expect_near(back[0], back[1]);
+}
+
+TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
+  const Gpus gpus = find_gpus();
+  const std::unique_ptr<Device> small = open_gpu(gpus.usable.front(), {.host_bytes = 1 << 18});  // many pieces
+  cpu::CpuDevice cpu(1);
+  for (ElementType type : {ElementType::float32, ElementType::float16, ElementType::bfloat16}) {
+    constexpr int kKvHeads = 3, kDim = 72;
+    const std::vector<int32_t> block_rows{128, 1, 128, 77, 128, 128, 5, 128, 128};
+    std::vector<int32_t> slots(block_rows.size() * kKvHeads);
+    for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int32_t>((i * 7 + 3) % slots.size());
+    int64_t rows = 0;
+    for (int32_t count : block_rows) rows += count;
+    const size_t row = kKvHeads * kDim * size_of(type);
+    std::vector<std::byte> k(static_cast<size_t>(rows) * row), v(k.size());
+    const std::vector<float> values = random_floats(k.size() / size_of(type), 3);
+    for (size_t i = 0; i < values.size(); ++i) store_element(k.data(), type, i, values[i]), store_element(v.data(), type, i, -values[i]);
+    store_element(v.data(), type, static_cast<size_t>((130 * kKvHeads + 1) * kDim + 70), kInfinity);  // block 2, KV head 1
+    const KeyBlocks blocks{.type = type, .head_dim = kDim, .kv_heads = kKvHeads, .rows = block_rows, .slots = slots};
+    const auto read = [&](int64_t first, int64_t count, std::byte* to_k, std::byte* to_v) {
+      std::memcpy(to_k, k.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
+      std::memcpy(to_v, v.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
+    };
+    std::vector<std::vector<std::byte>> units, back;
+    std::vector<uint8_t> flags(slots.size()), recomputed(slots.size());
+    for (Device* device : {static_cast<Device*>(&cpu), small.get()}) {
+      const int64_t bytes = static_cast<int64_t>(slots.size()) * unit_bytes(type, kDim);
+      const Buffer memory = device->allocate(bytes), nonfinite = device->allocate(static_cast<int64_t>(slots.size()));
+      const Pool pool{memory.get(), reinterpret_cast<uint8_t*>(nonfinite.get()), static_cast<int64_t>(slots.size())};
+      device->load_units(blocks, read, pool);
+      units.emplace_back(static_cast<size_t>(bytes));
+      device->download(memory.get(), bytes, units.back().data());
+      if (device != &cpu) {
+        device->download(nonfinite.get(), static_cast<int64_t>(flags.size()), flags.data());
+        device->units_arrived(pool, slots, type, kDim);
+        device->download(nonfinite.get(), static_cast<int64_t>(flags.size()), recomputed.data());
+      }
+      const Buffer q = device->allocate(static_cast<int64_t>(k.size())), lse = device->allocate(rows * kKvHeads * 4);
+      device->load_rows(
+          rows, static_cast<int64_t>(row), [&](int64_t first, int64_t count, std::byte* to) { read(first, count, to, to); }, q.get());
+      device->upload(values.data(), rows * kKvHeads * 4, lse.get());
+      back.emplace_back();
+      int64_t next = 0;
+      device->store_rows({type, q.get(), reinterpret_cast<float*>(lse.get())}, rows, kKvHeads, kDim,
+                         [&](int64_t first, int64_t count, const std::byte* o, const float* l) {
+                           EXPECT_EQ(first, next);
+                           EXPECT_EQ(std::memcmp(l, values.data() + first * kKvHeads, static_cast<size_t>(count) * kKvHeads * 4), 0);
+                           next += count;
+                           back.back().insert(back.back().end(), o, o + static_cast<size_t>(count) * row);
+                         });
+      EXPECT_EQ(next, rows);
+      EXPECT_TRUE(back.back() == v);
+    }
+    EXPECT_TRUE(units[0] == units[1]);
+    for (size_t i = 0; i < slots.size(); ++i) EXPECT_EQ(flags[static_cast<size_t>(slots[i])], i == 2 * kKvHeads + 1 ? 1 : 0) << i;
+    EXPECT_EQ(flags, recomputed);
+  }
+}
+
+}  // namespace
+}  // namespace longspan::kernels
