@@ -150,6 +150,8 @@ int main(int argc, char** argv) {
         cases.push_back({tag + "window 200 of 900, NaN in V", 900, 4, 2, D, type, Pattern::window, 200, 1, false, 500});
         cases.push_back({tag + "16-blocks 1500, NaN in V", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1, false, 711});
         cases.push_back({tag + "hashed 700, NaN in V", 700, 4, 2, D, type, Pattern::hashed, 0, 1, false, 333});
+        // More items than multiprocessors, most of them with the NaN: its barriers are met again and again, items apart.
+        cases.push_back({tag + "causal 6000, NaN in V", 6000, 16, 4, D, type, Pattern::causal, 0, 1, false, 1500});
         cases.push_back({tag + "hashed 700", 700, 4, 2, D, type, Pattern::hashed});
         cases.push_back({tag + "16-blocks 1500", 1500, 4, 2, D, type, Pattern::blocks, 16, 0.1});
         cases.push_back({tag + "64-blocks 20% 5000", 5000, 4, 4, D, type, Pattern::blocks, 64, 0.2});
