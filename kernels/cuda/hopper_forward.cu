@@ -31,12 +31,12 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int slot = 0; slot < Shared<S>::kSlots; ++slot) {
       barrier_init(&shared.announced[slot], 1), barrier_init(&shared.k_full[slot], 1), barrier_init(&shared.v_full[slot], 1);
-      barrier_init(&shared.k_empty[slot], S::kConsumerWarps + 1), barrier_init(&shared.v_empty[slot], S::kConsumerWarps);
+      barrier_init(&shared.k_empty[slot], S::kConsumerThreads + 1), barrier_init(&shared.v_empty[slot], S::kConsumerThreads);
     }
     for (int group = 0; group < S::kConsumers; ++group)
-      barrier_init(&shared.q_full[group], 1), barrier_init(&shared.q_empty[group], kGroup / 32);
+      barrier_init(&shared.q_full[group], 1), barrier_init(&shared.q_empty[group], kGroup);
     for (int item = 0; item < kItems; ++item)
-      barrier_init(&shared.item_full[item], S::kConsumers), barrier_init(&shared.item_empty[item], S::kConsumerWarps + kQueryWarps);
+      barrier_init(&shared.item_full[item], S::kConsumers), barrier_init(&shared.item_empty[item], S::kConsumerThreads + kQueryWarps);
     barrier_init_done();
     prefetch(&q_map), prefetch(&tile_map), prefetch(&half_map);
   }

@@ -299,7 +299,7 @@ __device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, cons
     values.wait_for(shared.v_empty, flags);
     int absent = 0;
     for (int consumer = 0; consumer < S::kConsumers; ++consumer) absent += !need(flags, consumer);
-    if (absent) arrive(&shared.v_empty[slot], absent * (kGroup / 32));
+    if (absent) arrive(&shared.v_empty[slot], absent * kGroup);
     values.copy(shared.v, &shared.v_full[slot], flags, unit * 2 * kTile + kTile);
     values.walk.pass(flags);
   }

@@ -6,8 +6,8 @@
 //   item_full         one arrival of each lane of warp 0 that has written a part of the item;
 //   announced         one arrival: the message and the unit are there for warp 3, which has V copied;
 //   k_full, v_full    one arrival and the bytes of the copy;
-//   k_empty           one arrival of each consumer warp and one of warp 3, which has read the message;
-//   v_empty           one arrival of each consumer warp, or of warp 3 for those that do not look at the entry.
+//   k_empty           one arrival of each consumer thread and one of warp 3, which has read the message;
+//   v_empty           one arrival of each consumer thread, or of warp 3 for those that do not look at the entry.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ template <int HeadDim, int Consumers>
 struct Shape {
   static constexpr int kHeadDim = HeadDim, kConsumers = Consumers;
   static constexpr int kLists = Consumers - 1;  // tile lists of an item, at most
-  static constexpr uint32_t kConsumerWarps = Consumers * kGroup / 32;
+  static constexpr uint32_t kConsumerThreads = Consumers * kGroup;
   static constexpr int kThreads = (1 + Consumers) * kGroup;
   // Registers a thread: setmaxnreg moves them from the producer to the consumers; kGroup times their sum is at most 64 Ki.
   static constexpr int kProducerRegisters = Consumers == 3 ? 32 : 56, kConsumerRegisters = Consumers == 3 ? 160 : 224;
