@@ -192,7 +192,7 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   const CurrentDevice current(gpu_.ordinal);
   const int halves = takes_hopper(step) ? halves_at_a_time(step) : 2;
   const std::vector<Item> items = queue(step, halves);
-  const int32_t zero = 0;
+  const uint32_t zero = 0;
   Parcel parcel;
   const size_t work = parcel.add(step.work), tiles = parcel.add(step.tiles), head_lists = parcel.add(step.head_lists),
                masks = parcel.add(step.masks),
@@ -218,7 +218,7 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   device.items = parcel.at<Item>(pairs);
   device.halves_at_a_time = halves;
   device.item_count = static_cast<int64_t>(items.size());
-  device.counter = const_cast<int32_t*>(parcel.at<int32_t>(counter));
+  device.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
   forward(device, compute_.get());
   step_done_.record(compute_.get());
 }

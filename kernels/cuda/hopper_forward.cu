@@ -120,7 +120,6 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
                             .out = in.out,
                             .lse = in.lse,
                             .counter = in.counter};
-  check(cudaMemsetAsync(in.counter, 0, sizeof(*in.counter), stream), "cudaMemsetAsync");
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, in.item_count));
   kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, q, tile, half);
   check(cudaGetLastError(), "forward_hopper");

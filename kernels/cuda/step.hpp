@@ -28,8 +28,8 @@ struct DeviceStep {
   const uint8_t* nonfinite_v = nullptr;  // [pool_slots] or null: unit's V holds NaN or ∞; a partial tile with one takes the slower path
   const Item* items = nullptr;           // as they are taken
   int64_t item_count = 0;
-  int halves_at_a_time = 2;    // of query blocks, that an item takes at most; 3 for Hopper's kernel of head_dim 64 only
-  int32_t* counter = nullptr;  // one int, zeroed by the launch (persistent kernel's queue)
+  int halves_at_a_time = 2;     // of query blocks, that an item takes at most; 3 for Hopper's kernel of head_dim 64 only
+  uint32_t* counter = nullptr;  // the persistent kernel's place in `items`: 0 before, and 0 again after
 };
 
 }  // namespace longspan::kernels::cuda

@@ -225,7 +225,7 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
     const auto halves = [&](const Work* work) { return stop || !work ? 0 : work->rows > kRows ? 2 : 1; };
     const int of_first = max(halves(first) - item.from_half, 0), of_second = min(halves(second), S::kConsumers - of_first);
     int next = 0;
-    if (lane == 0 && !stop) next = atomicAdd(a.counter, 1);
+    if (lane == 0 && !stop) next = atomicInc(a.counter, a.item_count - 1);  // one for each item: 0 again after the last
     Announced<S>& announced = shared.items[count % kItems];
     wait(&shared.item_empty[count % kItems], count / kItems % 2 ^ 1);
     if (lane < S::kConsumers) {

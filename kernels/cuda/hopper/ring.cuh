@@ -56,7 +56,7 @@ struct Arguments {
   float *m, *l, *o;
   std::byte* out;
   float* lse;
-  int32_t* counter;
+  uint32_t* counter;
 };
 
 // A consumer's rows of an item: none, or those of a 64-row half of a Work.

@@ -50,7 +50,7 @@ struct LongspanCall {
   float *m, *l, *o;
   std::byte* out;
   float* lse;
-  int32_t* counter;
+  uint32_t* counter;
   int64_t rows, resident, pool_slots, tile_count, work_count, item_count;
   int32_t heads, kv_heads, head_dim, halves_at_a_time;
 };

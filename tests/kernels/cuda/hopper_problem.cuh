@@ -196,7 +196,8 @@ struct Problem {
   std::vector<MaskBits> masks_host;
   Device<uint16_t> q, pool, out;
   Device<float> lse, m, l, o;
-  Device<int32_t> slots, key_rows, counter;
+  Device<int32_t> slots, key_rows;
+  Device<uint32_t> counter;
   Device<Tile> tiles_d;
   Device<Work> work_d;
   Device<Item> items_d;
@@ -235,7 +236,7 @@ struct Problem {
     fill_q<<<1024, 256>>>(q.data, q.count, 1, bf);
     fill_units<<<dim3(blocks, c.kv_heads), 256>>>(pool.data, slots.data, key_rows.data, blocks, c.head_dim, 2, bf);
     out = Device<uint16_t>((c.tokens + guard) * c.heads * c.head_dim), lse = Device<float>((c.tokens + guard) * c.heads);
-    counter = Device<int32_t>(1);
+    counter = Device<uint32_t>(std::vector<uint32_t>{0});
     nonfinite = Device<uint8_t>(pool_slots);
     CHECK(cudaMemset(nonfinite.data, 0, pool_slots));
     if (c.poisoned_key >= 0) poison_key<<<1, c.kv_heads>>>(pool.data, slots.data, blocks, c.head_dim, c.poisoned_key, bf, nonfinite.data);
