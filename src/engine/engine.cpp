@@ -429,7 +429,9 @@ class Engine::Run {
     arguments.o = o();
     device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
     // This thread has time: the next stripe's lists are made while the device computes this one's last step.
-    if (step + 1 == engine_.schedule_.steps[s] && s + 1 < plan_.stripes.size() && !next_lists_) next_lists_ = make_lists(s + 1);
+    const bool last =
+        std::all_of(lists_->steps.begin() + step + 1, lists_->steps.end(), [](const StepLists& of) { return of.work.empty(); });
+    if (last && s + 1 < plan_.stripes.size() && !next_lists_) next_lists_ = make_lists(s + 1);
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals();

@@ -181,6 +181,29 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
   return group + (own_keys_first(shared) ? 1 : 0);
 }
 
+namespace {
+
+// Groups side by side that bring nothing become one step: all of their keys are here. Of groups 0 … 4 of which 1 alone brings some, steps
+// are {0}, {1}, {2, 3, 4}. `first`: the first group's place in stripe.fetch.
+void join_idle_groups(Stripe& stripe, size_t first) {
+  stripe.bounds = stripe.groups;
+  if (stripe.groups.size() < 3) return;
+  std::vector<bool> brings;  // by group
+  for (size_t step = first; step < stripe.fetch.size(); ++step)
+    brings.push_back(std::any_of(stripe.fetch[step].begin(), stripe.fetch[step].end(), [](const Intervals& of) { return !of.empty(); }));
+  stripe.bounds = {stripe.groups.front()};
+  std::vector<std::vector<Intervals>> fetch(stripe.fetch.begin(), stripe.fetch.begin() + static_cast<int64_t>(first) + 1);
+  for (size_t group = 1; group < brings.size(); ++group) {
+    if (!brings[group] && !brings[group - 1]) continue;
+    stripe.bounds.push_back(stripe.groups[group]);
+    fetch.push_back(std::move(stripe.fetch[first + group]));
+  }
+  stripe.bounds.push_back(stripe.groups.back());
+  stripe.fetch = std::move(fetch);
+}
+
+}  // namespace
+
 void plan_fetches(const Shared& shared, RankPlan& plan) {
   const size_t classes = shared.classes.size(), stripes = plan.stripes.size();
   std::vector<LastUse> last_use;
@@ -198,7 +221,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   std::vector<Intervals> kept(classes);
   for (size_t s = 0; s < stripes; ++s) {
     Stripe& stripe = plan.stripes[s];
-    const size_t groups = std::max<size_t>(stripe.bounds.size(), 1) - 1, first = own_keys_first(shared) ? 1 : 0;
+    const size_t groups = std::max<size_t>(stripe.groups.size(), 1) - 1, first = own_keys_first(shared) ? 1 : 0;
     stripe.fetch.assign(std::max<size_t>(1, groups + first), std::vector<Intervals>(classes));
     stripe.keep.assign(classes, {});
     // What was kept before lies here until this stripe ends, needed later or not: new ones get the room that it leaves.
@@ -207,7 +230,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
     for (size_t c = 0; c < classes; ++c) {
       const Intervals wanted = fetchable(shared, plan, stripe.need[c]);
       const Intervals missing = subtract(wanted, kept[c]);
-      for (size_t g = 0; g < groups; ++g) stripe.fetch[g + first][c] = clipped(missing, {stripe.bounds[g], stripe.bounds[g + 1]});
+      for (size_t g = 0; g < groups; ++g) stripe.fetch[g + first][c] = clipped(missing, {stripe.groups[g], stripe.groups[g + 1]});
       (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
       stripe.keep[c] = last_use[c].later_than(s, kept[c]);
       const Intervals more = subtract(last_use[c].later_than(s, wanted), stripe.keep[c]);
@@ -216,6 +239,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
       stripe.keep[c] = unite(stripe.keep[c], fits);
     }
     kept = stripe.keep;
+    join_idle_groups(stripe, first);
   }
 }
 
@@ -340,8 +364,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       fetched[c] = fetchable(shared, plan, done.need[c]);
       needed[c] = unite(needed[c], done.need[c]);
     }
-    done.bounds = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
-    steps += static_cast<int64_t>(done.bounds.size());
+    done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
+    steps += static_cast<int64_t>(done.groups.size());
     if (steps > kMostSteps) return std::nullopt;
   }
   for (size_t c = 0; c < needed.size(); ++c) {

@@ -63,7 +63,9 @@ struct Stripe {
   bool is_long() const { return !pieces.empty(); }
 
   std::vector<Intervals> need;                // [class] key blocks that some tile of the stripe touches, own and others'
-  std::vector<int64_t> bounds;                // key block b that is fetched belongs to group g when bounds[g] <= b < bounds[g + 1]
+  std::vector<int64_t> groups;                // bounds of ascending key blocks that may be fetched at once
+  std::vector<int64_t> bounds;                // key block b belongs to step g of other ranks' keys when bounds[g] <= b < bounds[g + 1]: a
+                                              // group, or several side by side of which nothing is fetched
   std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
   std::vector<Intervals> keep;                // [class] fetched blocks that stay for later stripes
   TileCount tiles;                            // over head groups, not weighted
@@ -103,7 +105,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
 // on this rank alone, so ranks have to agree on it.
 RankPlan make_rank_plan(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank);
 
-// Step of `stripe` in which key block `block` is used. Depends on neither what happens to be kept nor on which stripes run.
+// Step of `stripe` in which key block `block` is used. Other steps where other blocks are kept, in the same order: the same bits.
 int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, int64_t block);
 
 // The fetches of stripes [first, …) again, after stripes that are already done have been emptied (a job that goes on): what was to be kept

@@ -73,6 +73,11 @@ int64_t most_there(const Shared& shared, const RankPlan& plan, int ahead) {
   return most;
 }
 
+bool brings(const Stripe& stripe, int step) {
+  const std::vector<Intervals>& fetch = stripe.fetch[static_cast<size_t>(step)];
+  return std::any_of(fetch.begin(), fetch.end(), [](const Intervals& blocks) { return !blocks.empty(); });
+}
+
 void expect_sound(const Case& c) {
   SCOPED_TRACE(c.pattern + " on " + std::to_string(c.ranks) + " ranks, " + std::string(name_of(c.partition)) +
                (c.reproducible ? ", reproducible" : "") + (c.tight ? ", tight" : ""));
@@ -100,6 +105,8 @@ void expect_sound(const Case& c) {
     std::vector<Intervals> kept(shared.classes.size());
     int64_t moved = 0;
     for (const Stripe& stripe : plan.stripes) {
+      for (int step = shared.keys_stay && !c.reproducible ? 2 : 1; step < stripe.steps(); ++step)
+        EXPECT_TRUE(brings(stripe, step) || brings(stripe, step - 1)) << "two steps of other ranks' keys that are all here could be one";
       std::vector<Intervals> used(shared.classes.size());
       for (const StripeRow& row : rows_of(shared, pattern, stripe, rank)) {
         computed[{row.group, row.block}].push_back(row.key_blocks);
@@ -167,6 +174,29 @@ TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
         for (PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::balanced})
           for (int variant = 0; variant < 6; ++variant)
             expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
+}
+
+// Where memory keeps what came, only the first stripe takes its keys in several steps; and each does when the ones before it are emptied.
+TEST(RankPlan, KeysThatAreHereAreOneStep) {
+  const Documents documents = Documents::from_lengths({6000});
+  Shape shape = kShape;
+  shape.tokens = 6000;
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("full"), shape.heads, shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  Options options;
+  options.memory = int64_t{1} << 30;
+  options.step_bytes = 4 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  options.stripes = 2;
+  const Shared shared = make_shared(pattern, blocks, shape, 2, options);
+  RankPlan plan = make_rank_plan(shared, pattern, blocks, 1);
+  ASSERT_EQ(plan.stripes.size(), 2U);
+  EXPECT_GT(plan.stripes[0].steps(), 3);
+  EXPECT_EQ(plan.stripes[1].steps(), 2) << "own keys, and all of the others'";
+  const int first = plan.stripes[0].steps();
+  plan.stripes[0].query_blocks.clear();
+  std::fill(plan.stripes[0].need.begin(), plan.stripes[0].need.end(), Intervals{});
+  plan_fetches(shared, plan);
+  EXPECT_EQ(plan.stripes[1].steps(), first);
 }
 
 // Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
