@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <tuple>
 
 #include "bench/link.hpp"
@@ -19,6 +20,9 @@ constexpr const char* kPartialTiles = "window(100, 100)";
 constexpr const char* kFullTiles = "full";
 // A list for each KV head, of tiles that lie apart.
 constexpr const char* kManyEntries = "block_random(64, 12, 1)";
+// Each block of queries looks at this many blocks of keys, anywhere.
+constexpr const char* kFarKeys = "block_random(128, 8, 1)";
+constexpr int kFarBlocks = 8;
 
 }  // namespace
 
@@ -50,6 +54,51 @@ class Probe::SelfJob {
   PreparedJob prepared_;
 };
 
+// One job on all ranks, whose keys lie with all of them, and the same on this rank alone: as many tiles for each rank, but for chance. What
+// its compute takes longer is what the keys cost that move beside it: who copies them shares the cores, or NCCL the multiprocessors; and
+// they come in steps.
+class Probe::MovingJob {
+ public:
+  MovingJob(const comm::Communicator& ranks, const Job& like, int64_t blocks, comm::Transport& transport)
+      : ranks_(ranks),
+        transport_(transport),
+        alone_(ranks, like.shape, blocks, kFarKeys, like.output_type),
+        prepared_(ranks, job(ranks, like, blocks)) {}
+
+  // Of all ranks together: where they share cores, one of them computes at another's expense.
+  void sample(engine::Input& input, kernels::Device& device) {
+    const engine::Record moving = prepared_.run(input, device, transport_);
+    ranks_.barrier();
+    const double alone = alone_.run(input, device).attend / alone_.quarters();
+    const double more = moving.attend - alone * static_cast<double>(prepared_.plan().weighted_quarters());
+    const std::vector<double> all = ranks_.all_gather(more);
+    const auto bytes = static_cast<double>(std::max<int64_t>(1, ranks_.sum(moving.bytes_received)));
+    seconds_per_byte_.push_back(std::max(0.0, std::accumulate(all.begin(), all.end(), 0.0)) / bytes);
+    const std::vector<double> in_flight = ranks_.all_gather(moving.in_flight);
+    in_flight_.push_back(std::accumulate(in_flight.begin(), in_flight.end(), 0.0) / ranks_.size());
+  }
+  double seconds_per_byte() const { return median(seconds_per_byte_); }
+  double slowdown_of_links(const plan::Rates& rates) const {
+    const double said = plan::predict(prepared_.shared(), prepared_.pattern(), prepared_.blocks(), rates).mean.in_flight;
+    return said > 0 ? std::max(1.0, median(in_flight_) / said) : 1;
+  }
+
+ private:
+  static Job job(const comm::Communicator& ranks, const Job& like, int64_t blocks) {
+    Job job{.pattern = pattern::Pattern::parse(kFarKeys), .shape = like.shape, .output_type = like.output_type};
+    job.shape.tokens = blocks * plan::kBlock * ranks.size();
+    job.documents = Documents::single(job.shape.tokens);
+    job.exchange = like.exchange, job.through_host_memory = like.through_host_memory, job.host_memory = like.host_memory;
+    return job;
+  }
+
+  const comm::Communicator& ranks_;
+  comm::Transport& transport_;
+  SelfJob alone_;
+  PreparedJob prepared_;
+  std::vector<double> seconds_per_byte_, in_flight_;  // by sample
+};
+
 namespace {
 
 // Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
@@ -63,7 +112,7 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken,
 }  // namespace
 
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
-    : ranks_(ranks), device_(device), input_(std::make_unique<SyntheticRows>(shape)) {
+    : ranks_(ranks), device_(device), seconds_(seconds), input_(std::make_unique<SyntheticRows>(shape)) {
   constexpr int64_t kFirst = 4, kMostListed = 512;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] :
@@ -82,6 +131,19 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
 
 Probe::~Probe() = default;
 
+void Probe::also_move(const Job& like, comm::Transport& transport) {
+  if (ranks_.size() == 1) return;
+  constexpr int64_t kFirst = 2 * kFarBlocks;
+  const Shape& shape = like.shape;
+  const int64_t held = 1 + std::min(kFarBlocks, ranks_.size() - 1);  // blocks of keys in a rank's memory, for each of its own
+  const int64_t block_bytes =
+      held * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, like.output_type);
+  SelfJob small(ranks_, shape, kFirst, kFarKeys, like.output_type);
+  ranks_.barrier();
+  const double taken = small.run(*input_, device_).attend;
+  moving_ = std::make_unique<MovingJob>(ranks_, like, blocks_for(ranks_, kFirst, taken, seconds_, 1, block_bytes), transport);
+}
+
 void Probe::sample() {
   double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
   double partial_lists = 0;  // seconds
@@ -98,6 +160,10 @@ void Probe::sample() {
   }
   ranks_.barrier();
   const double many_lists = listed_->run(*input_, device_).plan;
+  if (moving_) {
+    ranks_.barrier();
+    moving_->sample(*input_, device_);
+  }
   // What a row costs, and what an entry: the jobs have different numbers of entries in a row.
   const double per_row = partial_lists / partial_->list_rows(), per_long_row = many_lists / listed_->list_rows();
   const double entries = partial_->entries() / partial_->list_rows(), many_entries = listed_->entries() / listed_->list_rows();
@@ -119,7 +185,10 @@ plan::Rates Probe::rates() const {
   rates.list_row = over_ranks(list_row_);
   rates.list_entry = over_ranks(entry_);
   rates.key_bytes_per_second = over_ranks(load_);
+  if (moving_) rates.hidden_byte = moving_->seconds_per_byte();
   return rates;
 }
+
+double Probe::slowdown_of_links(const plan::Rates& rates) const { return moving_ ? moving_->slowdown_of_links(rates) : 1; }
 
 }  // namespace longspan::bench

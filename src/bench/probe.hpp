@@ -6,7 +6,9 @@
 #include <memory>
 #include <vector>
 
+#include "bench/prepared_job.hpp"
 #include "comm/communicator.hpp"
+#include "comm/transport.hpp"
 #include "engine/data.hpp"
 #include "kernels/device.hpp"
 #include "longspan/shape.hpp"
@@ -15,25 +17,34 @@
 namespace longspan::bench {
 
 // Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by three jobs: one of
-// full tiles only, one of partial tiles only, one of lists of many entries.
+// full tiles only, one of partial tiles only, one of lists of many entries. And, if asked to, what compute loses to keys that move beside
+// it, by one job of all ranks and its like of each rank alone.
 class Probe {
  public:
   // Collective, as are the others. Makes each job as large as takes about `seconds`. The references must outlive the probe.
   Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds);
   ~Probe();
+  // Collective. From now on samples have plan::Rates::hidden_byte too (0 on one rank). Messages are made and moved as those of `like`.
+  void also_move(const Job& like, comm::Transport& transport);
 
   // Runs the jobs once. Between the runs of what is to be predicted, so that both see the same moods of the machine.
   void sample();
   // Medians over samples and ranks, the same on all ranks.
   plan::Rates rates() const;
+  // plan::Rates::link_slowdown: how many times longer a job's keys were on their way than `rates`, whose links are those of ranks at rest,
+  // say. 1 without also_move().
+  double slowdown_of_links(const plan::Rates& rates) const;
 
  private:
   class SelfJob;
+  class MovingJob;
 
   const comm::Communicator& ranks_;
   kernels::Device& device_;
+  double seconds_;
   std::unique_ptr<engine::Input> input_;
   std::unique_ptr<SelfJob> full_, partial_, listed_;
+  std::unique_ptr<MovingJob> moving_;
   std::vector<double> full_quarter_, partial_quarter_, state_, state_in_, state_out_, list_row_, entry_, load_;
 };
 

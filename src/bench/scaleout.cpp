@@ -43,6 +43,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine:
   link(neighbours_across_hosts(hosts, ranks.rank()), across);
 
   Probe probe(ranks, what.shape, what.output_type, device, options.probe_seconds);
+  probe.also_move(what, transport);
   ScaleoutPoint point{.ranks = ranks.size(), .hosts = ranks.hosts(), .tokens = what.shape.tokens, .documents = what.documents.count()};
   std::vector<engine::Record> records;
   for (int time = -1; time < options.times; ++time) {
@@ -58,6 +59,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine:
   rates.within_host = within;
   rates.across_hosts = across;
   rates.ranks_per_host = static_cast<int>(ranks.max(ranks.local_size()));
+  rates.link_slowdown = probe.slowdown_of_links(rates);
 
   point.typical = median(point.seconds);
   size_t nearest = 0;

@@ -1,11 +1,13 @@
 #include "cli/bench_launch.hpp"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 
 #include "bench/rows.hpp"
 #include "cli/effective.hpp"
@@ -46,6 +48,11 @@ std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const s
 }
 
 BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings) {
+  // What one run gives back the next one takes. Else each run maps its buffers anew, and what pages it gets decides: a light pattern took
+  // from 1 to 3 times as long from run to run.
+  mallopt(M_MMAP_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TOP_PAD, 256 << 20);
   BenchPlace place;
   const launch::Share share = launch::share_of_host(ranks);
   const launch::GpuChoice choice =

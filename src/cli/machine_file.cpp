@@ -114,6 +114,8 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
     rates.key_bytes_per_second = *copy / 4;  // copied twice, read and written each time
   rates.list_row = reader.figure(machine, "list_seconds_per_row", false).value_or(0);
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
+  rates.hidden_byte = reader.figure(machine, "compute_seconds_per_moved_byte", false).value_or(0);
+  rates.link_slowdown = std::max(1.0, reader.figure(machine, "link_slowdown", false).value_or(1));
 
   const ordered_json& per_host = reader.at(machine, "ranks_per_host");
   if (per_host.is_number_integer()) rates.ranks_per_host = std::max(1, per_host.get<int>());
@@ -187,6 +189,8 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"list_seconds_per_row", number(rates.list_row)},
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},
+          {"compute_seconds_per_moved_byte", number(rates.hidden_byte)},
+          {"link_slowdown", rates.link_slowdown},
           {"memory", nullptr},
           {"links", {{"within_host", link(rates.within_host)}, {"across_hosts", link(rates.across_hosts)}}},
           {"disk", nullptr}};

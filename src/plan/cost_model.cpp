@@ -213,8 +213,8 @@ RankTime play(const RankWork& work, const Rates& rates) {
     if (step.messages_within + step.messages_across == 0) return;
     const double begin = std::max(now, link_free);
     link_free = begin + step.messages_within * rates.within_host.latency + step.messages_across * rates.across_hosts.latency +
-                static_cast<double>(step.bytes_within) / rates.within_host.bytes_per_second +
-                static_cast<double>(step.bytes_across) / rates.across_hosts.bytes_per_second;
+                rates.link_slowdown * (static_cast<double>(step.bytes_within) / rates.within_host.bytes_per_second +
+                                       static_cast<double>(step.bytes_across) / rates.across_hosts.bytes_per_second);
     arrival[t] = link_free;
     time.in_flight += link_free - begin;
   };

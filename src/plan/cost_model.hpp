@@ -35,8 +35,9 @@ struct Rates {
   double list_entry = 0;       // and for each entry
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
-  LinkRates within_host, across_hosts;
-  int ranks_per_host = 1;                                                          // ranks r·ranks_per_host … share a host
+  LinkRates within_host, across_hosts;       // while nobody computes
+  double link_slowdown = 1;                  // how many times longer the bytes of a message take while ranks compute
+  int ranks_per_host = 1;                    // ranks r·ranks_per_host … share a host
   double read_bytes_per_second = kUnlimited, write_bytes_per_second = kUnlimited;  // of a file, all ranks at once
 };
 

@@ -110,9 +110,9 @@ TEST_F(Killed, AtRandomMoments) {
       const Rank victim = ranks[random() % ranks.size()];
       const bool started = !job.text().empty();
       kill(victim.process, SIGKILL);
-      const double gone = job.wait_until_gone(5);
+      const double gone = job.wait_until_gone(30);  // under a second, but Open MPI's own teardown once took more than 5 s on a busy machine
       const Outcome outcome = job.wait(1);
-      ASSERT_GE(gone, 0) << "processes are left 5 s after the kill\n" << outcome.text;
+      ASSERT_GE(gone, 0) << "processes are left 30 s after the kill\n" << outcome.text;
       ASSERT_NE(outcome.code, 0) << outcome.text;
       if (started) {
         ASSERT_THAT(outcome.text, HasSubstr("process rank " + std::to_string(victim.rank)));

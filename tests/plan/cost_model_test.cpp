@@ -163,6 +163,12 @@ TEST(CostModel, NextKeysComeWhileAStepComputes) {
   time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.attend, 49);
   EXPECT_DOUBLE_EQ(time.exchange, 0);
+  rates.hidden_byte = 0;
+  rates.link_slowdown = 2;  // 30 s from the beginning of step 1, which takes 10
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.attend, 30);
+  EXPECT_DOUBLE_EQ(time.exchange, 20);
+  EXPECT_DOUBLE_EQ(time.in_flight, 38);
 }
 
 TEST(CostModel, AFileIsReadAheadAndWrittenBehind) {
@@ -198,8 +204,8 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
       EXPECT_LT(time.exposed, 1);
       EXPECT_GT(time.memory, 0);
       before = time.seconds;
-      for (double Rates::*rate :
-           {&Rates::full_quarter, &Rates::partial_quarter, &Rates::state, &Rates::list_row, &Rates::list_entry, &Rates::hidden_byte}) {
+      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::state, &Rates::list_row, &Rates::list_entry,
+                                  &Rates::hidden_byte, &Rates::link_slowdown}) {
         Rates slower = some_rates();
         slower.*rate = 2 * slower.*rate + 1e-9;
         EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
