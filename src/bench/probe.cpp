@@ -89,6 +89,7 @@ class Probe::MovingJob {
     job.shape.tokens = blocks * plan::kBlock * ranks.size();
     job.documents = Documents::single(job.shape.tokens);
     job.exchange = like.exchange, job.through_host_memory = like.through_host_memory, job.host_memory = like.host_memory;
+    job.timeout = like.timeout;
     return job;
   }
 
