@@ -87,7 +87,7 @@ TEST_F(Killed, AtRandomMoments) {
   std::mt19937_64 random(seed);
   SCOPED_TRACE("seed " + std::to_string(seed));
   double slowest = 0, sum = 0;
-  int killed = 0, jobs = 0, late = 0;
+  int killed = 0, jobs = 0, late = 0, slow = 0;
   std::string ended;
   while (killed < kills && late < 10 * kills) {
     ++jobs;
@@ -110,7 +110,7 @@ TEST_F(Killed, AtRandomMoments) {
       const Rank victim = ranks[random() % ranks.size()];
       const bool started = !job.text().empty();
       kill(victim.process, SIGKILL);
-      const double gone = job.wait_until_gone(30);  // under a second, but Open MPI's own teardown once took more than 5 s on a busy machine
+      const double gone = job.wait_until_gone(30);
       const Outcome outcome = job.wait(1);
       ASSERT_GE(gone, 0) << "processes are left 30 s after the kill\n" << outcome.text;
       ASSERT_NE(outcome.code, 0) << outcome.text;
@@ -120,7 +120,7 @@ TEST_F(Killed, AtRandomMoments) {
       } else {  // before all ranks have joined MPI, Open MPI 4.1 now and then does not say which one it was
         ASSERT_THAT(outcome.text, HasSubstr("process"));
       }
-      slowest = std::max(slowest, gone), sum += gone, ++killed;
+      slowest = std::max(slowest, gone), sum += gone, ++killed, slow += gone > 5;
       // Whatever is there opens; only the result of a job that was over but for its farewell is whole.
       if (fs::exists(file("k.h5")) && io::inspect_result(file("k.h5")).attributes.complete != 0) {
         ASSERT_TRUE(bits_of(file("k.h5")) == undisturbed_);
@@ -131,6 +131,8 @@ TEST_F(Killed, AtRandomMoments) {
     ASSERT_FALSE(fs::exists(file("k.h5.ledger")));
   }
   EXPECT_EQ(killed, kills);
+  // Asked for are 5 s for each. Open MPI's own teardown took longer once in some eight runs of this test, on a busy machine.
+  EXPECT_LE(slow, 1) << "of " << kills << " kills left processes for more than 5 s";
   EXPECT_EQ(verify(shared("/c.h5"), file("k.h5")).code, 0);
   std::printf("%d kills in %d jobs of %.1f s; the rest was gone after %.2f s on average, %.2f s at most\n", killed, jobs, seconds_,
               sum / killed, slowest);
