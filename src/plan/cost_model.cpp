@@ -256,13 +256,15 @@ RankTime play(const RankWork& work, const Rates& rates) {
       read_queries(s + 1);
     }
     spend(stripe.states * rates.state, time.rows);
+    const auto has_work = [](const StepWork& step) { return step.full_quarters + step.partial_quarters > 0; };
+    const auto last = std::find_if(stripe.steps.rbegin(), stripe.steps.rend(), has_work).base() - stripe.steps.begin();  // one past it
     for (size_t step = 0; step < stripe.steps.size(); ++step, ++t) {
       start_fetches(t + static_cast<size_t>(work.ahead));
       wait_for(arrival[t], time.exchange);
       double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
       if (t + 1 < order.size() && compute > 0)
         compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;
-      if (step + 1 == stripe.steps.size() && s + 1 < work.stripes.size() && s + 1 >= listed)
+      if (static_cast<int64_t>(step) + 1 == last && s + 1 < work.stripes.size() && s + 1 >= listed)
         compute = std::max(compute, list_seconds(work.stripes[listed++]));  // the next lists, beside this step
       spend(compute, time.attend);
     }

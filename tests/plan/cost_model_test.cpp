@@ -109,9 +109,13 @@ TEST(CostModel, RowsComeAndGoBesideTheRest) {
   Rates rates;
   rates.full_quarter = rates.list_entry = 1;
   rates.state_in = 0.5, rates.state_out = 0.4;
-  const RankTime time = play(work, rates);
+  RankTime time = play(work, rates);
   EXPECT_NEAR(time.plan, 3, 1e-9);      // the second lists are made while the first stripe is computed
   EXPECT_NEAR(time.rows, 2 + 4, 1e-9);  // the rest of the first queries' 5 s, and the last results
+  EXPECT_NEAR(time.total(), 3 + 2 + 10 + 10 + 4, 1e-9);
+  work.stripes[0].steps.push_back({});  // only other ranks have work in this one: the lists are made before it
+  time = play(work, rates);
+  EXPECT_NEAR(time.attend, 20, 1e-9);
   EXPECT_NEAR(time.total(), 3 + 2 + 10 + 10 + 4, 1e-9);
 }
 
