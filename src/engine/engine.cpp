@@ -1,6 +1,7 @@
 #include "engine/engine.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <future>
 #include <optional>
@@ -98,6 +99,7 @@ class Engine::Run {
     read_ahead(next_rows(0));
     prepare_beside_loading();
     finish_loading_keys();
+    may_start_first_ = false;
     fetches_.start_first();  // beside the reading of queries
     size_t t = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
@@ -214,16 +216,27 @@ class Engine::Run {
         fetches_.pool().memory());
   }
 
+  void load_own(const Intervals& blocks) {
+    std::vector<int32_t> slots;
+    for (const Interval& run : blocks)
+      for (int64_t block = run.begin; block < run.end; ++block)
+        for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
+          slots.push_back(static_cast<int32_t>(fetches_.pool().slot(kv_head, block)));
+    load_units(0, shape_.kv_heads, blocks, slots);
+  }
+
+  // What others get first comes first, so that it is on its way while the rest is loaded.
   void start_loading_keys() {
     if (!shared_.keys_stay) return;
-    loading_ = io_.submit([this] {
+    loading_ = io_.submit([this, parts = fetches_.first_sent()] {
       const Timed timed(record_.keys_in);
-      std::vector<int32_t> slots;
-      for (const Interval& run : plan_.own)
-        for (int64_t block = run.begin; block < run.end; ++block)
-          for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
-            slots.push_back(static_cast<int32_t>(fetches_.pool().slot(kv_head, block)));
-      load_units(0, shape_.kv_heads, plan_.own, slots);
+      Intervals rest = plan_.own;
+      for (const Intervals& part : parts) {
+        load_own(part);
+        rest = subtract(rest, part);
+        loaded_parts_.fetch_add(1, std::memory_order_release);
+      }
+      load_own(rest);
     });
   }
 
@@ -238,9 +251,11 @@ class Engine::Run {
       const Timed timed(record_.exchange);
       fetches_.prepare_first();
     }
+    may_start_first_ = !stripe(0).is_long();
     make(0);
-    if (!stripe(0).is_long()) return;
+    if (may_start_first_) return;
     begin_stripe(0);  // its queries come from their homes
+    may_start_first_ = true;
     if (plan_.stripes.size() > 1 && loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) make(1);
   }
 
@@ -260,6 +275,7 @@ class Engine::Run {
   // Who gives states to others is asked for each several times, and the rank that takes them has nothing else to do.
   double poll() const { return long_rows_.is_sending() ? kPoll / 10 : kPoll; }
   void move_messages() {
+    if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
     fetches_.progress();
     long_rows_.progress();
   }
@@ -524,6 +540,10 @@ class Engine::Run {
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   size_t read_ = 0, written_ = 0, begun_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
+  std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
+  // The first fetches may start as these come: where the first stripe waits for queries of other ranks, not before it has them, since a
+  // start may wait until all ranks have come to it.
+  bool may_start_first_ = false;
   std::future<void> loading_, reading_, writes_[2];
   IoThread io_;  // last: its tasks use everything above, and it is joined first
 };

@@ -83,7 +83,29 @@ void Fetches::prepare_first() {
   exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
 }
 
-void Fetches::start_first() { start(last_of_first()); }
+std::vector<Intervals> Fetches::first_sent() const {
+  std::vector<Intervals> parts;
+  Intervals before;
+  for (size_t t = 0; t <= last_of_first() && t < order_.size(); ++t) {
+    Intervals sent;
+    for (const PeerUnits& peer : exchange_of(t).send)
+      for (const UnitRun& run : peer.runs) sent.push_back({run.block, run.block + run.count});
+    sent = normalised(std::move(sent));
+    parts.push_back(subtract(sent, before));
+    before = unite(before, sent);
+  }
+  return parts;
+}
+
+void Fetches::start_first(size_t parts) {
+  if (parts > 0) start(std::min(parts - 1, last_of_first()));
+}
+
+void Fetches::start_first() {
+  own_are_here_ = true;
+  start(last_of_first());
+  send_ahead();
+}
 
 void Fetches::start(size_t last) {
   for (; started_ <= last && started_ < order_.size(); ++started_) {
@@ -154,7 +176,11 @@ void Fetches::start_prepared(size_t t) {
     if (awaited_.empty()) awaited_since_ = Clock::now();
     awaited_.push_back(t);
   }
-  if (!ready_.empty()) return;
+  send_ahead();
+}
+
+void Fetches::send_ahead() {
+  if (!shared_.keys_stay || !own_are_here_ || !ready_.empty()) return;
   for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
 }
 

@@ -47,10 +47,14 @@ class Fetches {
   // Steps of the job as (stripe, step of it), in the order they run. Below, t counts them.
   const std::vector<std::pair<size_t, int>>& order() const { return order_; }
 
-  // Makes ready what start_first() starts: slots, messages, memory for them. May come before this rank's own keys are here.
+  // The first fetches are those of the steps that are ahead of the first one, and of the first step at all in which keys travel.
+  //
+  // Makes them ready: slots, messages, memory for them. May come before this rank's own keys are here.
   void prepare_first();
-  // The first fetches: of the steps that are ahead of the first one, and of the first step at all in which keys travel.
-  void start_first();
+  // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before.
+  std::vector<Intervals> first_sent() const;
+  void start_first(size_t parts);  // those that send nothing but the first `parts` of these, which are here
+  void start_first();              // all of them, once all own keys are here
   void start(size_t last);           // those of all steps up to `last`, in order
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
@@ -79,6 +83,7 @@ class Fetches {
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
   void start_prepared(size_t t);
+  void send_ahead();
   void read_again(size_t t);
   Messages sends_of(size_t t) const;
   bool may_pass_on(size_t t);
@@ -98,6 +103,7 @@ class Fetches {
 
   std::vector<std::pair<size_t, int>> order_;
   size_t prepared_ = 0, started_ = 0, sent_ = 0;     // steps before these are
+  bool own_are_here_ = false;                        // own keys, all of them
   std::vector<comm::PoolExchange::Step> ready_;      // of steps [started_, prepared_)
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
