@@ -79,6 +79,9 @@ class Device {
   // Units that were filled from elsewhere (messages) are about to be used.
   virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
 
+  // The next step that will be started, its lists and what they are for (type, heads, head_dim, scale, resident) alone: they are host memory that
+  // stays as start() asks. May come while a step runs, so that start() has less to do then.
+  virtual void prepare(const Step& next) { static_cast<void>(next); }
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;

@@ -182,43 +182,68 @@ void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int 
 void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) {
   if (slots.empty()) return;
   const CurrentDevice current(gpu_.ordinal);
-  std::byte* list = arrived_.reserve(static_cast<int64_t>(slots.size_bytes()), compute_);
-  copy(list, slots.data(), static_cast<int64_t>(slots.size_bytes()), cudaMemcpyHostToDevice, compute_);
+  const auto bytes = static_cast<int64_t>(slots.size_bytes());
+  arrived_sent_.wait();  // those of the call before
+  std::byte* host = arrived_host_.reserve(bytes);
+  std::memcpy(host, slots.data(), slots.size_bytes());
+  std::byte* list = arrived_.reserve(bytes, compute_);
+  copy(list, host, bytes, cudaMemcpyHostToDevice, compute_);
+  arrived_sent_.record(compute_.get());
   flag_nonfinite(pool.units, reinterpret_cast<const int32_t*>(list), static_cast<int64_t>(slots.size()), type, head_dim, pool.nonfinite,
                  compute_.get());
 }
 
-void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+void GpuDevice::prepare(const Step& next) {
   const CurrentDevice current(gpu_.ordinal);
-  const int halves = takes_hopper(step) ? halves_at_a_time(step) : 2;
-  const std::vector<Item> items = queue(step, halves);
+  Lists& lists = lists_[next_lists_];
+  lists.of = next;
+  lists.halves_at_a_time = takes_hopper(next) ? halves_at_a_time(next) : 2;
+  lists.items = queue(next, lists.halves_at_a_time);
   const uint32_t zero = 0;
   Parcel parcel;
-  const size_t work = parcel.add(step.work), tiles = parcel.add(step.tiles), head_lists = parcel.add(step.head_lists),
-               masks = parcel.add(step.masks),
-               slots = parcel.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
-               key_rows = parcel.add(std::span(step.key_rows, static_cast<size_t>(step.resident))),
-               pairs = parcel.add(std::span<const Item>(items)), counter = parcel.add(std::span(&zero, 1));
-  parcel.send(lists_host_, lists_, compute_);
+  const size_t work = parcel.add(next.work), tiles = parcel.add(next.tiles), head_lists = parcel.add(next.head_lists),
+               masks = parcel.add(next.masks), items = parcel.add(std::span<const Item>(lists.items)),
+               counter = parcel.add(std::span(&zero, 1));
+  parcel.send(lists.host, lists.memory, lists_in_);
+  lists.sent.record(lists_in_.get());
+  lists.step.step.work = parcel.span<Work>(work);
+  lists.step.step.tiles = parcel.span<Tile>(tiles);
+  lists.step.step.head_lists = parcel.span<int32_t>(head_lists);
+  lists.step.step.masks = parcel.span<MaskBits>(masks);
+  lists.step.items = parcel.at<Item>(items);
+  lists.step.item_count = static_cast<int64_t>(lists.items.size());
+  lists.step.halves_at_a_time = lists.halves_at_a_time;
+  lists.step.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
+}
 
-  DeviceStep device;
+void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+  const CurrentDevice current(gpu_.ordinal);
+  Lists& lists = lists_[next_lists_];
+  const auto same = [](const auto& a, const auto& b) { return a.data() == b.data() && a.size() == b.size(); };
+  if (lists.of.work.empty() || !same(lists.of.work, step.work) || !same(lists.of.tiles, step.tiles) || !same(lists.of.masks, step.masks))
+    prepare(step);
+  lists.of = {};
+  next_lists_ = 1 - next_lists_;
+  Parcel places;
+  const size_t slots = places.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
+               key_rows = places.add(std::span(step.key_rows, static_cast<size_t>(step.resident)));
+  places.send(places_host_, places_, compute_);
+
+  DeviceStep device = lists.step;
   device.step = step;
-  device.step.work = parcel.span<Work>(work);
-  device.step.tiles = parcel.span<Tile>(tiles);
-  device.step.head_lists = parcel.span<int32_t>(head_lists);
-  device.step.masks = parcel.span<MaskBits>(masks);
-  device.step.slots = parcel.at<int32_t>(slots);
-  device.step.key_rows = parcel.at<int32_t>(key_rows);
+  device.step.work = lists.step.step.work;
+  device.step.tiles = lists.step.step.tiles;
+  device.step.head_lists = lists.step.step.head_lists;
+  device.step.masks = lists.step.step.masks;
+  device.step.slots = places.at<int32_t>(slots);
+  device.step.key_rows = places.at<int32_t>(key_rows);
   device.output_type = results.type;
   device.out = results.o;
   device.lse = results.lse;
   device.q_rows = q_rows;
   device.pool_slots = pool.slots;
   device.nonfinite_v = pool.nonfinite;
-  device.items = parcel.at<Item>(pairs);
-  device.halves_at_a_time = halves;
-  device.item_count = static_cast<int64_t>(items.size());
-  device.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
+  compute_.wait_for(lists.sent);
   forward(device, compute_.get());
   step_done_.record(compute_.get());
 }

@@ -3,8 +3,10 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include "kernels/cuda/runtime.hpp"
+#include "kernels/cuda/step.hpp"
 #include "kernels/device.hpp"
 #include "kernels/gpus.hpp"
 
@@ -26,6 +28,7 @@ class GpuDevice : public Device {
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
+  void prepare(const Step& next) override;
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
@@ -42,14 +45,27 @@ class GpuDevice : public Device {
     Event free;
   };
 
+  // What of a step can be made and sent before it is started. Two in turns: of the step that runs, and of the next one.
+  struct Lists {
+    Step of;  // in host memory; no work: none
+    std::vector<Item> items;
+    int halves_at_a_time = 2;
+    DeviceStep step;
+    GrowingPinnedMemory host;
+    DeviceMemory memory;
+    Event sent;
+  };
+
   Gpu gpu_;
   int64_t staging_bytes_;
   CurrentDevice current_;  // for the constructor: the streams below belong to it
-  Stream compute_, in_, out_;
+  Stream compute_, lists_in_, in_, out_;
   std::array<Staging, 2> loads_, stores_;
-  GrowingPinnedMemory lists_host_;
-  DeviceMemory lists_, arrived_, heads_;
-  Event step_done_;
+  std::array<Lists, 2> lists_;
+  size_t next_lists_ = 0;
+  GrowingPinnedMemory places_host_, arrived_host_;
+  DeviceMemory places_, arrived_, heads_;
+  Event step_done_, arrived_sent_;
 };
 
 }  // namespace longspan::kernels::cuda

@@ -135,6 +135,8 @@ Stream::Stream(Priority priority) {
 
 Stream::~Stream() { cudaStreamDestroy(stream_); }
 
+void Stream::wait_for(const Event& event) const { check(cudaStreamWaitEvent(stream_, event.get()), "cudaStreamWaitEvent"); }
+
 Event::Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
 
 Event::~Event() {

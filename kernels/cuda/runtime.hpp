@@ -31,6 +31,7 @@ std::byte* allocate_device(int64_t bytes);
 // Pinned host memory: copies to and from it run beside everything else, at the link's speed.
 std::byte* allocate_pinned(int64_t bytes);
 
+class Event;
 class Stream;
 
 // Memory that grows when asked to (what was in it is lost) and is given back at the end.
@@ -89,6 +90,7 @@ class Stream {
   Stream& operator=(const Stream&) = delete;
   cudaStream_t get() const { return stream_; }
   void synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+  void wait_for(const Event& event) const;  // what is asked for later comes after what the event was recorded behind; returns at once
 
  private:
   cudaStream_t stream_ = nullptr;
@@ -101,6 +103,7 @@ class Event {
   Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
+  cudaEvent_t get() const { return event_; }
   void record(cudaStream_t stream) { check(cudaEventRecord(event_, stream), "cudaEventRecord"); }
   bool done() const;  // what was in the stream at record() has run; true when nothing was recorded yet
   void wait() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }

@@ -418,40 +418,57 @@ class Engine::Run {
     const int64_t resident = size_of(lists.resident);
     slots_.assign(static_cast<size_t>(resident * shape_.kv_heads), -1);
     key_rows_.clear();
-    for (const Interval& run : lists.resident) {
-      for (int64_t block = run.begin; block < run.end; ++block) {
-        for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
-          slots_[static_cast<size_t>(kv_head * resident) + key_rows_.size()] = static_cast<int32_t>(fetches_.pool().slot(kv_head, block));
-        key_rows_.push_back(engine_.blocks_.rows(block));
-      }
+    for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) {
+      int32_t* slot = slots_.data() + kv_head * resident;
+      for (const Interval& run : lists.resident)
+        for (int64_t block = run.begin; block < run.end; ++block) *slot++ = static_cast<int32_t>(fetches_.pool().slot(kv_head, block));
     }
+    for (const Interval& run : lists.resident)
+      for (int64_t block = run.begin; block < run.end; ++block) key_rows_.push_back(engine_.blocks_.rows(block));
+    kernels::Step arguments = listed(*lists_, lists);
+    arguments.q = stripe(s).is_long() ? q_[1].get() : q_now_;
+    arguments.pool = fetches_.pool().memory().units;
+    arguments.slots = slots_.data();
+    arguments.key_rows = key_rows_.data();
+    arguments.m = m();
+    arguments.l = l();
+    arguments.o = o();
+    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
+    prepare_next(s, step);  // this thread has time
+    while (!device_.wait_for(poll())) {
+      move_messages();
+      fetches_.note_arrivals();
+    }
+  }
+
+  // While the device computes step `step` of stripe `s`: the next one that has work, and at a stripe's last the lists of the next stripe.
+  void prepare_next(size_t s, int step) {
+    const auto has_work = [](const StepLists& of) { return !of.work.empty(); };
+    const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
+    if (next != lists_->steps.end()) {
+      device_.prepare(listed(*lists_, *next));
+      return;
+    }
+    if (s + 1 >= plan_.stripes.size()) return;
+    if (!next_lists_) next_lists_ = make_lists(s + 1);
+    const auto first = std::find_if(next_lists_->steps.begin(), next_lists_->steps.end(), has_work);
+    if (first != next_lists_->steps.end()) device_.prepare(listed(*next_lists_, *first));
+  }
+
+  // A step's lists and what they are for.
+  kernels::Step listed(const StripeLists& stripe, const StepLists& step) const {
     kernels::Step arguments;
     arguments.type = shape_.type;
     arguments.heads = shape_.heads;
     arguments.kv_heads = shape_.kv_heads;
     arguments.head_dim = shape_.head_dim;
     arguments.scale = options_.scale;
-    arguments.q = stripe(s).is_long() ? q_[1].get() : q_now_;
-    arguments.pool = fetches_.pool().memory().units;
-    arguments.slots = slots_.data();
-    arguments.key_rows = key_rows_.data();
-    arguments.resident = resident;
-    arguments.work = lists.work;
-    arguments.tiles = lists.tiles;
+    arguments.resident = size_of(step.resident);
+    arguments.work = step.work;
+    arguments.tiles = step.tiles;
     arguments.head_lists = heads_.heads;
-    arguments.masks = lists_->masks;
-    arguments.m = m();
-    arguments.l = l();
-    arguments.o = o();
-    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
-    // This thread has time: the next stripe's lists are made while the device computes this one's last step.
-    const bool last =
-        std::all_of(lists_->steps.begin() + step + 1, lists_->steps.end(), [](const StepLists& of) { return of.work.empty(); });
-    if (last && s + 1 < plan_.stripes.size() && !next_lists_) next_lists_ = make_lists(s + 1);
-    while (!device_.wait_for(poll())) {
-      move_messages();
-      fetches_.note_arrivals();
-    }
+    arguments.masks = stripe.masks;
+    return arguments;
   }
 
   void end_stripe(size_t s) {
