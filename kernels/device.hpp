@@ -67,21 +67,35 @@ class Device {
   virtual void upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void download(const void* from, int64_t bytes, void* to) = 0;
 
-  // `read` is asked for rows [0, rows) in ascending pieces, each into host memory of the device's choice; on return all are at `to`.
-  using ReadRows = std::function<void(int64_t first, int64_t count, std::byte* to)>;
+  // Whether rows that lie there need not be brought into memory of the device's choice first: pinned host memory, for a GPU.
+  virtual bool copies_straight(const void*) const { return false; }
+
+  // `read` is asked for rows [0, rows) in ascending pieces, each into host memory of the device's choice, and says where they are: there,
+  // or where they lie anyway, in memory that copies_straight(). On return all are at `to`.
+  using ReadRows = std::function<const std::byte*(int64_t first, int64_t count, std::byte* to)>;
   virtual void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) = 0;
   // The same for keys and values [count][kv_heads][head_dim], which become units.
-  using ReadKeys = std::function<void(int64_t first, int64_t count, std::byte* k, std::byte* v)>;
+  struct KeyRows {
+    const std::byte *k, *v;
+  };
+  using ReadKeys = std::function<KeyRows(int64_t first, int64_t count, std::byte* k, std::byte* v)>;
   virtual void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) = 0;
-  // `write` is given the results of rows [0, rows) in ascending pieces.
+  // Results of rows [0, rows) in ascending pieces: straight to where `place` wants them, in memory that copies_straight(), or, if
+  // it is empty or names no place for o, to `write`.
+  struct ResultRows {
+    std::byte* o = nullptr;
+    float* lse = nullptr;  // null: nobody wants them
+  };
+  using PlaceRows = std::function<ResultRows(int64_t first, int64_t count)>;
   using WriteRows = std::function<void(int64_t first, int64_t count, const std::byte* o, const float* lse)>;
-  virtual void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) = 0;
+  virtual void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place,
+                          const WriteRows& write) = 0;
   // Units that were filled from elsewhere (messages) are about to be used.
   virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
 
-  // The next step that will be started, its lists and what they are for (type, heads, head_dim, scale, resident) alone: they are host memory that
-  // stays as start() asks. May come while a step runs, so that start() has less to do then.
-  virtual void prepare(const Step& next) { static_cast<void>(next); }
+  // The next step that will be started, its lists and what they are for (type, heads, head_dim, scale, resident) alone: they are host
+  // memory that stays as start() asks. May come while a step runs, so that start() has less to do then.
+  virtual void prepare(const Step&) {}
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;

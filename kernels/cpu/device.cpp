@@ -88,7 +88,7 @@ void CpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
   }
 }
 
-void CpuDevice::store_rows(const Results& results, int64_t rows, int, int, const WriteRows& write) {
+void CpuDevice::store_rows(const Results& results, int64_t rows, int, int, const PlaceRows&, const WriteRows& write) {
   if (rows > 0) write(0, rows, results.o, results.lse);
 }
 

@@ -19,7 +19,7 @@ class CpuDevice : public Device {
   void download(const void* from, int64_t bytes, void* to) override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
-  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) override;
+  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool&, std::span<const int32_t>, ElementType, int) override {}
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override { return threads_.wait_for(seconds); }

@@ -86,6 +86,13 @@ Buffer GpuDevice::allocate_host(int64_t bytes) {
   return Buffer(allocate_pinned(bytes), {[](void* memory) { cudaFreeHost(memory); }});
 }
 
+bool GpuDevice::copies_straight(const void* memory) const {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess) return attributes.type == cudaMemoryTypeHost;
+  cudaGetLastError();  // memory that CUDA does not know at all
+  return false;
+}
+
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
   const CurrentDevice current(gpu_.ordinal);
   copy(to, from, bytes, cudaMemcpyHostToDevice, compute_);
@@ -107,8 +114,8 @@ void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read,
     const int64_t count = std::min(at_once, rows - first);
     staging.free.wait();
     std::byte* host = staging.host.reserve(std::max(staging_bytes_, row_bytes));
-    read(first, count, host);
-    copy(to + first * row_bytes, host, count * row_bytes, cudaMemcpyHostToDevice, in_);
+    const std::byte* from = read(first, count, host);
+    copy(to + first * row_bytes, from, count * row_bytes, cudaMemcpyHostToDevice, in_);
     staging.free.record(in_.get());
   }
   in_.synchronize();
@@ -134,11 +141,17 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     const int64_t v = aligned(rows * row_bytes), places = 2 * v;
     const int64_t slots = aligned(places + static_cast<int64_t>(part.size() * sizeof(UnitRows)));
     const auto slot_bytes = static_cast<int64_t>(part.size() * sizeof(int32_t)) * blocks.kv_heads;
-    read(first_row, rows, host, host + v);
+    const KeyRows from = read(first_row, rows, host, host + v);
     int64_t at = 0;
     for (size_t b = 0; b < part.size(); at += part[b++]) reinterpret_cast<UnitRows*>(host + places)[b] = {at, part[b]};
     std::memcpy(host + slots, blocks.slots.data() + first * static_cast<size_t>(blocks.kv_heads), static_cast<size_t>(slot_bytes));
-    copy(twin, host, slots + slot_bytes, cudaMemcpyHostToDevice, in_);
+    const bool in_buffer = from.k == host && from.v == host + v;
+    if (!in_buffer) {
+      copy(twin, from.k, rows * row_bytes, cudaMemcpyHostToDevice, in_);
+      copy(twin + v, from.v, rows * row_bytes, cudaMemcpyHostToDevice, in_);
+    }
+    const int64_t begin = in_buffer ? 0 : places;  // the buffer's part goes in one copy
+    copy(twin + begin, host + begin, slots + slot_bytes - begin, cudaMemcpyHostToDevice, in_);
     pack_units({.type = blocks.type,
                 .head_dim = blocks.head_dim,
                 .kv_heads = blocks.kv_heads,
@@ -156,17 +169,23 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
   in_.synchronize();
 }
 
-void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) {
+void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) {
   const CurrentDevice current(gpu_.ordinal);
   const int64_t o_bytes = int64_t{heads} * head_dim * static_cast<int64_t>(size_of(results.type)), lse_bytes = int64_t{heads} * 4;
   const int64_t at_once = std::max<int64_t>(1, (staging_bytes_ - kAlignment) / (o_bytes + lse_bytes));
   const int64_t pieces = (rows + at_once - 1) / at_once, lse_at = aligned(at_once * o_bytes);
   const auto count_of = [&](int64_t piece) { return std::min(at_once, rows - piece * at_once); };
+  std::array<bool, 2> goes_straight{};
   const auto fetch = [&](int64_t piece) {
     Staging& staging = stores_[static_cast<size_t>(piece % 2)];
-    std::byte* host = staging.host.reserve(std::max(staging_bytes_, lse_at + at_once * lse_bytes));
-    copy(host, results.o + piece * at_once * o_bytes, count_of(piece) * o_bytes, cudaMemcpyDeviceToHost, out_);
-    copy(host + lse_at, results.lse + piece * at_once * heads, count_of(piece) * lse_bytes, cudaMemcpyDeviceToHost, out_);
+    ResultRows to = place ? place(piece * at_once, count_of(piece)) : ResultRows{};
+    goes_straight[static_cast<size_t>(piece % 2)] = to.o != nullptr;
+    if (to.o == nullptr) {
+      to.o = staging.host.reserve(std::max(staging_bytes_, lse_at + at_once * lse_bytes));
+      to.lse = reinterpret_cast<float*>(to.o + lse_at);
+    }
+    copy(to.o, results.o + piece * at_once * o_bytes, count_of(piece) * o_bytes, cudaMemcpyDeviceToHost, out_);
+    if (to.lse != nullptr) copy(to.lse, results.lse + piece * at_once * heads, count_of(piece) * lse_bytes, cudaMemcpyDeviceToHost, out_);
     staging.free.record(out_.get());
   };
   if (pieces > 0) fetch(0);
@@ -174,6 +193,7 @@ void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int 
     if (piece + 1 < pieces) fetch(piece + 1);
     Staging& staging = stores_[static_cast<size_t>(piece % 2)];
     staging.free.wait();
+    if (goes_straight[static_cast<size_t>(piece % 2)]) continue;
     const std::byte* host = staging.host.get();
     write(piece * at_once, count_of(piece), host, reinterpret_cast<const float*>(host + lse_at));
   }

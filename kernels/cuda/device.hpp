@@ -22,11 +22,12 @@ class GpuDevice : public Device {
   int spare_threads() const override;
   Buffer allocate(int64_t bytes) override;
   Buffer allocate_host(int64_t bytes) override;
+  bool copies_straight(const void* memory) const override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
-  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const WriteRows& write) override;
+  void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;

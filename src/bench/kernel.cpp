@@ -38,7 +38,7 @@ class WholeStep {
     SyntheticRows rows(shape);
     device.load_rows(
         shape.tokens, shape.heads * shape.head_dim * element,
-        [&](int64_t first, int64_t count, std::byte* to) { rows.read_q(first, count, to); }, q_.get());
+        [&](int64_t first, int64_t count, std::byte* to) { return rows.read_q(first, count, to), to; }, q_.get());
     key_rows_.assign(static_cast<size_t>(blocks_.count()), static_cast<int32_t>(plan::kBlock));
     std::vector<int32_t> slots(static_cast<size_t>(units));  // [blocks][kv_heads]
     std::iota(slots.begin(), slots.end(), 0);
@@ -47,6 +47,7 @@ class WholeStep {
         [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
           rows.read_k(first, count, 0, shape.kv_heads, k);
           rows.read_v(first, count, 0, shape.kv_heads, v);
+          return kernels::Device::KeyRows{k, v};
         },
         pool_);
     for (int32_t head = 0; head < shape.kv_heads; ++head)  // [kv_heads][blocks]

@@ -27,6 +27,7 @@ struct Job {
   std::optional<int64_t> memory;             // bytes per rank, the same on all; absent: what the plan needs at its fastest
   bool through_host_memory = false;          // the messages of GPUs: steps are kept small then
   int64_t host_memory = int64_t{128} << 20;  // pinned bytes of a GPU rank; such a step takes a quarter
+  bool rows_are_copied = false;              // to a GPU, and results back: in several stripes then
   double timeout = 0;                        // seconds; 0: never
 };
 

@@ -102,6 +102,8 @@ class Probe::MovingJob {
 
 namespace {
 
+constexpr int64_t kProbeRows = 1 << 16;  // that differ, where they lie in memory for a GPU
+
 // Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
 int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power, int64_t block_bytes) {
   // Half a million tokens, what a GPU takes a fifth of a second for, copies included; and 8 GiB of its memory.
@@ -113,7 +115,7 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken,
 }  // namespace
 
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
-    : ranks_(ranks), device_(device), seconds_(seconds), input_(std::make_unique<SyntheticRows>(shape)) {
+    : ranks_(ranks), device_(device), seconds_(seconds), input_(synthetic_rows(shape, kProbeRows, device)) {
   constexpr int64_t kFirst = 4, kMostListed = 512;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] :

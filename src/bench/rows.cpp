@@ -1,8 +1,11 @@
 #include "bench/rows.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
 
+#include "kernels/cpu/thread_pool.hpp"
 #include "longspan/element_type.hpp"
 #include "longspan/error.hpp"
 
@@ -34,34 +37,76 @@ void SyntheticRows::copy(int64_t dataset, int64_t begin, int64_t count, int head
   }
 }
 
-HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens) : shape_(reader.layout().shape), tokens_(std::move(tokens)) {
+StraightRows::StraightRows(const Shape& shape, int64_t rows, kernels::Device& device)
+    : shape_(shape),
+      rows_(rows),
+      q_(device.allocate_host(rows * shape.heads * row_bytes(shape))),
+      k_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))),
+      v_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))) {
+  SyntheticRows table(shape);
+  constexpr int64_t kAtOnce = 256;
+  kernels::cpu::ThreadPool threads(std::max(1, device.spare_threads()));
+  threads.for_each((rows + kAtOnce - 1) / kAtOnce, [&](int64_t part, int) {
+    const int64_t begin = part * kAtOnce, count = std::min(kAtOnce, rows - begin);
+    table.read_q(begin, count, q_.get() + begin * shape.heads * row_bytes(shape));
+    table.read_k(begin, count, 0, shape.kv_heads, k_.get() + begin * shape.kv_heads * row_bytes(shape));
+    table.read_v(begin, count, 0, shape.kv_heads, v_.get() + begin * shape.kv_heads * row_bytes(shape));
+  });
+}
+
+void StraightRows::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads,
+                        std::byte* out) const {
+  const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
+  for (int64_t token = begin; token < begin + count; ++token, out += bytes)
+    std::memcpy(out, from.get() + (token % rows_ * all_heads + head) * row_bytes(shape_), bytes);
+}
+
+const std::byte* StraightRows::place(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
+  const int64_t first = begin % rows_;
+  return first + count <= rows_ ? from.get() + first * all_heads * row_bytes(shape_) : nullptr;
+}
+
+std::unique_ptr<engine::Input> synthetic_rows(const Shape& shape, int64_t rows, kernels::Device& device) {
+  constexpr int64_t kMostBytes = int64_t{1} << 30;  // of queries
+  if (device.memory_is_host()) return std::make_unique<SyntheticRows>(shape);
+  return std::make_unique<StraightRows>(
+      shape, std::clamp<int64_t>(kMostBytes / (shape.heads * row_bytes(shape)), 1, std::max<int64_t>(1, rows)), device);
+}
+
+HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::Device& device)
+    : shape_(reader.layout().shape), tokens_(std::move(tokens)) {
   const int64_t rows = size_of(tokens_);
-  q_.resize(static_cast<size_t>(rows * shape_.heads * row_bytes(shape_)));
-  k_.resize(static_cast<size_t>(rows * shape_.kv_heads * row_bytes(shape_)));
-  v_.resize(k_.size());
+  q_ = device.allocate_host(rows * shape_.heads * row_bytes(shape_));
+  k_ = device.allocate_host(rows * shape_.kv_heads * row_bytes(shape_));
+  v_ = device.allocate_host(rows * shape_.kv_heads * row_bytes(shape_));
+  straight_ = device.copies_straight(q_.get());
   int64_t row = 0;
   for (const Interval& run : tokens_) {
     const int64_t count = run.length();
-    reader.read_q(run.begin, count, q_.data() + row * shape_.heads * row_bytes(shape_));
-    reader.read_k(run.begin, count, 0, shape_.kv_heads, k_.data() + row * shape_.kv_heads * row_bytes(shape_));
-    reader.read_v(run.begin, count, 0, shape_.kv_heads, v_.data() + row * shape_.kv_heads * row_bytes(shape_));
+    reader.read_q(run.begin, count, q_.get() + row * shape_.heads * row_bytes(shape_));
+    reader.read_k(run.begin, count, 0, shape_.kv_heads, k_.get() + row * shape_.kv_heads * row_bytes(shape_));
+    reader.read_v(run.begin, count, 0, shape_.kv_heads, v_.get() + row * shape_.kv_heads * row_bytes(shape_));
     row += count;
   }
 }
 
-void HeldRows::copy(const std::vector<std::byte>& from, int all_heads, int64_t begin, int64_t count, int head, int heads,
-                    std::byte* out) const {
+const std::byte* HeldRows::rows_of(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
   int64_t before = 0;
   for (const Interval& run : tokens_) {
-    if (begin >= run.begin && begin + count <= run.end) {
-      const std::byte* rows = from.data() + (before + begin - run.begin) * all_heads * row_bytes(shape_);
-      const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
-      for (int64_t r = 0; r < count; ++r, out += bytes) std::memcpy(out, rows + (r * all_heads + head) * row_bytes(shape_), bytes);
-      return;
-    }
+    if (begin >= run.begin && begin + count <= run.end) return from.get() + (before + begin - run.begin) * all_heads * row_bytes(shape_);
     before += run.length();
   }
   internal_error("rows that are not held were asked for");
+}
+
+void HeldRows::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
+  const std::byte* rows = rows_of(from, all_heads, begin, count);
+  const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
+  for (int64_t r = 0; r < count; ++r, out += bytes) std::memcpy(out, rows + (r * all_heads + head) * row_bytes(shape_), bytes);
+}
+
+const std::byte* HeldRows::place(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
+  return straight_ ? rows_of(from, all_heads, begin, count) : nullptr;
 }
 
 }  // namespace longspan::bench

@@ -138,7 +138,7 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
     what.pattern = pattern::Pattern::parse(pattern.text);
     what.through_host_memory = transport->passes_host_memory();
     job.emplace(ranks, std::move(what));
-    ranks.agreed([&] { rows = bench_rows(*job, corpus); });
+    ranks.agreed([&] { rows = bench_rows(*job, corpus, *place.device); });
     const bench::ExchangeMeasure measure = bench::measure_exchange(ranks, *job, *rows, *place.device, *transport, times);
     const Summary summary = summary_of(measure);
     int64_t steps = 0, ring = 0, moved = 0;

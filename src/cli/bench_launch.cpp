@@ -42,9 +42,10 @@ std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, co
   return io::CorpusLayout::from_json(ranks.broadcast(layout));
 }
 
-std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus) {
-  if (!corpus) return std::make_unique<bench::SyntheticRows>(job.job().shape);
-  return std::make_unique<bench::HeldRows>(io::CorpusReader(*corpus), job.tokens());
+std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus,
+                                          kernels::Device& device) {
+  if (!corpus) return bench::synthetic_rows(job.job().shape, size_of(job.tokens()), device);
+  return std::make_unique<bench::HeldRows>(io::CorpusReader(*corpus), job.tokens(), device);
 }
 
 BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings) {

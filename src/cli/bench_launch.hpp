@@ -20,8 +20,10 @@ namespace longspan::cli {
 // problems.
 bench::Job bench_job(const Settings& settings, const pattern::Pattern& pattern);
 
-// Opens --input (or nothing is given and rows are synthetic); the reader is this rank's.
-std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus);
+// This rank's rows of --input (or nothing is given and they are synthetic), in memory that `device`, which outlives them, copies from
+// fastest.
+std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus,
+                                          kernels::Device& device);
 // Collective: the layout of --input, looked at by one rank.
 std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, const Settings& settings);
 

@@ -133,19 +133,20 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   const std::optional<io::CorpusLayout> corpus = bench_corpus(ranks, settings);
   const BenchPlace place = bench_place(ranks, settings);
   job.host_memory = place.host_memory;
+  job.rows_are_copied = !place.device->memory_is_host();
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;
   options.times = static_cast<int>(settings.integer("iterations"));
   options.probe_seconds = settings.real("probe-time");
-  options.input = [&](const bench::PreparedJob& prepared) { return bench_rows(prepared, corpus); };
+  options.input = [&](const bench::PreparedJob& prepared) { return bench_rows(prepared, corpus, *place.device); };
   options.transport = [&](const comm::Communicator& few) { return bench_transport(few, settings, place); };
 
-  log.info(
-      fmt::format("# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# data in memory; {} runs after one that does not "
-                  "count, medians of the slowest rank; rates of the prediction measured in this launch",
-                  ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
-                  job.pattern.canonical(), shape_text(job.shape, job.documents.count()), options.times));
+  log.info(fmt::format(
+      "# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# data in {}memory; {} runs after one that does not "
+      "count, medians of the slowest rank; rates of the prediction measured in this launch",
+      ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text, job.pattern.canonical(),
+      shape_text(job.shape, job.documents.count()), job.rows_are_copied ? "pinned " : "", options.times));
 
   std::vector<Row> rows;
   const auto measure = [&](const std::string& name, int count, int64_t tokens) {

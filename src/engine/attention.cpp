@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -31,6 +32,7 @@ class Rows {
     }
   }
   int64_t count() const { return count_; }
+  int64_t last() const { return tokens_.back().end - 1; }  // of one or more
   int64_t local(int64_t token) const {
     for (size_t r = 0; r < tokens_.size(); ++r)
       if (tokens_[r].contains(token)) return first_[r] + token - tokens_[r].begin;
@@ -49,13 +51,23 @@ struct Strides {
     const auto element = static_cast<int64_t>(size_of(type));
     head = (head_stride != 0 ? head_stride : head_dim) * element;
     row = (row_stride != 0 ? row_stride : int64_t{heads} * head_dim) * element;
+    packed_head = head_dim * element;
   }
+  bool lie_together(int heads) const { return head == packed_head && row == heads * packed_head; }
+
+ private:
+  int64_t packed_head;
 };
 
 class MemoryInput : public engine::Input {
  public:
-  MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v)
-      : shape_(shape), rows_(rows), q_(q), k_(k), v_(v) {}
+  MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v, const kernels::Device& device)
+      : shape_(shape),
+        rows_(rows),
+        q_(q),
+        k_(k),
+        v_(v),
+        straight_{is_straight(q, shape.heads, device), is_straight(k, shape.kv_heads, device), is_straight(v, shape.kv_heads, device)} {}
   void read_q(int64_t begin, int64_t count, std::byte* out) override { copy(q_, shape_.heads, begin, count, 0, shape_.heads, out); }
   void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
     copy(k_, shape_.kv_heads, begin, count, head, heads, out);
@@ -63,9 +75,20 @@ class MemoryInput : public engine::Input {
   void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
     copy(v_, shape_.kv_heads, begin, count, head, heads, out);
   }
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return straight_[0] ? rows_of(q_, shape_.heads, begin) : nullptr; }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return straight_[1] ? rows_of(k_, shape_.kv_heads, begin) : nullptr; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return straight_[2] ? rows_of(v_, shape_.kv_heads, begin) : nullptr; }
   bool from_any_thread() const override { return true; }
 
  private:
+  bool is_straight(const ConstTensor& of, int heads, const kernels::Device& device) const {
+    return Strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type).lie_together(heads) && rows_.count() > 0 &&
+           device.copies_straight(of.data) && device.copies_straight(rows_of(of, heads, rows_.last()));
+  }
+  const std::byte* rows_of(const ConstTensor& of, int heads, int64_t token) const {
+    const Strides strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type);
+    return static_cast<const std::byte*>(of.data) + rows_.local(token) * strides.row;
+  }
   void copy(const ConstTensor& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
     const Strides strides(from.row_stride, from.head_stride, all_heads, shape_.head_dim, shape_.type);
     const auto bytes = size_of(shape_.type) * static_cast<size_t>(shape_.head_dim);
@@ -83,12 +106,26 @@ class MemoryInput : public engine::Input {
   const Shape& shape_;
   const Rows& rows_;
   ConstTensor q_, k_, v_;
+  std::array<bool, 3> straight_;
 };
 
 class MemoryOutput : public engine::Output {
  public:
-  MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse)
-      : shape_(shape), type_(type), rows_(rows), o_(o), lse_(lse) {}
+  MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse, const kernels::Device& device)
+      : shape_(shape), type_(type), rows_(rows), o_(o), lse_(lse) {
+    const Strides strides(o.row_stride, o.head_stride, shape.heads, shape.head_dim, type);
+    const auto reaches = [&](const void* begin, int64_t bytes) {
+      return device.copies_straight(begin) && device.copies_straight(static_cast<const std::byte*>(begin) + bytes - 1);
+    };
+    straight_ = rows.count() > 0 && strides.lie_together(shape.heads) && reaches(o.data, rows.count() * strides.row) &&
+                (lse == nullptr || reaches(lse, rows.count() * shape.heads * static_cast<int64_t>(sizeof(float))));
+  }
+  kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
+    if (!straight_) return {};
+    const int64_t first = rows_.local(begin);
+    const Strides strides(o_.row_stride, o_.head_stride, shape_.heads, shape_.head_dim, type_);
+    return {static_cast<std::byte*>(o_.data) + first * strides.row, lse_ != nullptr ? lse_ + first * shape_.heads : nullptr};
+  }
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
     const Strides strides(o_.row_stride, o_.head_stride, shape_.heads, shape_.head_dim, type_);
     const auto bytes = size_of(type_) * static_cast<size_t>(shape_.head_dim);
@@ -111,6 +148,7 @@ class MemoryOutput : public engine::Output {
   const Rows& rows_;
   Tensor o_;
   float* lse_;
+  bool straight_;
 };
 
 void check_shape(const Shape& shape, const Documents& documents) {
@@ -180,7 +218,7 @@ struct Attention::State {
     plan_options.output_type = options.output_type;
     plan_options.reproducible = options.reproducible;
     plan_options.keys_can_be_read_again = false;
-    plan_options.stripes = 1;
+    plan_options.stripes = plan::stripes_in_memory(shape, options.output_type, ranks.size(), gpu.gpu.has_value());
     plan_options.exact_tiles = std::numeric_limits<int64_t>::max();
     constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::max();
     int64_t memory = ranks.min(options.memory > 0 ? options.memory : kNotGiven);
@@ -228,8 +266,8 @@ int64_t Attention::local_rows() const { return size_of(state_->tokens); }
 
 void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse) {
   const Rows rows(state_->tokens);
-  MemoryInput input(state_->shape, rows, q, k, v);
-  MemoryOutput output(state_->shape, state_->options.output_type, rows, o, lse);
+  MemoryInput input(state_->shape, rows, q, k, v, *state_->device);
+  MemoryOutput output(state_->shape, state_->options.output_type, rows, o, lse, *state_->device);
   engine::RunOptions run;
   run.scale =
       static_cast<float>(state_->options.scale != 0 ? state_->options.scale : 1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));

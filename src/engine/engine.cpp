@@ -212,7 +212,9 @@ class Engine::Run {
     const Intervals tokens = tokens_of(blocks);
     device_.load_units(
         {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots},
-        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) { copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v); },
+        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
+          return copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v);
+        },
         fetches_.pool().memory());
   }
 
@@ -295,7 +297,7 @@ class Engine::Run {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       device_.load_rows(
           size_of(tokens), q_row_bytes(),
-          [&](int64_t first, int64_t count, std::byte* rows) { copies_.read_q(tokens, first, count, rows); }, to);
+          [&](int64_t first, int64_t count, std::byte* rows) { return copies_.read_q(tokens, first, count, rows); }, to);
     });
   }
 
@@ -499,6 +501,7 @@ class Engine::Run {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       device_.store_rows(
           from, size_of(tokens), shape_.heads, shape_.head_dim,
+          [&](int64_t first, int64_t count) { return copies_.place(tokens, first, count); },
           [&](int64_t first, int64_t count, const std::byte* o, const float* lse) { copies_.write(tokens, first, count, o, lse); });
       output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));
     });

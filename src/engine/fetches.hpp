@@ -53,8 +53,8 @@ class Fetches {
   void prepare_first();
   // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before.
   std::vector<Intervals> first_sent() const;
-  void start_first(size_t parts);  // those that send nothing but the first `parts` of these, which are here
-  void start_first();              // all of them, once all own keys are here
+  void start_first(size_t parts);    // those that send nothing but the first `parts` of these, which are here
+  void start_first();                // all of them, once all own keys are here
   void start(size_t last);           // those of all steps up to `last`, in order
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them

@@ -17,18 +17,50 @@ RowCopies::RowCopies(Input& input, Output& output, const Shape& shape, ElementTy
   if (threads > 1 && (input.from_any_thread() || output.from_any_thread())) threads_.emplace(threads);
 }
 
-void RowCopies::share(bool threaded, const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, const Copy& copy) {
-  std::vector<int64_t> before;  // rows before each interval
+namespace {
+
+// Calls f(begin, rows, at) for rows [first, first + count) of `tokens`, of which `before` counts the rows before each interval: tokens
+// [begin, begin + rows), the at-th row on.
+template <typename F>
+void for_each_run(const Intervals& tokens, const std::vector<int64_t>& before, int64_t first, int64_t count, F f) {
+  auto run = static_cast<size_t>(std::upper_bound(before.begin(), before.end(), first) - before.begin()) - 1;
+  for (int64_t at = 0; at < count; ++run) {
+    const int64_t inside = first + at - before[run], here = std::min(count - at, tokens[run].length() - inside);
+    if (here > 0) f(tokens[run].begin + inside, here, at), at += here;
+  }
+}
+
+std::vector<int64_t> rows_before(const Intervals& tokens) {
+  std::vector<int64_t> before;
   int64_t rows = 0;
   for (const Interval& run : tokens) before.push_back(std::exchange(rows, rows + run.length()));
-  const auto copy_part = [&](int64_t begin, int64_t end) {  // of [0, count)
-    auto run = static_cast<size_t>(std::upper_bound(before.begin(), before.end(), first + begin) - before.begin()) - 1;
-    for (int64_t at = begin; at < end; ++run) {
-      const int64_t inside = first + at - before[run], here = std::min(end - at, tokens[run].length() - inside);
-      if (here > 0) copy(tokens[run].begin + inside, here, at), at += here;
-    }
-  };
+  return before;
+}
+
+// The one piece in which the rows lie that `where(begin, rows)` tells run by run, or null.
+template <typename Where>
+auto one_piece(const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, Where where) {
+  decltype(where(0, 0)) piece = nullptr;
+  if (count == 0) return piece;
+  bool together = true;
+  for_each_run(tokens, rows_before(tokens), first, count, [&](int64_t begin, int64_t rows, int64_t at) {
+    if (!together) return;
+    const auto here = where(begin, rows);
+    if (at == 0) piece = here;
+    together = here != nullptr && here == piece + at * row_bytes;
+  });
+  return together ? piece : nullptr;
+}
+
+}  // namespace
+
+void RowCopies::share(bool threaded, const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, const Copy& copy) {
   if (count == 0) return;
+  const std::vector<int64_t> before = rows_before(tokens);
+  const auto copy_part = [&](int64_t begin, int64_t end) {  // of [0, count)
+    for_each_run(tokens, before, first + begin, end - begin,
+                 [&](int64_t token, int64_t rows, int64_t at) { copy(token, rows, begin + at); });
+  };
   const int64_t part = std::max<int64_t>(1, kPartBytes / row_bytes), parts = (count + part - 1) / part;
   if (!threaded || !threads_ || parts < 2) {
     copy_part(0, count);
@@ -38,19 +70,39 @@ void RowCopies::share(bool threaded, const Intervals& tokens, int64_t first, int
   threads_->for_each(parts, [&](int64_t item, int) { copy_part(item * part, std::min(count, (item + 1) * part)); });
 }
 
-void RowCopies::read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out) {
+const std::byte* RowCopies::read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out) {
   const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
+  const auto where = [&](int64_t begin, int64_t rows) { return input_.q_in_place(begin, rows); };
+  if (const std::byte* there = one_piece(tokens, first, count, row, where)) return there;
   share(input_.from_any_thread(), tokens, first, count, row,
         [&](int64_t begin, int64_t rows, int64_t at) { input_.read_q(begin, rows, out + at * row); });
+  return out;
 }
 
-void RowCopies::read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k, std::byte* v) {
+kernels::Device::KeyRows RowCopies::read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
+                                              std::byte* v) {
   const int64_t row = int64_t{heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
+  if (heads == shape_.kv_heads) {
+    const auto of_k = [&](int64_t begin, int64_t rows) { return input_.k_in_place(begin, rows); };
+    const auto of_v = [&](int64_t begin, int64_t rows) { return input_.v_in_place(begin, rows); };
+    const kernels::Device::KeyRows there{one_piece(tokens, first, count, row, of_k), one_piece(tokens, first, count, row, of_v)};
+    if (there.k != nullptr && there.v != nullptr) return there;
+  }
   const bool threaded = input_.from_any_thread();
   share(threaded, tokens, first, count, row,
         [&](int64_t begin, int64_t rows, int64_t at) { input_.read_k(begin, rows, head, heads, k + at * row); });
   share(threaded, tokens, first, count, row,
         [&](int64_t begin, int64_t rows, int64_t at) { input_.read_v(begin, rows, head, heads, v + at * row); });
+  return {k, v};
+}
+
+kernels::Device::ResultRows RowCopies::place(const Intervals& tokens, int64_t first, int64_t count) {
+  const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(output_type_));
+  kernels::Device::ResultRows there;
+  there.o = one_piece(tokens, first, count, row, [&](int64_t begin, int64_t rows) { return output_.in_place(begin, rows).o; });
+  const auto lse = [&](int64_t begin, int64_t rows) { return output_.in_place(begin, rows).lse; };
+  if (there.o != nullptr) there.lse = one_piece(tokens, first, count, shape_.heads, lse);
+  return there;
 }
 
 void RowCopies::write(const Intervals& tokens, int64_t first, int64_t count, const std::byte* o, const float* lse) {

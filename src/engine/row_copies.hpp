@@ -1,5 +1,6 @@
 // Copies of rows between the caller's side and a device's buffers. Rows in memory are copied by several threads where the device is a GPU:
-// one thread copies 5 to 10 GB/s, the link to a GPU several times as much. Rows that only one thread may touch are copied by the caller.
+// one thread copies 5 to 10 GB/s, the link to a GPU several times as much. Rows that only one thread may touch are copied by the caller,
+// and rows that the device reaches by itself by nobody.
 #pragma once
 
 #include <functional>
@@ -8,6 +9,7 @@
 
 #include "engine/data.hpp"
 #include "kernels/cpu/thread_pool.hpp"
+#include "kernels/device.hpp"
 #include "longspan/shape.hpp"
 #include "pattern/intervals.hpp"
 
@@ -19,8 +21,11 @@ class RowCopies {
   // `input` and `output` are the caller's and outlive this. `threads` >= 1; with 1 no thread is started.
   RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, int threads);
 
-  void read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
-  void read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k, std::byte* v);
+  // Read into `out` or `k` and `v`, and those returned, or where the rows lie anyway (Input::q_in_place).
+  const std::byte* read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
+  kernels::Device::KeyRows read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
+                                     std::byte* v);
+  kernels::Device::ResultRows place(const Intervals& tokens, int64_t first, int64_t count);  // as Output::in_place
   void write(const Intervals& tokens, int64_t first, int64_t count, const std::byte* o, const float* lse);
 
  private:

@@ -21,6 +21,13 @@ int64_t least_room(const Shape& shape, ElementType output_type, int64_t block_of
 
 std::string mebibytes(int64_t bytes) { return fmt::format("{}Mi", (bytes + (int64_t{1} << 20) - 1) >> 20); }
 
+int stripes_in_memory(const Shape& shape, ElementType output_type, int ranks, bool copied) {
+  constexpr int64_t kMost = 4, kWorthwhile = int64_t{256} << 20;
+  const int64_t blocks = shape.tokens / kBlock / std::max(1, ranks);
+  const int64_t bytes = blocks * (block_query_bytes(shape) + block_result_bytes(shape, output_type));
+  return copied ? static_cast<int>(std::clamp<int64_t>(bytes / kWorthwhile, 1, kMost)) : 1;
+}
+
 int64_t block_row_bytes(const Shape& shape, ElementType output_type) {
   return 2 * block_query_bytes(shape) + block_state_bytes(shape) + 2 * block_result_bytes(shape, output_type);
 }

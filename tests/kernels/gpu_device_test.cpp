@@ -122,6 +122,7 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
     const auto read = [&](int64_t first, int64_t count, std::byte* to_k, std::byte* to_v) {
       std::memcpy(to_k, k.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
       std::memcpy(to_v, v.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
+      return Device::KeyRows{to_k, to_v};
     };
     std::vector<std::vector<std::byte>> units, back;
     std::vector<uint8_t> flags(slots.size()), recomputed(slots.size());
@@ -139,11 +140,12 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
       }
       const Buffer q = device->allocate(static_cast<int64_t>(k.size())), lse = device->allocate(rows * kKvHeads * 4);
       device->load_rows(
-          rows, static_cast<int64_t>(row), [&](int64_t first, int64_t count, std::byte* to) { read(first, count, to, to); }, q.get());
+          rows, static_cast<int64_t>(row), [&](int64_t first, int64_t count, std::byte* to) { return read(first, count, to, to).v; },
+          q.get());
       device->upload(values.data(), rows * kKvHeads * 4, lse.get());
       back.emplace_back();
       int64_t next = 0;
-      device->store_rows({type, q.get(), reinterpret_cast<float*>(lse.get())}, rows, kKvHeads, kDim,
+      device->store_rows({type, q.get(), reinterpret_cast<float*>(lse.get())}, rows, kKvHeads, kDim, {},
                          [&](int64_t first, int64_t count, const std::byte* o, const float* l) {
                            EXPECT_EQ(first, next);
                            EXPECT_EQ(std::memcmp(l, values.data() + first * kKvHeads, static_cast<size_t>(count) * kKvHeads * 4), 0);
