@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <future>
 #include <optional>
 #include <utility>
@@ -242,23 +243,32 @@ class Engine::Run {
     });
   }
 
-  // What the first stripes need of this thread, while the I/O thread loads the keys.
+  // What the first stripes need of this thread, while the I/O thread loads the keys: messages, long rows' queries, and lists.
   void prepare_beside_loading() {
-    const auto make = [&](size_t s) {
-      const Timed timed(record_.plan);
-      next_lists_ = make_lists(s);
-    };
     if (!loading_.valid() || plan_.stripes.empty()) return;
+    const auto list_next = [&] {
+      const Timed timed(record_.plan);
+      make_next_lists();
+    };
     {
-      const Timed timed(record_.exchange);
+      const Timed timed(record_.plan);
       fetches_.prepare_first();
     }
     may_start_first_ = !stripe(0).is_long();
-    make(0);
-    if (may_start_first_) return;
-    begin_stripe(0);  // its queries come from their homes
+    list_next();
+    if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     may_start_first_ = true;
-    if (plan_.stripes.size() > 1 && loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) make(1);
+    while (may_list_ahead() && loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) list_next();
+  }
+
+  // Lists are made in the order of stripes: [begun_, listed_) wait for theirs to begin.
+  void make_next_lists() { made_lists_.push_back(make_lists(listed_++)); }
+  // Whether the next ones fit beside those that wait and those in use. (There is always room for one stripe's beside another's.)
+  bool may_list_ahead() const {
+    if (listed_ >= plan_.stripes.size()) return false;
+    int64_t entries = 0;
+    for (size_t s = begun_ > 0 ? begun_ - 1 : 0; s <= listed_; ++s) entries += stripe(s).list_entries;
+    return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= shared_.memory.lists;
   }
 
   void finish_loading_keys() {
@@ -279,6 +289,7 @@ class Engine::Run {
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
     fetches_.progress();
+    if (may_start_first_) fetches_.note_arrivals();
     long_rows_.progress();
   }
 
@@ -332,12 +343,12 @@ class Engine::Run {
   void begin_stripe(size_t s) {
     if (s < begun_) return;
     begun_ = s + 1;
-    if (next_lists_) {
-      lists_ = std::exchange(next_lists_, std::nullopt);
-    } else {
+    if (made_lists_.empty()) {
       const Timed timed(record_.plan);
-      lists_ = make_lists(s);
+      make_next_lists();
     }
+    lists_ = std::move(made_lists_.front());
+    made_lists_.pop_front();
     if (stripe(s).is_long()) {
       merge_long_rows();
       layout_ = long_rows_.layout(stripe(s));
@@ -452,9 +463,10 @@ class Engine::Run {
       return;
     }
     if (s + 1 >= plan_.stripes.size()) return;
-    if (!next_lists_) next_lists_ = make_lists(s + 1);
-    const auto first = std::find_if(next_lists_->steps.begin(), next_lists_->steps.end(), has_work);
-    if (first != next_lists_->steps.end()) device_.prepare(listed(*next_lists_, *first));
+    if (made_lists_.empty()) make_next_lists();
+    const StripeLists& lists = made_lists_.front();
+    const auto first = std::find_if(lists.steps.begin(), lists.steps.end(), has_work);
+    if (first != lists.steps.end()) device_.prepare(listed(lists, *first));
   }
 
   // A step's lists and what they are for.
@@ -548,7 +560,8 @@ class Engine::Run {
   bool states_to_merge_ = false;  // of the stripe of layout_
 
   std::optional<kernels::cpu::ThreadPool> list_threads_;
-  std::optional<StripeLists> lists_, next_lists_;
+  std::optional<StripeLists> lists_;
+  std::deque<StripeLists> made_lists_;  // of the stripes after that
 
   kernels::Buffer q_[2];
   struct {
@@ -558,7 +571,7 @@ class Engine::Run {
     kernels::Buffer o, lse;
   } results_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, begun_ = 0, results_now_ = 0;
+  size_t read_ = 0, written_ = 0, begun_ = 0, listed_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
   // The first fetches may start as these come: where the first stripe waits for queries of other ranks, not before it has them, since a

@@ -28,7 +28,7 @@ namespace longspan::engine {
 // Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
 struct Record {
   double load = 0;      // waiting for own keys, once the first lists are made
-  double plan = 0;      // tile lists that no compute hid
+  double plan = 0;      // tile lists that no compute hid, and what is made ready of the first messages
   double exchange = 0;  // waiting for keys, queries and states of other ranks, or for keys read again
   double attend = 0;    // compute of steps
   double finish = 0;    // merging and rounding

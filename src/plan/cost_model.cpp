@@ -92,6 +92,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
   const bool two_levels = ranks_per_host > 1 && shared.partition.ranks() > ranks_per_host;
   RankWork rank{
       .rank = plan.rank, .ahead = two_levels ? 1 : steps_ahead(shared, plan), .early = !two_levels, .memory = plan.memory.total()};
+  rank.most_entries = static_cast<double>(shared.memory.lists) / static_cast<double>(sizeof(kernels::Tile));
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
@@ -203,15 +204,14 @@ RankTime play(const RankWork& work, const Rates& rates) {
   for (const StripeWork& stripe : work.stripes)
     for (const StepWork& step : stripe.steps) order.push_back(&step);
   std::vector<double> arrival(order.size(), 0);
-  const auto start_fetch = [&](size_t t) {
-    if (t >= order.size()) return;
+  const auto start_fetch = [&](size_t t, double earliest) {
     const StepWork& step = *order[t];
     if (step.bytes_read > 0) {
       arrival[t] = ask_file(step.bytes_read, rates.read_bytes_per_second);
       return;
     }
     if (step.messages_within + step.messages_across == 0) return;
-    const double begin = std::max(now, link_free);
+    const double begin = std::max(earliest, link_free);
     link_free = begin + step.messages_within * rates.within_host.latency + step.messages_across * rates.across_hosts.latency +
                 rates.link_slowdown * (static_cast<double>(step.bytes_within) / rates.within_host.bytes_per_second +
                                        static_cast<double>(step.bytes_across) / rates.across_hosts.bytes_per_second);
@@ -220,7 +220,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
   };
   size_t started = 0;
   const auto start_fetches = [&](size_t last) {
-    for (; started <= last && started < order.size(); ++started) start_fetch(started);
+    for (; started <= last && started < order.size(); ++started) start_fetch(started, now);
   };
 
   std::vector<double> queries_there(work.stripes.size(), 0), written;
@@ -234,18 +234,31 @@ RankTime play(const RankWork& work, const Rates& rates) {
   const double keys_there = ask_file(work.key_bytes, rates.read_bytes_per_second);
   read_queries(0);
   size_t listed = 0, brought = 0;
+  double may_start = 0;
   if (work.key_bytes > 0 && !work.stripes.empty()) {
+    double entries = work.stripes[0].entries;
     spend(list_seconds(work.stripes[listed++]), time.plan);
-    if (work.stripes[0].row_bytes > 0) {
-      bring_long_rows(work.stripes[brought++]);
-      if (now < keys_there && work.stripes.size() > 1) spend(list_seconds(work.stripes[listed++]), time.plan);
+    if (work.stripes[0].row_bytes > 0) bring_long_rows(work.stripes[brought++]), may_start = now;
+    for (; now < keys_there && listed < work.stripes.size(); ++listed) {
+      entries += work.stripes[listed].entries;
+      if (entries > work.most_entries) break;
+      spend(list_seconds(work.stripes[listed]), time.plan);
     }
   }
   wait_for(keys_there, time.load);
-  // As the engine: what travels first starts at once, whatever its step.
+  // As the engine: what travels first starts at once, whatever its step, and each as soon as those who send it have loaded it, which they
+  // do in that order. They are taken to have as many keys as this rank: a step that brings half of those of its homes starts at half time.
+  const auto messages = [&](size_t t) { return order[t]->messages_within + order[t]->messages_across; };
   size_t first = 0;
-  while (first < order.size() && order[first]->messages_within + order[first]->messages_across == 0) ++first;
-  start_fetches(std::max(work.early && first < order.size() ? first : 0, static_cast<size_t>(work.ahead - 1)));
+  while (first < order.size() && messages(first) == 0) ++first;
+  double loaded = 0;  // share of the homes' keys
+  for (const size_t last = std::max(work.early && first < order.size() ? first : 0, static_cast<size_t>(work.ahead - 1));
+       started <= last && started < order.size(); ++started) {
+    if (work.key_bytes > 0 && messages(started) > 0)
+      loaded += static_cast<double>(order[started]->bytes_within + order[started]->bytes_across) /
+                (static_cast<double>(work.key_bytes) * messages(started));
+    start_fetch(started, work.key_bytes > 0 ? std::max(may_start, keys_there * std::min(1.0, loaded)) : now);
+  }
   size_t t = 0;
   for (size_t s = 0; s < work.stripes.size(); ++s) {
     const StripeWork& stripe = work.stripes[s];

@@ -66,6 +66,7 @@ struct RankWork {
   bool early = true;      // the first keys that travel start at once, whatever their step
   int64_t key_bytes = 0;  // own keys and values
   int64_t memory = 0;
+  double most_entries = kUnlimited;                 // of tile lists that are there at one time
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending
 };
 

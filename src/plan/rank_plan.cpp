@@ -322,10 +322,12 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       stripe.estimated = stripe.estimated || sampled;
     }
   };
+  int64_t all_lists = 0;  // bytes
   const auto close = [&](Stripe& stripe, NeedCollector& need) {
     stripe.need = need.take();
-    plan.memory.lists = std::max<int64_t>(plan.memory.lists,
-                                          2 * (stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes()));
+    const int64_t bytes = stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes();
+    plan.memory.lists = std::max(plan.memory.lists, 2 * bytes);
+    all_lists += bytes;
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
   };
@@ -355,6 +357,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   }
   if (!stripe.query_blocks.empty()) close(stripe, need);
+  plan.memory.lists = std::max(plan.memory.lists, std::min(all_lists, shared.memory.lists));  // made ahead while keys are loaded
 
   std::vector<Intervals> needed(shared.classes.size());
   int64_t steps = 0;

@@ -131,9 +131,15 @@ TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   rates.full_quarter = rates.list_entry = rates.key_bytes_per_second = 1;
   rates.list_row = 2;
   RankTime time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.plan, 10);
+  EXPECT_DOUBLE_EQ(time.load, 0);
+  EXPECT_DOUBLE_EQ(time.total(), 10 + 20 + 20);
+  work.most_entries = 5;  // no room for both
+  time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.plan, 5);
   EXPECT_DOUBLE_EQ(time.load, 5);
   EXPECT_DOUBLE_EQ(time.total(), 10 + 20 + 20);
+  work.most_entries = 6;
   work.stripes[0].row_bytes = 4;
   rates.across_hosts.bytes_per_second = 1;
   time = play(work, rates);
@@ -145,6 +151,30 @@ TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.plan, 5);
   EXPECT_DOUBLE_EQ(time.total(), 5 + 4 + 20 + 20);  // the second stripe's beside compute
+}
+
+// Own keys take 10 s to load. Step 1 fetches half as many, from one home, which has loaded them after 5 s; they are 4 s on their way. Those
+// of step 2 can go at the end only.
+TEST(CostModel, FirstKeysComeWhileOthersAreLoaded) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{.full_quarters = 1},
+                  {.full_quarters = 1, .bytes_across = 5, .messages_across = 1},
+                  {.full_quarters = 1, .bytes_across = 5, .messages_across = 1}};
+  work.stripes.push_back(stripe);
+  work.key_bytes = 10, work.ahead = 3;
+  Rates rates;
+  rates.full_quarter = rates.key_bytes_per_second = 1;
+  rates.across_hosts.bytes_per_second = 1.25;
+  RankTime time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.exchange, 2);  // step 2's come at 14 s, when two steps have been computed
+  EXPECT_DOUBLE_EQ(time.in_flight, 8);
+  work.stripes[0].steps[1].messages_across = 2;  // from two homes, which send a quarter of theirs each: 2.5, then 7.5 s
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.exchange, 0);
+  work.ahead = 1;  // step 1's alone may start early
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.exchange, 3);  // step 2's start at 11 s
 }
 
 // The picture at the head of cost_model.hpp: compute 10 each; keys of step 1 take 4, of step 2 15.
