@@ -155,14 +155,14 @@ void Probe::sample() {
     const engine::Record record = job->run(*input_, device_);
     quarter->push_back(record.attend / job->quarters());
     state_.push_back(record.finish / job->states());
-    if (job == partial_.get()) partial_lists = record.plan;
+    if (job == partial_.get()) partial_lists = record.lists;
     // The job that has more of something tells better what it costs.
     in = std::min(in, record.queries_in / job->states());
     out = std::min(out, record.output / job->states());
     load = std::max(load, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
   ranks_.barrier();
-  const double many_lists = listed_->run(*input_, device_).plan;
+  const double many_lists = listed_->run(*input_, device_).lists;
   if (moving_) {
     ranks_.barrier();
     moving_->sample(*input_, device_);
@@ -187,6 +187,7 @@ plan::Rates Probe::rates() const {
   rates.state_out = over_ranks(state_out_);
   rates.list_row = over_ranks(list_row_);
   rates.list_entry = over_ranks(entry_);
+  rates.lists_beside = device_.spare_threads() > 1;
   rates.key_bytes_per_second = over_ranks(load_);
   if (moving_) rates.hidden_byte = moving_->seconds_per_byte();
   return rates;

@@ -114,6 +114,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
     rates.key_bytes_per_second = *copy / 4;  // copied twice, read and written each time
   rates.list_row = reader.figure(machine, "list_seconds_per_row", false).value_or(0);
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
+  rates.lists_beside = reader.at(machine, "device") == "cuda";
   rates.hidden_byte = reader.figure(machine, "compute_seconds_per_moved_byte", false).value_or(0);
   rates.link_slowdown = std::max(1.0, reader.figure(machine, "link_slowdown", false).value_or(1));
 

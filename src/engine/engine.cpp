@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <deque>
 #include <future>
 #include <optional>
 #include <utility>
 
 #include "engine/fetches.hpp"
 #include "engine/io_thread.hpp"
+#include "engine/list_maker.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
 #include "engine/stripe_lists.hpp"
@@ -88,13 +88,14 @@ class Engine::Run {
         heads_(engine.pattern_, shape_),
         fetches_({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device, transport,
                  options.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); }),
-        long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device) {
+        long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device),
+        list_maker_(shared_, plan_, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); }) {
     long_rows_.set_timeout(options.timeout);
-    if (device.spare_threads() > 1) list_threads_.emplace(device.spare_threads());
   }
 
   Record execute() {
     const Clock::time_point start = Clock::now();
+    if (list_maker_.has_thread()) list_maker_.make_ahead();
     allocate();
     start_loading_keys();
     read_ahead(next_rows(0));
@@ -246,29 +247,19 @@ class Engine::Run {
   // What the first stripes need of this thread, while the I/O thread loads the keys: messages, long rows' queries, and lists.
   void prepare_beside_loading() {
     if (!loading_.valid() || plan_.stripes.empty()) return;
-    const auto list_next = [&] {
-      const Timed timed(record_.plan);
-      make_next_lists();
-    };
     {
       const Timed timed(record_.plan);
       fetches_.prepare_first();
     }
     may_start_first_ = !stripe(0).is_long();
-    list_next();
+    const auto list_more = [&] {
+      const Timed timed(record_.plan);
+      return list_maker_.make_ahead();
+    };
+    list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     may_start_first_ = true;
-    while (may_list_ahead() && loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) list_next();
-  }
-
-  // Lists are made in the order of stripes: [begun_, listed_) wait for theirs to begin.
-  void make_next_lists() { made_lists_.push_back(make_lists(listed_++)); }
-  // Whether the next ones fit beside those that wait and those in use. (There is always room for one stripe's beside another's.)
-  bool may_list_ahead() const {
-    if (listed_ >= plan_.stripes.size()) return false;
-    int64_t entries = 0;
-    for (size_t s = begun_ > 0 ? begun_ - 1 : 0; s <= listed_; ++s) entries += stripe(s).list_entries;
-    return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= shared_.memory.lists;
+    while (loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready && list_more()) continue;
   }
 
   void finish_loading_keys() {
@@ -343,12 +334,10 @@ class Engine::Run {
   void begin_stripe(size_t s) {
     if (s < begun_) return;
     begun_ = s + 1;
-    if (made_lists_.empty()) {
+    {
       const Timed timed(record_.plan);
-      make_next_lists();
+      lists_ = list_maker_.take([this](std::future<void>& lists) { wait_for_io(lists); });
     }
-    lists_ = std::move(made_lists_.front());
-    made_lists_.pop_front();
     if (stripe(s).is_long()) {
       merge_long_rows();
       layout_ = long_rows_.layout(stripe(s));
@@ -410,7 +399,9 @@ class Engine::Run {
       for (int64_t block = run.begin; block < run.end; ++block) f(block, row), row += engine_.blocks_.rows(block);
   }
 
-  StripeLists make_lists(size_t s) {
+  // By this thread, or by another one with `threads`: then messages are this one's to move.
+  StripeLists make_lists(size_t s, kernels::cpu::ThreadPool* threads) {
+    const Timed timed(record_.lists);
     std::map<int64_t, int64_t> first_row;  // of own query blocks
     for_each_block(s, [&](int64_t block, int64_t row) { first_row[block] = row; });
     const LongRows::Layout layout = stripe(s).is_long() ? long_rows_.layout(stripe(s)) : LongRows::Layout{};
@@ -419,9 +410,11 @@ class Engine::Run {
       return StripeLists::Place{layout.q_row.at(row.block),
                                 layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
     };
-    return StripeLists::make(
-        shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
-        [this] { move_messages(); }, list_threads_ ? &*list_threads_ : nullptr);
+    const auto between = [this, mine = threads == nullptr] {
+      if (mine) move_messages();
+    };
+    return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
+                             between, threads);
   }
 
   void attend(size_t s, int step) {
@@ -447,26 +440,25 @@ class Engine::Run {
     arguments.l = l();
     arguments.o = o();
     device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
-    prepare_next(s, step);  // this thread has time
+    prepare_next(step);  // this thread has time
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals();
     }
   }
 
-  // While the device computes step `step` of stripe `s`: the next one that has work, and at a stripe's last the lists of the next stripe.
-  void prepare_next(size_t s, int step) {
+  // While the device computes step `step` of the stripe: the next one that has work, at the last the first of the next stripe.
+  void prepare_next(int step) {
     const auto has_work = [](const StepLists& of) { return !of.work.empty(); };
     const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
     if (next != lists_->steps.end()) {
       device_.prepare(listed(*lists_, *next));
       return;
     }
-    if (s + 1 >= plan_.stripes.size()) return;
-    if (made_lists_.empty()) make_next_lists();
-    const StripeLists& lists = made_lists_.front();
-    const auto first = std::find_if(lists.steps.begin(), lists.steps.end(), has_work);
-    if (first != lists.steps.end()) device_.prepare(listed(lists, *first));
+    const StripeLists* lists = list_maker_.next();
+    if (lists == nullptr) return;
+    const auto first = std::find_if(lists->steps.begin(), lists->steps.end(), has_work);
+    if (first != lists->steps.end()) device_.prepare(listed(*lists, *first));
   }
 
   // A step's lists and what they are for.
@@ -559,9 +551,7 @@ class Engine::Run {
   LongRows::Layout layout_;
   bool states_to_merge_ = false;  // of the stripe of layout_
 
-  std::optional<kernels::cpu::ThreadPool> list_threads_;
   std::optional<StripeLists> lists_;
-  std::deque<StripeLists> made_lists_;  // of the stripes after that
 
   kernels::Buffer q_[2];
   struct {
@@ -571,14 +561,15 @@ class Engine::Run {
     kernels::Buffer o, lse;
   } results_[2];
   std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, begun_ = 0, listed_ = 0, results_now_ = 0;
+  size_t read_ = 0, written_ = 0, begun_ = 0, results_now_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
   // The first fetches may start as these come: where the first stripe waits for queries of other ranks, not before it has them, since a
   // start may wait until all ranks have come to it.
   bool may_start_first_ = false;
   std::future<void> loading_, reading_, writes_[2];
-  IoThread io_;  // last: its tasks use everything above, and it is joined first
+  IoThread io_;           // its tasks use everything above,
+  ListMaker list_maker_;  // and so do this one's: they are joined first
 };
 
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {

@@ -1,7 +1,8 @@
 // Runs a plan on a device: keys into the pool, stripe after stripe, step after step, the next steps' keys on their way meanwhile. Data come
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
-//   main thread   plans the next stripe's lists, moves messages, starts the compute of a step and waits for it
+//   main thread   moves messages, starts the compute of a step and waits for it; the lists, where no other thread makes them
+//   list thread   where the device leaves threads to the host (a GPU): the tile lists of later stripes
 //   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
 //                 again), writes the last one's results
 //   device        computes: a pool of threads, or a GPU
@@ -35,7 +36,8 @@ struct Record {
   double input = 0;     // waiting for queries
   double output = 0;    // waiting for results to be written
   double total = 0;
-  double keys_in = 0, queries_in = 0;  // no sections: what loading own keys, and reading queries, took the I/O thread
+  double keys_in = 0, queries_in = 0;  // no sections: what loading own keys, and reading queries, took the I/O thread,
+  double lists = 0;                    // and making tile lists whoever made them
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values
   int64_t planned_bytes_received = 0, planned_bytes_sent = 0;

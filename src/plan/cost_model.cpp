@@ -234,8 +234,26 @@ RankTime play(const RankWork& work, const Rates& rates) {
   const double keys_there = ask_file(work.key_bytes, rates.read_bytes_per_second);
   read_queries(0);
   size_t listed = 0, brought = 0;
-  double may_start = 0;
-  if (work.key_bytes > 0 && !work.stripes.empty()) {
+  double may_start = 0, lister_free = 0;
+  std::vector<double> lists_there(work.stripes.size(), 0);
+  // By a thread of their own: as many as there is room for beside those in use, of stripe `taken` - 1.
+  const auto ask_lists = [&](size_t taken) {
+    double entries = 0;
+    for (size_t s = taken > 0 ? taken - 1 : 0; s < listed; ++s) entries += work.stripes[s].entries;
+    for (; listed < work.stripes.size(); ++listed) {
+      entries += work.stripes[listed].entries;
+      if (listed > taken && entries > work.most_entries) return;
+      lists_there[listed] = lister_free = std::max(lister_free, now) + list_seconds(work.stripes[listed]);
+    }
+  };
+  if (rates.lists_beside) {
+    ask_lists(0);
+    if (work.key_bytes > 0 && !work.stripes.empty() && work.stripes[0].row_bytes > 0) {
+      wait_for(lists_there[0], time.plan);
+      bring_long_rows(work.stripes[brought++]);
+      may_start = now;
+    }
+  } else if (work.key_bytes > 0 && !work.stripes.empty()) {
     double entries = work.stripes[0].entries;
     spend(list_seconds(work.stripes[listed++]), time.plan);
     if (work.stripes[0].row_bytes > 0) bring_long_rows(work.stripes[brought++]), may_start = now;
@@ -262,6 +280,10 @@ RankTime play(const RankWork& work, const Rates& rates) {
   size_t t = 0;
   for (size_t s = 0; s < work.stripes.size(); ++s) {
     const StripeWork& stripe = work.stripes[s];
+    if (rates.lists_beside) {
+      wait_for(lists_there[s], time.plan);
+      ask_lists(s + 1);
+    }
     if (s >= listed) spend(list_seconds(stripe), time.plan), ++listed;
     if (s >= brought) bring_long_rows(stripe);
     if (stripe.bytes_in > 0) {
@@ -277,7 +299,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
       double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
       if (t + 1 < order.size() && compute > 0)
         compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;
-      if (static_cast<int64_t>(step) + 1 == last && s + 1 < work.stripes.size() && s + 1 >= listed)
+      if (!rates.lists_beside && static_cast<int64_t>(step) + 1 == last && s + 1 < work.stripes.size() && s + 1 >= listed)
         compute = std::max(compute, list_seconds(work.stripes[listed++]));  // the next lists, beside this step
       spend(compute, time.attend);
     }

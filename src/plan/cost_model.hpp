@@ -32,7 +32,8 @@ struct Rates {
   double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
   double state_out = 0;        // and to take results away
   double list_row = 0;         // seconds to make tile lists, for each row of tiles, what its head groups share,
-  double list_entry = 0;       // and for each entry
+  double list_entry = 0;       // and for each entry;
+  bool lists_beside = false;   // by a thread of their own, as engine::ListMaker has it for a GPU
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
   LinkRates within_host, across_hosts;       // while nobody computes

@@ -153,6 +153,30 @@ TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   EXPECT_DOUBLE_EQ(time.total(), 5 + 4 + 20 + 20);  // the second stripe's beside compute
 }
 
+// The same by a thread of their own: three stripes, lists of 4 s each, keys of 10 s, compute of 3 s.
+TEST(CostModel, ListsComeBesideEverything) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{.full_quarters = 3}};
+  stripe.entries = 4;
+  work.key_bytes = 10;
+  work.stripes = {stripe, stripe, stripe};
+  Rates rates;
+  rates.full_quarter = rates.list_entry = rates.key_bytes_per_second = 1;
+  rates.lists_beside = true;
+  RankTime time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.load, 10);
+  EXPECT_DOUBLE_EQ(time.plan, 0);  // there after 4, 8 and 12 s, wanted at 10, 13 and 16
+  EXPECT_DOUBLE_EQ(time.total(), 10 + 3 * 3);
+  work.most_entries = 8;  // of two stripes: the third's are begun when the first's are used no more, at 13 s, and there at 17 s
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.plan, 1);
+  EXPECT_DOUBLE_EQ(time.total(), 10 + 3 * 3 + 1);
+  work.most_entries = 4;  // of one beside the one in use, whatever the room: begun at 10 and 13 s
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.plan, 1 + 1);
+}
+
 // Own keys take 10 s to load. Step 1 fetches half as many, from one home, which has loaded them after 5 s; they are 4 s on their way. Those
 // of step 2 can go at the end only.
 TEST(CostModel, FirstKeysComeWhileOthersAreLoaded) {

@@ -1,0 +1,62 @@
+#include "engine/list_maker.hpp"
+
+#include <chrono>
+#include <utility>
+
+namespace longspan::engine {
+
+ListMaker::ListMaker(const plan::Shared& shared, const plan::RankPlan& plan, int threads, Make make)
+    : shared_(shared), plan_(plan), make_(std::move(make)) {
+  if (threads <= 1) return;
+  threads_.emplace(threads);
+  thread_.emplace();
+}
+
+// Beside those that wait and those in use. One stripe's beside another's always have it: the plan has seen to that.
+bool ListMaker::has_room() const {
+  if (asked_ == plan_.stripes.size()) return false;
+  if (asked_ == taken_) return true;
+  int64_t entries = 0;
+  for (size_t s = taken_ > 0 ? taken_ - 1 : 0; s <= asked_; ++s) entries += plan_.stripes[s].list_entries;
+  return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= shared_.memory.lists;
+}
+
+void ListMaker::make_one() {
+  const size_t stripe = asked_++;
+  Made& made = made_.emplace_back();
+  if (thread_)
+    made.done = thread_->submit([this, stripe, &made] { made.lists = make_(stripe, &*threads_); });
+  else
+    made.lists = make_(stripe, nullptr);
+}
+
+bool ListMaker::make_ahead() {
+  if (!has_room()) return false;
+  do make_one();
+  while (has_thread() && has_room());
+  return true;
+}
+
+StripeLists ListMaker::take(const std::function<void(std::future<void>&)>& wait) {
+  if (made_.empty()) make_one();
+  Made& first = made_.front();
+  if (first.done.valid()) wait(first.done);
+  StripeLists lists = std::move(first.lists);
+  made_.pop_front();
+  ++taken_;
+  if (has_thread()) make_ahead();
+  return lists;
+}
+
+const StripeLists* ListMaker::next() {
+  if (made_.empty() && asked_ < plan_.stripes.size()) make_one();
+  if (made_.empty()) return nullptr;
+  Made& first = made_.front();
+  if (first.done.valid()) {
+    if (first.done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return nullptr;
+    first.done.get();
+  }
+  return &first.lists;
+}
+
+}  // namespace longspan::engine

@@ -1,0 +1,57 @@
+// Tile lists of a rank's stripes, made in their order and ahead of their use as far as the memory for lists goes. A device that leaves
+// threads to the host (a GPU) has them made by a thread of their own, beside everything else:
+//
+//   lists      |--0--|--1--|--2--|--3--|
+//   I/O        own keys          |q 0 |q 1 |      ...
+//   device                            |--0--|--1--|
+//
+// Else the caller makes them, when it has time.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <future>
+#include <optional>
+
+#include "engine/io_thread.hpp"
+#include "engine/stripe_lists.hpp"
+#include "kernels/cpu/thread_pool.hpp"
+#include "plan/rank_plan.hpp"
+
+namespace longspan::engine {
+
+class ListMaker {
+ public:
+  // `make` is called for one stripe after another, with the threads it may use (or null), by the caller's thread or another one. `threads`:
+  // how many the lists may take, 1: only the caller's. All of it outlives the maker.
+  using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
+  ListMaker(const plan::Shared& shared, const plan::RankPlan& plan, int threads, Make make);
+
+  bool has_thread() const { return thread_.has_value(); }
+  // As many more as there is room for: asked for where there is a thread, and one of them made where there is none. Whether there were any.
+  bool make_ahead();
+
+  // The next stripe's, which now is in use; `wait` waits until the future is ready, and rethrows what went wrong. Room for others follows.
+  StripeLists take(const std::function<void(std::future<void>&)>& wait);
+  // The next stripe's, if they are there; where there is no thread, they are made. Null after the last one.
+  const StripeLists* next();
+
+ private:
+  struct Made {
+    StripeLists lists;
+    std::future<void> done;  // not valid: they are there
+  };
+  void make_one();
+  bool has_room() const;
+
+  const plan::Shared& shared_;
+  const plan::RankPlan& plan_;
+  Make make_;
+  size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
+  std::deque<Made> made_;         // of stripes [taken_, asked_)
+  std::optional<kernels::cpu::ThreadPool> threads_;
+  std::optional<IoThread> thread_;  // last: its tasks use everything above
+};
+
+}  // namespace longspan::engine
