@@ -89,7 +89,8 @@ class Engine::Run {
         fetches_({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device, transport,
                  options.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); }),
         long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device),
-        list_maker_(shared_, plan_, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); }) {
+        list_maker_(plan_, shared_.memory.lists, device.spare_threads(),
+                    [this](size_t s, auto* threads) { return make_lists(s, threads); }) {
     long_rows_.set_timeout(options.timeout);
   }
 

@@ -5,8 +5,8 @@
 
 namespace longspan::engine {
 
-ListMaker::ListMaker(const plan::Shared& shared, const plan::RankPlan& plan, int threads, Make make)
-    : shared_(shared), plan_(plan), make_(std::move(make)) {
+ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make)
+    : plan_(plan), bytes_(bytes), make_(std::move(make)) {
   if (threads <= 1) return;
   threads_.emplace(threads);
   thread_.emplace();
@@ -18,7 +18,7 @@ bool ListMaker::has_room() const {
   if (asked_ == taken_) return true;
   int64_t entries = 0;
   for (size_t s = taken_ > 0 ? taken_ - 1 : 0; s <= asked_; ++s) entries += plan_.stripes[s].list_entries;
-  return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= shared_.memory.lists;
+  return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= bytes_;
 }
 
 void ListMaker::make_one() {

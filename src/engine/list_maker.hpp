@@ -23,10 +23,11 @@ namespace longspan::engine {
 
 class ListMaker {
  public:
+  // `bytes`: of lists that may be there at one time, those in use among them (plan::Memory::lists).
   // `make` is called for one stripe after another, with the threads it may use (or null), by the caller's thread or another one. `threads`:
   // how many the lists may take, 1: only the caller's. All of it outlives the maker.
   using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
-  ListMaker(const plan::Shared& shared, const plan::RankPlan& plan, int threads, Make make);
+  ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make);
 
   bool has_thread() const { return thread_.has_value(); }
   // As many more as there is room for: asked for where there is a thread, and one of them made where there is none. Whether there were any.
@@ -45,8 +46,8 @@ class ListMaker {
   void make_one();
   bool has_room() const;
 
-  const plan::Shared& shared_;
   const plan::RankPlan& plan_;
+  int64_t bytes_;
   Make make_;
   size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
   std::deque<Made> made_;         // of stripes [taken_, asked_)

@@ -66,6 +66,42 @@ TEST_P(AttentionTest, StridedShardsManyTimes) {
   }
 }
 
+// Tensors without gaps in memory that a GPU copies from and to by itself; one of them elsewhere is read as any other. On CPUs it is memory.
+TEST_P(AttentionTest, RowsThatTheDeviceReachesByItself) {
+  const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
+  const std::string text = "bigbird(64, 3, 1, 2, 5)";
+  const Shape shape{.tokens = 2100, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16};
+  const Documents documents = Documents::single(shape.tokens);
+  Attention attention(MPI_COMM_WORLD, shape, text, documents,
+                      {.output_type = ElementType::bfloat16, .device = GetParam(), .share_gpu = true, .threads = 1});
+  Problem problem(shape, documents, text, 3);
+  const int64_t rows = attention.local_rows(), q_row = 4 * 64 * 2, k_row = 2 * 64 * 2;
+  std::vector<std::byte> elsewhere(static_cast<size_t>(rows * k_row + 1));
+  const kernels::Buffer q = open.device->allocate_host(rows * q_row + 1), k = open.device->allocate_host(rows * k_row + 1),
+                        v = open.device->allocate_host(rows * k_row + 1), o = open.device->allocate_host(rows * q_row + 1),
+                        lse = open.device->allocate_host(rows * 4 * 4 + 4);
+  for (bool v_elsewhere : {false, true}) {
+    std::memset(o.get(), 0xff, static_cast<size_t>(rows * q_row));
+    std::memset(lse.get(), 0xff, static_cast<size_t>(rows * 4 * 4));
+    std::byte* v_rows = v_elsewhere ? elsewhere.data() : v.get();
+    int64_t local = 0;
+    for (const Interval& run : attention.tokens()) {
+      std::memcpy(q.get() + local * q_row, problem.q().data() + run.begin * q_row, static_cast<size_t>(run.length() * q_row));
+      std::memcpy(k.get() + local * k_row, problem.k().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
+      std::memcpy(v_rows + local * k_row, problem.v().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
+      local += run.length();
+    }
+    attention.forward({q.get()}, {k.get()}, {v_rows}, {o.get()}, reinterpret_cast<float*>(lse.get()));
+    WholeOutput whole(shape, ElementType::bfloat16);
+    local = 0;
+    for (const Interval& run : attention.tokens()) {
+      whole.write(run.begin, run.length(), o.get() + local * q_row, reinterpret_cast<const float*>(lse.get()) + local * 4);
+      local += run.length();
+    }
+    expect_exact(world_, problem, attention.tokens(), ElementType::bfloat16, whole.o, whole.lse, 17, GetParam() != DeviceKind::cpu);
+  }
+}
+
 TEST_P(AttentionTest, ErrorsAreTheSameOnAllRanks) {
   const Shape shape{.tokens = 100, .heads = 4, .kv_heads = 2, .head_dim = 16};
   const auto code_of = [&](const auto& make) {

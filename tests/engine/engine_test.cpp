@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <set>
+#include <thread>
 
 #include "../pattern/brute_force.hpp"
 #include "kernels/cpu/device.hpp"
@@ -37,7 +40,7 @@ struct Outcome {
 };
 
 Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
-                  const Setting& setting, const std::vector<bool>& done = {}) {
+                  const Setting& setting, const std::vector<bool>& done = {}, engine::Input* other_input = nullptr) {
   const Shape& shape = problem.shape();
   const plan::Blocks blocks(problem.documents());
   plan::Options options;
@@ -76,7 +79,8 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
                         done, hosts);
   Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule()};
   for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
-  WholeInput input(problem);
+  WholeInput whole(problem);
+  engine::Input& input = other_input != nullptr ? *other_input : whole;
   engine::RunOptions run;
   run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
   run.timeout = 60;
@@ -115,10 +119,10 @@ class OrderedTransport : public comm::Transport {
   }
 
  private:
-  class Exchange : public comm::PoolExchange {
+  class Exchange : public SameExchange {
    public:
     Exchange(const comm::Communicator& ranks, int number, std::unique_ptr<comm::PoolExchange> inner)
-        : ranks_(ranks), number_(number), inner_(std::move(inner)) {}
+        : SameExchange(std::move(inner)), ranks_(ranks), number_(number) {}
     void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
       inner_->start(tag, receives, sends);
       std::set<int> peers;
@@ -139,18 +143,10 @@ class OrderedTransport : public comm::Transport {
     }
     bool takes_sends_ahead() const override { return false; }
     bool starts_in_one_order() const override { return true; }
-    void progress() override { inner_->progress(); }
-    bool received(int tag) override { return inner_->received(tag); }
-    void finish_receives(int tag) override { inner_->finish_receives(tag); }
-    void finish_sends(int tag) override { inner_->finish_sends(tag); }
-    void set_timeout(double seconds) override { inner_->set_timeout(seconds); }
-    int64_t bytes_received() const override { return inner_->bytes_received(); }
-    int64_t bytes_sent() const override { return inner_->bytes_sent(); }
 
    private:
     const comm::Communicator& ranks_;
     int number_;
-    std::unique_ptr<comm::PoolExchange> inner_;
   };
   comm::Communicator ranks_;
   int exchanges_ = 0;
@@ -374,6 +370,60 @@ TEST(EngineOrderTest, AllRanksStartTheirStepsInOneOrder) {
       }
     }
   }
+}
+
+// Each rank's first key block, which nobody else needs, comes when this rank has started messages, and not before.
+TEST(EngineOrderTest, KeysTravelWhileOthersAreLoaded) {
+  static constexpr int64_t kOwnTokens = 6 * plan::kBlock;
+  comm::Communicator world(MPI_COMM_WORLD);
+  if (world.size() < 2) GTEST_SKIP() << "needs 2 ranks";
+  std::atomic<bool> started = false, in_time = true;
+  class Watched : public comm::Transport {
+   public:
+    explicit Watched(std::atomic<bool>& started) : started_(started) {}
+    std::string name() const override { return "MPI, watched"; }
+    std::unique_ptr<comm::PoolExchange> between_pools(const comm::Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
+      return std::make_unique<Exchange>(comm::MpiTransport().between_pools(ranks, pool, block_bytes), started_);
+    }
+
+   private:
+    class Exchange : public SameExchange {
+     public:
+      Exchange(std::unique_ptr<comm::PoolExchange> inner, std::atomic<bool>& started) : SameExchange(std::move(inner)), started_(started) {}
+      void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+        SameExchange::start(tag, receives, sends);
+        if (!receives.empty() || !sends.empty()) started_ = true;
+      }
+
+     private:
+      std::atomic<bool>& started_;
+    };
+    std::atomic<bool>& started_;
+  } transport(started);
+  class Held : public WholeInput {
+   public:
+    Held(Problem& problem, std::atomic<bool>& started, std::atomic<bool>& in_time)
+        : WholeInput(problem), started_(started), in_time_(in_time) {}
+    void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+      while (begin % kOwnTokens == 0 && !started_ && in_time_) {
+        if (std::chrono::steady_clock::now() > limit) in_time_ = false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      WholeInput::read_k(begin, count, head, heads, out);
+    }
+
+   private:
+    std::atomic<bool>&started_, &in_time_;
+  };
+  Shape shape = shape_of(ElementType::bfloat16);
+  shape.tokens = world.size() * kOwnTokens;
+  Problem problem(shape, Documents::single(shape.tokens), "causal & window(200)", 5);
+  Held input(problem, started, in_time);
+  kernels::cpu::CpuDevice cpu(1);
+  const Outcome outcome = attend_on(cpu, transport, world, problem, {.partition = plan::PartitionKind::contiguous}, {}, &input);
+  EXPECT_TRUE(in_time) << "nothing was on its way while keys were loaded";
+  expect_exact(world, problem, outcome.tokens, shape.type, outcome.output.o, outcome.output.lse, 7);
 }
 
 TEST_P(EngineTest, LongRowsTravelRatherThanTheirKeys) {

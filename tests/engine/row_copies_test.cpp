@@ -104,6 +104,43 @@ TEST_P(RowCopiesTest, EveryRowIsWrittenOnce) {
   for (int64_t t = 0; t < kShape.tokens; ++t) ASSERT_EQ(source_.written[t], static_cast<int>(written.count(t))) << t;
 }
 
+// Rows of tokens [1000, 39999) lie in memory one after another, as Q, K and V and for results; those before do not.
+class PlacedSource : public Source {
+ public:
+  explicit PlacedSource(bool any_thread) : Source(any_thread) {}
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[(begin - 1000) * kRowBytes]; }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[(begin - 1000) * 160]; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[1 + (begin - 1000) * 160]; }
+  kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
+    if (begin < 1000) return {};
+    return {&memory[(begin - 1000) * kRowBytes], &lse[static_cast<size_t>((begin - 1000) * kShape.heads)]};
+  }
+  std::vector<std::byte> memory = std::vector<std::byte>(39000 * kRowBytes);
+  std::vector<float> lse = std::vector<float>(39000 * kShape.heads);
+};
+
+TEST_P(RowCopiesTest, RowsThatLieTogetherStayWhereTheyAre) {
+  PlacedSource source(GetParam());
+  RowCopies copies(source, source, kShape, ElementType::float16, 3);
+  std::vector<std::byte> buffer(20 * kRowBytes);
+  const int64_t first = 33 + 1;  // of kTokens: token 1000
+  EXPECT_EQ(copies.read_q(kTokens, first + 5, 18000, nullptr), &source.memory[5 * kRowBytes]);
+  const auto keys = copies.read_keys(kTokens, first + 5, 18000, 0, 2, nullptr, nullptr);
+  EXPECT_EQ(keys.k, &source.memory[5 * 160]);
+  EXPECT_EQ(keys.v, &source.memory[1 + 5 * 160]);
+  EXPECT_EQ(copies.place(kTokens, first + 5, 18000).o, &source.memory[5 * kRowBytes]);
+  EXPECT_EQ(copies.place(kTokens, first + 5, 18000).lse, &source.lse[5 * kShape.heads]);
+  EXPECT_TRUE(source.threads.empty()) << "rows were read";
+  // Token 20000 lies between 19999 and 20001 and is not asked for; token 100 lies elsewhere.
+  for (const auto& [begin, count] : {std::pair(first + 18990, int64_t{20}), std::pair(first - 1, int64_t{20})}) {
+    EXPECT_EQ(copies.read_q(kTokens, begin, count, buffer.data()), buffer.data());
+    EXPECT_EQ(buffer[19 * kRowBytes], byte_of(0, rows_of(kTokens, begin, count).back(), 0));
+    EXPECT_EQ(copies.place(kTokens, begin, count).o, nullptr);
+  }
+  // Some of the KV heads do not lie together.
+  EXPECT_EQ(copies.read_keys(kTokens, first + 5, 20, 1, 1, buffer.data(), buffer.data() + 1600).k, buffer.data());
+}
+
 TEST_P(RowCopiesTest, OneRowAndNone) {
   std::vector<std::byte> k(160), v(160);
   copies_.read_keys(kTokens, 0, 0, 0, 2, nullptr, nullptr);

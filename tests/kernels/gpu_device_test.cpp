@@ -154,6 +154,38 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
                          });
       EXPECT_EQ(next, rows);
       EXPECT_TRUE(back.back() == v);
+      if (device == &cpu) continue;
+      // The same where the rows lie in pinned memory: nothing goes through the device's own.
+      const Buffer pinned = device->allocate_host(3 * static_cast<int64_t>(k.size())),
+                   pinned_lse = device->allocate_host(rows * kKvHeads * 4);
+      EXPECT_TRUE(device->copies_straight(pinned.get()));
+      EXPECT_FALSE(device->copies_straight(k.data()));
+      std::byte *k_there = pinned.get(), *v_there = k_there + k.size(), *o_there = v_there + v.size();
+      std::memcpy(k_there, k.data(), k.size());
+      std::memcpy(v_there, v.data(), v.size());
+      device->upload(std::vector<std::byte>(static_cast<size_t>(bytes)).data(), bytes, memory.get());
+      device->load_units(
+          blocks,
+          [&](int64_t first, int64_t, std::byte*, std::byte*) {
+            return Device::KeyRows{k_there + static_cast<size_t>(first) * row, v_there + static_cast<size_t>(first) * row};
+          },
+          pool);
+      std::vector<std::byte> straight(static_cast<size_t>(bytes));
+      device->download(memory.get(), bytes, straight.data());
+      EXPECT_TRUE(straight == units.back());
+      device->upload(std::vector<std::byte>(k.size()).data(), static_cast<int64_t>(k.size()), q.get());
+      device->load_rows(
+          rows, static_cast<int64_t>(row), [&](int64_t first, int64_t, std::byte*) { return k_there + static_cast<size_t>(first) * row; },
+          q.get());
+      device->store_rows(
+          {type, q.get(), reinterpret_cast<float*>(lse.get())}, rows, kKvHeads, kDim,
+          [&](int64_t first, int64_t) {
+            return Device::ResultRows{o_there + static_cast<size_t>(first) * row,
+                                      reinterpret_cast<float*>(pinned_lse.get()) + first * kKvHeads};
+          },
+          [](int64_t, int64_t, const std::byte*, const float*) { FAIL() << "rows are handed over that have a place"; });
+      EXPECT_EQ(std::memcmp(o_there, k.data(), k.size()), 0);
+      EXPECT_EQ(std::memcmp(pinned_lse.get(), values.data(), static_cast<size_t>(rows) * kKvHeads * 4), 0);
     }
     EXPECT_TRUE(units[0] == units[1]);
     for (size_t i = 0; i < slots.size(); ++i) EXPECT_EQ(flags[static_cast<size_t>(slots[i])], i == 2 * kKvHeads + 1 ? 1 : 0) << i;

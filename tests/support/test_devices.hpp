@@ -15,6 +15,26 @@
 
 namespace longspan::testing {
 
+// What another exchange does: for those that do something more or later.
+class SameExchange : public comm::PoolExchange {
+ public:
+  explicit SameExchange(std::unique_ptr<comm::PoolExchange> inner) : inner_(std::move(inner)) {}
+  void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+    inner_->start(tag, receives, sends);
+  }
+  bool takes_sends_ahead() const override { return inner_->takes_sends_ahead(); }
+  void progress() override { inner_->progress(); }
+  bool received(int tag) override { return inner_->received(tag); }
+  void finish_receives(int tag) override { inner_->finish_receives(tag); }
+  void finish_sends(int tag) override { inner_->finish_sends(tag); }
+  void set_timeout(double seconds) override { inner_->set_timeout(seconds); }
+  int64_t bytes_received() const override { return inner_->bytes_received(); }
+  int64_t bytes_sent() const override { return inner_->bytes_sent(); }
+
+ protected:
+  std::unique_ptr<comm::PoolExchange> inner_;
+};
+
 // Between host pools, but a send is handed to MPI only when progress() has been called some times after it: as with GPUs, whose copies take
 // their time. Who waits for anything must make progress here too.
 class LateTransport : public comm::Transport {
@@ -25,9 +45,9 @@ class LateTransport : public comm::Transport {
   }
 
  private:
-  class Exchange : public comm::PoolExchange {
+  class Exchange : public SameExchange {
    public:
-    explicit Exchange(std::unique_ptr<comm::PoolExchange> inner) : inner_(std::move(inner)) {}
+    using SameExchange::SameExchange;
     void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
       inner_->start(tag, receives, {});
       if (!sends.empty()) waiting_.push_back({tag, sends, 300});
@@ -54,9 +74,6 @@ class LateTransport : public comm::Transport {
       hand_over();
       inner_->finish_sends(tag);
     }
-    void set_timeout(double seconds) override { inner_->set_timeout(seconds); }
-    int64_t bytes_received() const override { return inner_->bytes_received(); }
-    int64_t bytes_sent() const override { return inner_->bytes_sent(); }
 
    private:
     struct Send {
@@ -68,7 +85,6 @@ class LateTransport : public comm::Transport {
       inner_->start(waiting_.front().tag, {}, waiting_.front().messages);
       waiting_.pop_front();
     }
-    std::unique_ptr<comm::PoolExchange> inner_;
     std::deque<Send> waiting_;
   };
 };

@@ -1,0 +1,93 @@
+#include "engine/list_maker.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+
+namespace longspan::engine {
+namespace {
+
+// Five stripes of 10 list entries; lists are known by the stripe in their first step's first tile.
+class ListMakerTest : public ::testing::TestWithParam<int> {
+ protected:
+  ListMakerTest() {
+    plan_.stripes.resize(5);
+    for (plan::Stripe& stripe : plan_.stripes) stripe.list_entries = 10;
+  }
+  void room_for(int64_t stripes) { bytes_ = stripes * 10 * static_cast<int64_t>(sizeof(kernels::Tile)); }
+  ListMaker maker() {
+    return ListMaker(plan_, bytes_, GetParam(), [this](size_t stripe, kernels::cpu::ThreadPool* threads) {
+      EXPECT_EQ(threads != nullptr, GetParam() > 1);
+      if (stripe == fail_at_) throw std::runtime_error("no lists");
+      StripeLists lists;
+      lists.steps.resize(1);
+      lists.steps[0].tiles = {kernels::Tile::full_run(static_cast<int32_t>(stripe), 1)};
+      ++made_;
+      return lists;
+    });
+  }
+  static int stripe_of(const StripeLists& lists) { return lists.steps.at(0).tiles.at(0).key; }
+  static void wait(std::future<void>& future) { future.get(); }
+  void settle(int made) {  // until so many have been made, and a while to make one too many
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (made_ < made && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+
+  plan::RankPlan plan_;
+  int64_t bytes_ = 0;
+  std::atomic<int> made_ = 0;
+  size_t fail_at_ = 99;
+};
+
+TEST_P(ListMakerTest, EachStripesComeOnceAndInOrder) {
+  for (int64_t room : {0, 1, 2, 3, 100}) {
+    room_for(room);
+    made_ = 0;
+    ListMaker lists = maker();
+    for (int stripe = 0; stripe < 5; ++stripe) {
+      EXPECT_EQ(stripe_of(lists.take(wait)), stripe);
+      if (stripe % 2 == 0) lists.make_ahead();
+      const StripeLists* next = lists.next();
+      while (next == nullptr && stripe < 4 && GetParam() > 1) next = lists.next();  // they are on their way
+      ASSERT_EQ(next != nullptr, stripe < 4);
+      if (next != nullptr) {
+        EXPECT_EQ(stripe_of(*next), stripe + 1);
+      }
+    }
+    EXPECT_EQ(made_, 5);
+    EXPECT_FALSE(lists.make_ahead());
+  }
+}
+
+TEST_P(ListMakerTest, NoMoreAreThereThanThereIsRoomFor) {
+  room_for(3);
+  ListMaker lists = maker();
+  while (lists.make_ahead()) continue;
+  settle(3);
+  EXPECT_EQ(made_, 3);
+  lists.take(wait);  // in use: two others
+  while (lists.make_ahead()) continue;
+  settle(3);
+  EXPECT_EQ(made_, 3);
+  lists.take(wait);
+  while (lists.make_ahead()) continue;
+  settle(4);
+  EXPECT_EQ(made_, 4);
+}
+
+TEST_P(ListMakerTest, AFailureReachesWhoTakesThem) {
+  room_for(100);
+  fail_at_ = 1;
+  ListMaker lists = maker();
+  EXPECT_EQ(stripe_of(lists.take(wait)), 0);
+  EXPECT_THROW(lists.take(wait), std::runtime_error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ListMakerTest, ::testing::Values(1, 3));
+
+}  // namespace
+}  // namespace longspan::engine
