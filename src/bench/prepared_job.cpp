@@ -17,7 +17,8 @@ PreparedJob::PreparedJob(const comm::Communicator& ranks, Job job) : job_(std::m
     options.exchange = job_.exchange;
     options.output_type = job_.output_type;
     options.keys_can_be_read_again = false;
-    options.stripes = plan::stripes_in_memory(job_.shape, job_.output_type, ranks.size(), job_.rows_are_copied);
+    options.stripes = 1;
+    options.rows_are_copied = job_.rows_are_copied;
     if (job_.through_host_memory) options.step_bytes = job_.host_memory / 4;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     // All keys of the sequence and all rows of a rank twice over are more than any plan uses; pages that are not touched cost nothing.

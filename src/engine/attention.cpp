@@ -218,7 +218,8 @@ struct Attention::State {
     plan_options.output_type = options.output_type;
     plan_options.reproducible = options.reproducible;
     plan_options.keys_can_be_read_again = false;
-    plan_options.stripes = plan::stripes_in_memory(shape, options.output_type, ranks.size(), gpu.gpu.has_value());
+    plan_options.stripes = 1;
+    plan_options.rows_are_copied = gpu.gpu.has_value();
     plan_options.exact_tiles = std::numeric_limits<int64_t>::max();
     constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::max();
     int64_t memory = ranks.min(options.memory > 0 ? options.memory : kNotGiven);

@@ -84,6 +84,9 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
                 .partition = choose_partition(lists, pattern, blocks, shape, costs, ranks, options),
                 .classes = key_classes(pattern, shape)};
   shared.mean_entries = costs.mean_entries();
+  if (options.rows_are_copied)
+    shared.options.stripes = stripes_of_copied_rows(
+        shape, options.output_type, ranks, costs.total() / static_cast<double>(std::max<int64_t>(1, blocks.count()) * shape.heads));
 
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);

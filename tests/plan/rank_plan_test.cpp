@@ -200,6 +200,27 @@ TEST(RankPlan, KeysThatAreHereAreOneStep) {
 }
 
 // Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
+// 131,072 rows of 4 KiB of queries and as much of results: 1 GiB on one rank, half of it on two.
+TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
+  const Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = 2, .head_dim = 128, .type = ElementType::bfloat16};
+  const auto stripes = [&](const char* text, int ranks, bool copied) {
+    const pattern::BoundPattern pattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, Documents::single(shape.tokens));
+    const Blocks blocks(pattern.documents());
+    Options options;
+    options.memory = int64_t{64} << 30;
+    options.output_type = ElementType::bfloat16;
+    options.stripes = 1;
+    options.rows_are_copied = copied;
+    const Shared shared = make_shared(pattern, blocks, shape, ranks, options);
+    return make_rank_plan(shared, pattern, blocks, 0).stripes.size();
+  };
+  EXPECT_EQ(stripes("causal & window(4095)", 1, true), 4u);
+  EXPECT_EQ(stripes("causal & window(4095)", 2, true), 2u);
+  EXPECT_EQ(stripes("causal & window(4095)", 8, true), 1u);
+  EXPECT_EQ(stripes("causal & window(4095)", 1, false), 1u);
+  EXPECT_EQ(stripes("causal", 1, true), 1u);  // 512 tiles a query block, not 33: compute takes several times as long as the copies
+}
+
 TEST(RankPlan, WhatEarlierRowsLookAtIsNotCollectedAgain) {
   for (const std::string text :
        {"block_random(128, 16, 5) | block_columns(128, 40, 3, 4)", "0-1: block_random(128, 16, 1) | window(200); 2-3: causal"})
