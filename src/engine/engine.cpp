@@ -65,6 +65,7 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
     if (s < batches ? batch_needed[s] != 0 : !is_done(s)) continue;
     stripe.query_blocks.clear();
     stripe.pieces = {};
+    stripe.list_rows = stripe.list_entries = stripe.list_bytes = 0;
     std::fill(stripe.need.begin(), stripe.need.end(), Intervals{});
   }
   plan::plan_fetches(shared, plan_);

@@ -12,20 +12,25 @@ ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Mak
   thread_.emplace();
 }
 
-// Beside those that wait and those in use. One stripe's beside another's always have it: the plan has seen to that.
+ListMaker::~ListMaker() { ended_ = true; }
+
+// Beside those that wait and those in use. One stripe's beside another's always have it: the plan has seen to that, to within a row.
 bool ListMaker::has_room() const {
   if (asked_ == plan_.stripes.size()) return false;
   if (asked_ == taken_) return true;
-  int64_t entries = 0;
-  for (size_t s = taken_ > 0 ? taken_ - 1 : 0; s <= asked_; ++s) entries += plan_.stripes[s].list_entries;
-  return entries * static_cast<int64_t>(sizeof(kernels::Tile)) <= bytes_;
+  if (asked_ >= taken_ + plan::kListsAhead) return false;
+  int64_t bytes = 0;
+  for (size_t s = taken_ > 0 ? taken_ - 1 : 0; s <= asked_; ++s) bytes += plan_.stripes[s].list_bytes;
+  return bytes <= bytes_;
 }
 
 void ListMaker::make_one() {
   const size_t stripe = asked_++;
   Made& made = made_.emplace_back();
   if (thread_)
-    made.done = thread_->submit([this, stripe, &made] { made.lists = make_(stripe, &*threads_); });
+    made.done = thread_->submit([this, stripe, &made] {
+      if (!ended_) made.lists = make_(stripe, &*threads_);
+    });
   else
     made.lists = make_(stripe, nullptr);
 }

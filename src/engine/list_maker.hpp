@@ -1,5 +1,5 @@
-// Tile lists of a rank's stripes, made in their order and ahead of their use as far as the memory for lists goes. A device that leaves
-// threads to the host (a GPU) has them made by a thread of their own, beside everything else:
+// Tile lists of a rank's stripes, made in their order and ahead of their use, some stripes and as far as the memory for lists goes. A
+// device that leaves threads to the host (a GPU) has them made by a thread of their own, beside everything else:
 //
 //   lists      |--0--|--1--|--2--|--3--|
 //   I/O        own keys          |q 0 |q 1 |      ...
@@ -8,6 +8,7 @@
 // Else the caller makes them, when it has time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -28,6 +29,8 @@ class ListMaker {
   // how many the lists may take, 1: only the caller's. All of it outlives the maker.
   using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
   ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make);
+
+  ~ListMaker();  // those that have not been begun are not made any more
 
   bool has_thread() const { return thread_.has_value(); }
   // As many more as there is room for: asked for where there is a thread, and one of them made where there is none. Whether there were any.
@@ -51,6 +54,7 @@ class ListMaker {
   Make make_;
   size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
   std::deque<Made> made_;         // of stripes [taken_, asked_)
+  std::atomic<bool> ended_ = false;
   std::optional<kernels::cpu::ThreadPool> threads_;
   std::optional<IoThread> thread_;  // last: its tasks use everything above
 };

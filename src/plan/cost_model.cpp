@@ -92,7 +92,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
   const bool two_levels = ranks_per_host > 1 && shared.partition.ranks() > ranks_per_host;
   RankWork rank{
       .rank = plan.rank, .ahead = two_levels ? 1 : steps_ahead(shared, plan), .early = !two_levels, .memory = plan.memory.total()};
-  rank.most_entries = static_cast<double>(shared.memory.lists) / static_cast<double>(sizeof(kernels::Tile));
+  rank.most_list_bytes = static_cast<double>(shared.memory.lists);
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
@@ -103,6 +103,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
     work.steps.resize(std::max<size_t>(1, stripe.fetch.size()));
     work.list_rows = static_cast<double>(stripe.list_rows);
     work.entries = static_cast<double>(stripe.list_entries);
+    work.list_bytes = static_cast<double>(stripe.list_bytes);
     for (const Interval& run : stripe.query_blocks)
       work.states += static_cast<double>((blocks.tokens(run.end - 1).end - blocks.tokens(run.begin).begin) * shape.heads);
     work.bytes_in = static_cast<int64_t>(work.states) * shape.head_dim * element;
@@ -236,32 +237,26 @@ RankTime play(const RankWork& work, const Rates& rates) {
   size_t listed = 0, brought = 0;
   double may_start = 0, lister_free = 0;
   std::vector<double> lists_there(work.stripes.size(), 0);
-  // By a thread of their own: as many as there is room for beside those in use, of stripe `taken` - 1.
-  const auto ask_lists = [&](size_t taken) {
-    double entries = 0;
-    for (size_t s = taken > 0 ? taken - 1 : 0; s < listed; ++s) entries += work.stripes[s].entries;
-    for (; listed < work.stripes.size(); ++listed) {
-      entries += work.stripes[listed].entries;
-      if (listed > taken && entries > work.most_entries) return;
-      lists_there[listed] = lister_free = std::max(lister_free, now) + list_seconds(work.stripes[listed]);
-    }
+  // Whether the next lists are made ahead, beside those in use, of stripe `taken` - 1.
+  const auto may_list = [&](size_t taken) {
+    if (listed == work.stripes.size() || listed >= taken + kListsAhead) return false;
+    double bytes = 0;
+    for (size_t s = taken > 0 ? taken - 1 : 0; s <= listed; ++s) bytes += work.stripes[s].list_bytes;
+    return listed == taken || bytes <= work.most_list_bytes;
   };
-  if (rates.lists_beside) {
-    ask_lists(0);
-    if (work.key_bytes > 0 && !work.stripes.empty() && work.stripes[0].row_bytes > 0) {
+  const auto ask_lists = [&](size_t taken) {  // of the thread that makes them
+    for (; may_list(taken); ++listed) lists_there[listed] = lister_free = std::max(lister_free, now) + list_seconds(work.stripes[listed]);
+  };
+  if (rates.lists_beside) ask_lists(0);
+  if (work.key_bytes > 0 && !work.stripes.empty()) {
+    const bool is_long = work.stripes[0].row_bytes > 0;
+    if (!rates.lists_beside) spend(list_seconds(work.stripes[listed++]), time.plan);
+    if (is_long && rates.lists_beside) {
       wait_for(lists_there[0], time.plan);
-      bring_long_rows(work.stripes[brought++]);
-      may_start = now;
+      ask_lists(1);
     }
-  } else if (work.key_bytes > 0 && !work.stripes.empty()) {
-    double entries = work.stripes[0].entries;
-    spend(list_seconds(work.stripes[listed++]), time.plan);
-    if (work.stripes[0].row_bytes > 0) bring_long_rows(work.stripes[brought++]), may_start = now;
-    for (; now < keys_there && listed < work.stripes.size(); ++listed) {
-      entries += work.stripes[listed].entries;
-      if (entries > work.most_entries) break;
-      spend(list_seconds(work.stripes[listed]), time.plan);
-    }
+    if (is_long) bring_long_rows(work.stripes[brought++]), may_start = now;
+    while (!rates.lists_beside && now < keys_there && may_list(is_long ? 1 : 0)) spend(list_seconds(work.stripes[listed++]), time.plan);
   }
   wait_for(keys_there, time.load);
   // As the engine: what travels first starts at once, whatever its step, and each as soon as those who send it have loaded it, which they

@@ -54,9 +54,10 @@ struct StripeWork {
   std::vector<StepWork> steps;
   double states = 0;                  // rows × query heads
   double list_rows = 0, entries = 0;  // of its tile lists
-  int64_t bytes_in = 0;               // queries
-  int64_t bytes_out = 0;              // results
-  int64_t row_bytes = 0;              // queries and states of long rows that come to this rank before the stripe's next act
+  double list_bytes = 0;
+  int64_t bytes_in = 0;   // queries
+  int64_t bytes_out = 0;  // results
+  int64_t row_bytes = 0;  // queries and states of long rows that come to this rank before the stripe's next act
 };
 
 // What a rank does, as far as time is concerned.
@@ -67,7 +68,7 @@ struct RankWork {
   bool early = true;      // the first keys that travel start at once, whatever their step
   int64_t key_bytes = 0;  // own keys and values
   int64_t memory = 0;
-  double most_entries = kUnlimited;                 // of tile lists that are there at one time
+  double most_list_bytes = kUnlimited;              // of tile lists that are there at one time
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending
 };
 

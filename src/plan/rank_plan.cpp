@@ -283,6 +283,21 @@ int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<in
 
 namespace {
 
+// Of those in use and those made ahead, as the engine makes them: one stripe's in any case, more where there is room.
+int64_t most_list_bytes(const Shared& shared, const RankPlan& plan) {
+  int64_t most = 0;
+  for (size_t s = 0; s < plan.stripes.size(); ++s) {
+    int64_t bytes = 0;
+    for (size_t ahead = 0; ahead <= kListsAhead && s + ahead < plan.stripes.size(); ++ahead) {
+      const int64_t more = plan.stripes[s + ahead].list_bytes;
+      if (ahead > 1 && bytes + more > shared.memory.lists) break;
+      bytes += more;
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
 // Nothing when there would be more than kMostSteps.
 std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, int rank) {
   RankPlan plan;
@@ -322,17 +337,12 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       stripe.estimated = stripe.estimated || sampled;
     }
   };
-  int64_t all_lists = 0;  // bytes
   const auto close = [&](Stripe& stripe, NeedCollector& need) {
     stripe.need = need.take();
-    const int64_t bytes = stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes();
-    plan.memory.lists = std::max(plan.memory.lists, 2 * bytes);
-    all_lists += bytes;
+    stripe.list_bytes = stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes();
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
   };
-  plan.memory.lists = 0;
-
   for (const Interval& batch : shared.batches) {
     Stripe stripe;
     stripe.pieces = batch;
@@ -357,8 +367,6 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   }
   if (!stripe.query_blocks.empty()) close(stripe, need);
-  plan.memory.lists = std::max(plan.memory.lists, std::min(all_lists, shared.memory.lists));  // made ahead while keys are loaded
-
   std::vector<Intervals> needed(shared.classes.size());
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {
@@ -369,6 +377,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
     done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
     steps += static_cast<int64_t>(done.groups.size());
+    // Work items: each row's, for each KV head, in each step.
+    done.list_bytes += done.list_rows * shared.shape.kv_heads * static_cast<int64_t>(done.groups.size() * sizeof(kernels::Work));
     if (steps > kMostSteps) return std::nullopt;
   }
   for (size_t c = 0; c < needed.size(); ++c) {
@@ -376,6 +386,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
   }
   plan_fetches(shared, plan);
+  plan.memory.lists = most_list_bytes(shared, plan);
   // What this rank will use of its share.
   int64_t most_rows = 0;
   for (const Stripe& done : plan.stripes) most_rows = std::max(most_rows, size_of(done.query_blocks));

@@ -56,6 +56,9 @@ struct Shared {
   int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
 };
 
+// Stripes whose tile lists are made ahead of the one in use, at most.
+constexpr size_t kListsAhead = 4;
+
 // Rows computed together; its number is the same on all ranks (a rank without such rows has an empty one).
 struct Stripe {
   Interval pieces;         // a long stripe: the batch, of which this rank computes its own; otherwise empty
@@ -73,6 +76,7 @@ struct Stripe {
   int64_t weighted_tiles = 0;                 // tiles × query heads
   int64_t list_rows = 0;                      // query blocks and pieces of long rows; head groups do not count
   int64_t list_entries = 0;                   // of the tile lists of all head groups
+  int64_t list_bytes = 0;                     // what these take, with masks and work items, about
   bool estimated = false;                     // counts and needs come from sampled rows
 
   int steps() const { return static_cast<int>(fetch.size()); }

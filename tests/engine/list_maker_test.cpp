@@ -10,14 +10,14 @@
 namespace longspan::engine {
 namespace {
 
-// Five stripes of 10 list entries; lists are known by the stripe in their first step's first tile.
+// Seven stripes with lists of 10 bytes; they are known by the stripe in their first step's first tile.
 class ListMakerTest : public ::testing::TestWithParam<int> {
  protected:
   ListMakerTest() {
-    plan_.stripes.resize(5);
-    for (plan::Stripe& stripe : plan_.stripes) stripe.list_entries = 10;
+    plan_.stripes.resize(7);
+    for (plan::Stripe& stripe : plan_.stripes) stripe.list_bytes = 10;
   }
-  void room_for(int64_t stripes) { bytes_ = stripes * 10 * static_cast<int64_t>(sizeof(kernels::Tile)); }
+  void room_for(int64_t stripes) { bytes_ = stripes * 10; }
   ListMaker maker() {
     return ListMaker(plan_, bytes_, GetParam(), [this](size_t stripe, kernels::cpu::ThreadPool* threads) {
       EXPECT_EQ(threads != nullptr, GetParam() > 1);
@@ -31,7 +31,7 @@ class ListMakerTest : public ::testing::TestWithParam<int> {
   }
   static int stripe_of(const StripeLists& lists) { return lists.steps.at(0).tiles.at(0).key; }
   static void wait(std::future<void>& future) { future.get(); }
-  void settle(int made) {  // until so many have been made, and a while to make one too many
+  void settle(size_t made) {  // until so many have been made, and a while to make one too many
     const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (made_ < made && std::chrono::steady_clock::now() < limit) std::this_thread::yield();
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -39,7 +39,7 @@ class ListMakerTest : public ::testing::TestWithParam<int> {
 
   plan::RankPlan plan_;
   int64_t bytes_ = 0;
-  std::atomic<int> made_ = 0;
+  std::atomic<size_t> made_ = 0;
   size_t fail_at_ = 99;
 };
 
@@ -48,17 +48,18 @@ TEST_P(ListMakerTest, EachStripesComeOnceAndInOrder) {
     room_for(room);
     made_ = 0;
     ListMaker lists = maker();
-    for (int stripe = 0; stripe < 5; ++stripe) {
+    for (int stripe = 0; stripe < 7; ++stripe) {
       EXPECT_EQ(stripe_of(lists.take(wait)), stripe);
       if (stripe % 2 == 0) lists.make_ahead();
       const StripeLists* next = lists.next();
-      while (next == nullptr && stripe < 4 && GetParam() > 1) next = lists.next();  // they are on their way
-      ASSERT_EQ(next != nullptr, stripe < 4);
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      while (next == nullptr && stripe < 6 && std::chrono::steady_clock::now() < limit) next = lists.next();  // they are on their way
+      ASSERT_EQ(next != nullptr, stripe < 6);
       if (next != nullptr) {
         EXPECT_EQ(stripe_of(*next), stripe + 1);
       }
     }
-    EXPECT_EQ(made_, 5);
+    EXPECT_EQ(made_, 7);
     EXPECT_FALSE(lists.make_ahead());
   }
 }
@@ -77,6 +78,18 @@ TEST_P(ListMakerTest, NoMoreAreThereThanThereIsRoomFor) {
   while (lists.make_ahead()) continue;
   settle(4);
   EXPECT_EQ(made_, 4);
+}
+
+TEST_P(ListMakerTest, SomeStripesAheadAreEnough) {
+  room_for(100);
+  ListMaker lists = maker();
+  while (lists.make_ahead()) continue;
+  settle(plan::kListsAhead);
+  EXPECT_EQ(made_, plan::kListsAhead);
+  lists.take(wait);
+  while (lists.make_ahead()) continue;
+  settle(plan::kListsAhead + 1);
+  EXPECT_EQ(made_, plan::kListsAhead + 1);
 }
 
 TEST_P(ListMakerTest, AFailureReachesWhoTakesThem) {

@@ -124,7 +124,7 @@ TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   RankWork work;
   StripeWork stripe;
   stripe.steps = {{.full_quarters = 20}};
-  stripe.list_rows = 1, stripe.entries = 3;
+  stripe.list_rows = 1, stripe.entries = stripe.list_bytes = 3;
   work.key_bytes = 10;
   work.stripes = {stripe, stripe};
   Rates rates;
@@ -134,12 +134,12 @@ TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   EXPECT_DOUBLE_EQ(time.plan, 10);
   EXPECT_DOUBLE_EQ(time.load, 0);
   EXPECT_DOUBLE_EQ(time.total(), 10 + 20 + 20);
-  work.most_entries = 5;  // no room for both
+  work.most_list_bytes = 5;  // no room for both
   time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.plan, 5);
   EXPECT_DOUBLE_EQ(time.load, 5);
   EXPECT_DOUBLE_EQ(time.total(), 10 + 20 + 20);
-  work.most_entries = 6;
+  work.most_list_bytes = 6;
   work.stripes[0].row_bytes = 4;
   rates.across_hosts.bytes_per_second = 1;
   time = play(work, rates);
@@ -158,7 +158,7 @@ TEST(CostModel, ListsComeBesideEverything) {
   RankWork work;
   StripeWork stripe;
   stripe.steps = {{.full_quarters = 3}};
-  stripe.entries = 4;
+  stripe.entries = stripe.list_bytes = 4;
   work.key_bytes = 10;
   work.stripes = {stripe, stripe, stripe};
   Rates rates;
@@ -168,11 +168,11 @@ TEST(CostModel, ListsComeBesideEverything) {
   EXPECT_DOUBLE_EQ(time.load, 10);
   EXPECT_DOUBLE_EQ(time.plan, 0);  // there after 4, 8 and 12 s, wanted at 10, 13 and 16
   EXPECT_DOUBLE_EQ(time.total(), 10 + 3 * 3);
-  work.most_entries = 8;  // of two stripes: the third's are begun when the first's are used no more, at 13 s, and there at 17 s
+  work.most_list_bytes = 8;  // of two stripes: the third's are begun when the first's are used no more, at 13 s, and there at 17 s
   time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.plan, 1);
   EXPECT_DOUBLE_EQ(time.total(), 10 + 3 * 3 + 1);
-  work.most_entries = 4;  // of one beside the one in use, whatever the room: begun at 10 and 13 s
+  work.most_list_bytes = 4;  // of one beside the one in use, whatever the room: begun at 10 and 13 s
   time = play(work, rates);
   EXPECT_DOUBLE_EQ(time.plan, 1 + 1);
 }
