@@ -1,7 +1,7 @@
 // What a rank computes on: its memory, what happens there, and the way in and out. The engine drives a plan through this and does not know
 // whether it is the CPUs of the process (kernels/cpu) or a GPU (kernels/cuda).
 //
-//   one thread:      allocate, clear, start a step, wait for it, finish, merge
+//   one thread:      allocate, clear, prepare and start a step, wait for it, finish, merge
 //   the I/O thread:  load_rows, load_units, store_rows, beside the compute
 //
 // "Device memory" is what allocate() returns; for CPUs it is plain memory and nothing is copied that need not be. Failures are thrown:
@@ -93,8 +93,8 @@ class Device {
   // Units that were filled from elsewhere (messages) are about to be used.
   virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
 
-  // The next step that will be started, its lists and what they are for (type, heads, head_dim, scale, resident) alone: they are host
-  // memory that stays as start() asks. May come while a step runs, so that start() has less to do then.
+  // Of the next step that will be started, lists and what they are for (type, heads, kv_heads, head_dim, scale, resident): host memory that
+  // stays until that step has run. May come while another one runs; start() has less to do then. Another step may be started all the same.
   virtual void prepare(const Step&) {}
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.

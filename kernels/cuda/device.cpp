@@ -66,6 +66,14 @@ class Parcel {
   std::byte* base_ = nullptr;
 };
 
+bool has_lists_of(const Step& prepared, const Step& step) {
+  const auto same = [](const auto& a, const auto& b) { return a.data() == b.data() && a.size() == b.size(); };
+  return !prepared.work.empty() && same(prepared.work, step.work) && same(prepared.tiles, step.tiles) &&
+         same(prepared.head_lists, step.head_lists) && same(prepared.masks, step.masks) && prepared.type == step.type &&
+         prepared.heads == step.heads && prepared.kv_heads == step.kv_heads && prepared.head_dim == step.head_dim &&
+         prepared.scale == step.scale && prepared.resident == step.resident;
+}
+
 }  // namespace
 
 GpuDevice::GpuDevice(Gpu gpu, const GpuOptions& options)
@@ -87,6 +95,7 @@ Buffer GpuDevice::allocate_host(int64_t bytes) {
 }
 
 bool GpuDevice::copies_straight(const void* memory) const {
+  const CurrentDevice current(gpu_.ordinal);
   cudaPointerAttributes attributes{};
   if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess) return attributes.type == cudaMemoryTypeHost;
   cudaGetLastError();  // memory that CUDA does not know at all
@@ -216,32 +225,31 @@ void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, 
 void GpuDevice::prepare(const Step& next) {
   const CurrentDevice current(gpu_.ordinal);
   Lists& lists = lists_[next_lists_];
-  lists.of = next;
-  lists.halves_at_a_time = takes_hopper(next) ? halves_at_a_time(next) : 2;
-  lists.items = queue(next, lists.halves_at_a_time);
+  lists.of = {};
+  lists.sent.wait();  // those that were prepared and never started
+  DeviceStep& step = lists.step;
+  step.halves_at_a_time = takes_hopper(next) ? halves_at_a_time(next) : 2;
+  const std::vector<Item> items = queue(next, step.halves_at_a_time);
   const uint32_t zero = 0;
   Parcel parcel;
   const size_t work = parcel.add(next.work), tiles = parcel.add(next.tiles), head_lists = parcel.add(next.head_lists),
-               masks = parcel.add(next.masks), items = parcel.add(std::span<const Item>(lists.items)),
-               counter = parcel.add(std::span(&zero, 1));
+               masks = parcel.add(next.masks), pairs = parcel.add(std::span<const Item>(items)), counter = parcel.add(std::span(&zero, 1));
   parcel.send(lists.host, lists.memory, lists_in_);
   lists.sent.record(lists_in_.get());
-  lists.step.step.work = parcel.span<Work>(work);
-  lists.step.step.tiles = parcel.span<Tile>(tiles);
-  lists.step.step.head_lists = parcel.span<int32_t>(head_lists);
-  lists.step.step.masks = parcel.span<MaskBits>(masks);
-  lists.step.items = parcel.at<Item>(items);
-  lists.step.item_count = static_cast<int64_t>(lists.items.size());
-  lists.step.halves_at_a_time = lists.halves_at_a_time;
-  lists.step.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
+  step.step.work = parcel.span<Work>(work);
+  step.step.tiles = parcel.span<Tile>(tiles);
+  step.step.head_lists = parcel.span<int32_t>(head_lists);
+  step.step.masks = parcel.span<MaskBits>(masks);
+  step.items = parcel.at<Item>(pairs);
+  step.item_count = static_cast<int64_t>(items.size());
+  step.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
+  lists.of = next;
 }
 
 void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
   const CurrentDevice current(gpu_.ordinal);
   Lists& lists = lists_[next_lists_];
-  const auto same = [](const auto& a, const auto& b) { return a.data() == b.data() && a.size() == b.size(); };
-  if (lists.of.work.empty() || !same(lists.of.work, step.work) || !same(lists.of.tiles, step.tiles) || !same(lists.of.masks, step.masks))
-    prepare(step);
+  if (!has_lists_of(lists.of, step)) prepare(step);
   lists.of = {};
   next_lists_ = 1 - next_lists_;
   Parcel places;

@@ -1,9 +1,8 @@
-// A GPU as a device. Steps run in a stream of their own, copies in and out in two more, each through two pinned buffers: while one is
-// filled from a file (or written to one), the other is on the link.
+// A GPU as a device. Steps run in a stream of their own, their lists come in another, rows in and out in two more, each through two pinned
+// buffers: while one is filled from a file (or written to one), the other is on the link. Rows in pinned memory need no buffers.
 #pragma once
 
 #include <array>
-#include <vector>
 
 #include "kernels/cuda/runtime.hpp"
 #include "kernels/cuda/step.hpp"
@@ -48,10 +47,8 @@ class GpuDevice : public Device {
 
   // What of a step can be made and sent before it is started. Two in turns: of the step that runs, and of the next one.
   struct Lists {
-    Step of;  // in host memory; no work: none
-    std::vector<Item> items;
-    int halves_at_a_time = 2;
-    DeviceStep step;
+    Step of;          // in host memory; no work: none
+    DeviceStep step;  // with pointers to `memory`
     GrowingPinnedMemory host;
     DeviceMemory memory;
     Event sent;

@@ -32,7 +32,6 @@ class Rows {
     }
   }
   int64_t count() const { return count_; }
-  int64_t last() const { return tokens_.back().end - 1; }  // of one or more
   int64_t local(int64_t token) const {
     for (size_t r = 0; r < tokens_.size(); ++r)
       if (tokens_[r].contains(token)) return first_[r] + token - tokens_[r].begin;
@@ -59,6 +58,11 @@ struct Strides {
   int64_t packed_head;
 };
 
+// Whether the device copies all of the memory straight.
+bool reaches(const kernels::Device& device, const void* begin, int64_t bytes) {
+  return bytes > 0 && device.copies_straight(begin) && device.copies_straight(static_cast<const std::byte*>(begin) + bytes - 1);
+}
+
 class MemoryInput : public engine::Input {
  public:
   MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v, const kernels::Device& device)
@@ -82,8 +86,8 @@ class MemoryInput : public engine::Input {
 
  private:
   bool is_straight(const ConstTensor& of, int heads, const kernels::Device& device) const {
-    return Strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type).lie_together(heads) && rows_.count() > 0 &&
-           device.copies_straight(of.data) && device.copies_straight(rows_of(of, heads, rows_.last()));
+    const Strides strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type);
+    return strides.lie_together(heads) && reaches(device, of.data, rows_.count() * strides.row);
   }
   const std::byte* rows_of(const ConstTensor& of, int heads, int64_t token) const {
     const Strides strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type);
@@ -114,11 +118,8 @@ class MemoryOutput : public engine::Output {
   MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse, const kernels::Device& device)
       : shape_(shape), type_(type), rows_(rows), o_(o), lse_(lse) {
     const Strides strides(o.row_stride, o.head_stride, shape.heads, shape.head_dim, type);
-    const auto reaches = [&](const void* begin, int64_t bytes) {
-      return device.copies_straight(begin) && device.copies_straight(static_cast<const std::byte*>(begin) + bytes - 1);
-    };
-    straight_ = rows.count() > 0 && strides.lie_together(shape.heads) && reaches(o.data, rows.count() * strides.row) &&
-                (lse == nullptr || reaches(lse, rows.count() * shape.heads * static_cast<int64_t>(sizeof(float))));
+    straight_ = strides.lie_together(shape.heads) && reaches(device, o.data, rows.count() * strides.row) &&
+                (lse == nullptr || reaches(device, lse, rows.count() * shape.heads * static_cast<int64_t>(sizeof(float))));
   }
   kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
     if (!straight_) return {};

@@ -2,7 +2,7 @@
 // from an Input and go to an Output; this class knows neither files nor callers' tensors.
 //
 //   main thread   moves messages, starts the compute of a step and waits for it; the lists, where no other thread makes them
-//   list thread   where the device leaves threads to the host (a GPU): the tile lists of later stripes
+//   list thread   where the device leaves threads to the host (a GPU): the tile lists, some stripes ahead
 //   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
 //                 again), writes the last one's results
 //   device        computes: a pool of threads, or a GPU
@@ -28,7 +28,7 @@ namespace longspan::engine {
 
 // Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
 struct Record {
-  double load = 0;      // waiting for own keys, once the first lists are made
+  double load = 0;      // waiting for own keys, when this thread has nothing else to make ready
   double plan = 0;      // tile lists that no compute hid, and what is made ready of the first messages
   double exchange = 0;  // waiting for keys, queries and states of other ranks, or for keys read again
   double attend = 0;    // compute of steps

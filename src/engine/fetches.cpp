@@ -37,6 +37,19 @@ std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& 
   return messages;
 }
 
+// Runs between which few blocks lie as one.
+Intervals joined(const Intervals& runs) {
+  constexpr int64_t kFew = 32;  // 4,096 rows: a chunk of a file, or some
+  Intervals all;
+  for (const Interval& run : runs) {
+    if (!all.empty() && run.begin - all.back().end <= kFew)
+      all.back().end = run.end;
+    else
+      all.push_back(run);
+  }
+  return all;
+}
+
 Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step, size_t t, size_t key_class) {
   Intervals blocks;
   const auto found = by_step.find(static_cast<int64_t>(t));
@@ -58,6 +71,7 @@ Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, device),
       exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)),
+      timeout_(timeout),
       kept_(shared_.classes.size()) {
   exchange_->set_timeout(timeout);
   if (schedule_.passes_on) {
@@ -90,7 +104,7 @@ std::vector<Intervals> Fetches::first_sent() const {
     Intervals sent;
     for (const PeerUnits& peer : exchange_of(t).send)
       for (const UnitRun& run : peer.runs) sent.push_back({run.block, run.block + run.count});
-    sent = normalised(std::move(sent));
+    sent = intersect(joined(normalised(std::move(sent))), plan_.own);
     parts.push_back(subtract(sent, before));
     before = unite(before, sent);
   }
@@ -98,7 +112,10 @@ std::vector<Intervals> Fetches::first_sent() const {
 }
 
 void Fetches::start_first(size_t parts) {
-  if (parts > 0) start(std::min(parts - 1, last_of_first()));
+  if (parts == 0 || started_ > std::min(parts - 1, last_of_first())) return;
+  exchange_->set_timeout(0);
+  start(std::min(parts - 1, last_of_first()));
+  exchange_->set_timeout(timeout_);
 }
 
 void Fetches::start_first() {

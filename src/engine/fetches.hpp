@@ -51,9 +51,11 @@ class Fetches {
   //
   // Makes them ready: slots, messages, memory for them. May come before this rank's own keys are here.
   void prepare_first();
-  // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before.
+  // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before, and what lies
+  // between its blocks, if that is little: files are read in long runs.
   std::vector<Intervals> first_sent() const;
-  void start_first(size_t parts);    // those that send nothing but the first `parts` of these, which are here
+  // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
+  void start_first(size_t parts);
   void start_first();                // all of them, once all own keys are here
   void start(size_t last);           // those of all steps up to `last`, in order
   void finish(size_t t);             // waits until the step's keys are here
@@ -102,8 +104,9 @@ class Fetches {
   std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
 
   std::vector<std::pair<size_t, int>> order_;
-  size_t prepared_ = 0, started_ = 0, sent_ = 0;     // steps before these are
-  bool own_are_here_ = false;                        // own keys, all of them
+  size_t prepared_ = 0, started_ = 0, sent_ = 0;  // steps before these are
+  bool own_are_here_ = false;                     // own keys, all of them
+  double timeout_;
   std::vector<comm::PoolExchange::Step> ready_;      // of steps [started_, prepared_)
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step

@@ -37,9 +37,9 @@ std::vector<int64_t> rows_before(const Intervals& tokens) {
   return before;
 }
 
-// The one piece in which the rows lie that `where(begin, rows)` tells run by run, or null.
+// The one piece in which the rows lie that `where(begin, rows)` tells run by run, or null. `row`: what a pointer moves by for a row.
 template <typename Where>
-auto one_piece(const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, Where where) {
+auto one_piece(const Intervals& tokens, int64_t first, int64_t count, int64_t row, Where where) {
   decltype(where(0, 0)) piece = nullptr;
   if (count == 0) return piece;
   bool together = true;
@@ -47,7 +47,7 @@ auto one_piece(const Intervals& tokens, int64_t first, int64_t count, int64_t ro
     if (!together) return;
     const auto here = where(begin, rows);
     if (at == 0) piece = here;
-    together = here != nullptr && here == piece + at * row_bytes;
+    together = here != nullptr && here == piece + at * row;
   });
   return together ? piece : nullptr;
 }
@@ -100,8 +100,14 @@ kernels::Device::ResultRows RowCopies::place(const Intervals& tokens, int64_t fi
   const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(output_type_));
   kernels::Device::ResultRows there;
   there.o = one_piece(tokens, first, count, row, [&](int64_t begin, int64_t rows) { return output_.in_place(begin, rows).o; });
-  const auto lse = [&](int64_t begin, int64_t rows) { return output_.in_place(begin, rows).lse; };
-  if (there.o != nullptr) there.lse = one_piece(tokens, first, count, shape_.heads, lse);
+  if (there.o == nullptr) return {};
+  bool wanted = false;
+  there.lse = one_piece(tokens, first, count, shape_.heads, [&](int64_t begin, int64_t rows) {
+    float* const here = output_.in_place(begin, rows).lse;
+    wanted = wanted || here != nullptr;
+    return here;
+  });
+  if (wanted && there.lse == nullptr) return {};
   return there;
 }
 

@@ -72,7 +72,8 @@ class Attention {
   // Collective; returns when o and lse are written. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the
   // shape's type; o [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that
   // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; nothing is kept. A
-  // failure on one rank alone (lost connection) ends the job with MPI_Abort.
+  // GPU copies tensors without gaps straight from and to pinned memory (cudaHostAlloc, cudaHostRegister), and others through buffers of its
+  // own, which is slower. A failure on one rank alone (lost connection) ends the job with MPI_Abort.
   void forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse = nullptr);
 
   // Key and value bytes that this rank received in the last forward(), and those its rows need from other ranks: equal when memory

@@ -106,6 +106,13 @@ inline std::string name_of(TestDevice device) {
   return "?";
 }
 
+// CPUs that leave threads to the host, as a GPU does: lists are made by a thread of their own then.
+class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
+ public:
+  using CpuDevice::CpuDevice;
+  int spare_threads() const override { return 3; }
+};
+
 struct OpenDevice {
   kernels::Device* device = nullptr;
   comm::Transport* transport = nullptr;
@@ -121,7 +128,8 @@ struct OpenDevice {
     // Not destroyed: after the last test MPI is no longer there.
     static comm::Transport* nccl = nullptr;
     if (kind == TestDevice::cpu) return {&cpu, &mpi, {}};
-    if (kind == TestDevice::cpu_late) return {&cpu, &late, {}};
+    static CpuWithSpareThreads spare(2);
+    if (kind == TestDevice::cpu_late) return {&spare, &late, {}};
     const kernels::Gpus gpus = kernels::find_gpus();
     std::string why_not = gpus.why_none;
     if (why_not.empty() && kind == TestDevice::gpu_nccl) {
