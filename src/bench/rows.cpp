@@ -37,12 +37,26 @@ void SyntheticRows::copy(int64_t dataset, int64_t begin, int64_t count, int head
   }
 }
 
-StraightRows::StraightRows(const Shape& shape, int64_t rows, kernels::Device& device)
+RowsInMemory::RowsInMemory(const Shape& shape, int64_t rows, kernels::Device& device)
     : shape_(shape),
-      rows_(rows),
       q_(device.allocate_host(rows * shape.heads * row_bytes(shape))),
       k_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))),
-      v_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))) {
+      v_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))),
+      straight_(device.copies_straight(q_.get())) {}
+
+void RowsInMemory::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads,
+                        std::byte* out) const {
+  const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
+  for (int64_t token = begin; token < begin + count; ++token, out += bytes)
+    std::memcpy(out, from.get() + (first_of(token, 1) * all_heads + head) * row_bytes(shape_), bytes);
+}
+
+const std::byte* RowsInMemory::place(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
+  const int64_t first = straight_ ? first_of(begin, count) : -1;
+  return first < 0 ? nullptr : from.get() + first * all_heads * row_bytes(shape_);
+}
+
+RepeatedRows::RepeatedRows(const Shape& shape, int64_t rows, kernels::Device& device) : RowsInMemory(shape, rows, device), rows_(rows) {
   SyntheticRows table(shape);
   constexpr int64_t kAtOnce = 256;
   kernels::cpu::ThreadPool threads(std::max(1, device.spare_threads()));
@@ -54,32 +68,15 @@ StraightRows::StraightRows(const Shape& shape, int64_t rows, kernels::Device& de
   });
 }
 
-void StraightRows::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads,
-                        std::byte* out) const {
-  const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
-  for (int64_t token = begin; token < begin + count; ++token, out += bytes)
-    std::memcpy(out, from.get() + (token % rows_ * all_heads + head) * row_bytes(shape_), bytes);
-}
-
-const std::byte* StraightRows::place(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
-  const int64_t first = begin % rows_;
-  return first + count <= rows_ ? from.get() + first * all_heads * row_bytes(shape_) : nullptr;
-}
-
 std::unique_ptr<engine::Input> synthetic_rows(const Shape& shape, int64_t rows, kernels::Device& device) {
   constexpr int64_t kMostBytes = int64_t{1} << 30;  // of queries
   if (device.memory_is_host()) return std::make_unique<SyntheticRows>(shape);
-  return std::make_unique<StraightRows>(
-      shape, std::clamp<int64_t>(kMostBytes / (shape.heads * row_bytes(shape)), 1, std::max<int64_t>(1, rows)), device);
+  const int64_t most = std::max<int64_t>(1, kMostBytes / (shape.heads * row_bytes(shape)));
+  return std::make_unique<RepeatedRows>(shape, std::clamp<int64_t>(rows, 1, most), device);
 }
 
 HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::Device& device)
-    : shape_(reader.layout().shape), tokens_(std::move(tokens)) {
-  const int64_t rows = size_of(tokens_);
-  q_ = device.allocate_host(rows * shape_.heads * row_bytes(shape_));
-  k_ = device.allocate_host(rows * shape_.kv_heads * row_bytes(shape_));
-  v_ = device.allocate_host(rows * shape_.kv_heads * row_bytes(shape_));
-  straight_ = device.copies_straight(q_.get());
+    : RowsInMemory(reader.layout().shape, size_of(tokens), device), tokens_(std::move(tokens)) {
   int64_t row = 0;
   for (const Interval& run : tokens_) {
     const int64_t count = run.length();
@@ -90,23 +87,13 @@ HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::De
   }
 }
 
-const std::byte* HeldRows::rows_of(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
+int64_t HeldRows::first_of(int64_t begin, int64_t count) const {
   int64_t before = 0;
   for (const Interval& run : tokens_) {
-    if (begin >= run.begin && begin + count <= run.end) return from.get() + (before + begin - run.begin) * all_heads * row_bytes(shape_);
+    if (run.contains(begin)) return begin + count <= run.end ? before + begin - run.begin : -1;
     before += run.length();
   }
   internal_error("rows that are not held were asked for");
-}
-
-void HeldRows::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
-  const std::byte* rows = rows_of(from, all_heads, begin, count);
-  const auto bytes = static_cast<size_t>(heads * row_bytes(shape_));
-  for (int64_t r = 0; r < count; ++r, out += bytes) std::memcpy(out, rows + (r * all_heads + head) * row_bytes(shape_), bytes);
-}
-
-const std::byte* HeldRows::place(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count) const {
-  return straight_ ? rows_of(from, all_heads, begin, count) : nullptr;
 }
 
 }  // namespace longspan::bench
