@@ -25,7 +25,8 @@ template <typename Read>
 void expect_rows(engine::Input& rows, const Shape& shape, Interval tokens, bool together, Read read) {
   const auto count = tokens.length();
   const size_t head = static_cast<size_t>(shape.head_dim) * size_of(shape.type);
-  std::vector<std::byte> q(static_cast<size_t>(count * shape.heads) * head), v(static_cast<size_t>(count) * head), expected_q(q), expected_v(v);
+  std::vector<std::byte> q(static_cast<size_t>(count * shape.heads) * head), v(static_cast<size_t>(count) * head), expected_q(q),
+      expected_v(v);
   read(tokens, expected_q.data(), expected_v.data());
   rows.read_q(tokens.begin, count, q.data());
   rows.read_v(tokens.begin, count, 1, 1, v.data());
@@ -37,7 +38,8 @@ void expect_rows(engine::Input& rows, const Shape& shape, Interval tokens, bool 
   if (!together) return;
   EXPECT_EQ(std::memcmp(q_there, expected_q.data(), expected_q.size()), 0);
   for (int64_t r = 0; r < count; ++r)
-    EXPECT_EQ(std::memcmp(v_there + static_cast<size_t>(r * shape.kv_heads + 1) * head, &expected_v[static_cast<size_t>(r) * head], head), 0);
+    EXPECT_EQ(std::memcmp(v_there + static_cast<size_t>(r * shape.kv_heads + 1) * head, &expected_v[static_cast<size_t>(r) * head], head),
+              0);
 }
 
 TEST(Rows, SyntheticOnesRepeatWhereTheyTakeMemory) {

@@ -160,6 +160,9 @@ TEST_P(Gpu, BitsDoNotDependOnSteps) {
             work.push_back(item);
           }
           std::shuffle(work.begin(), work.end(), random);
+          // Prepared or not, or others than are started then.
+          if (s % 3 > 0) gpu.prepare(problem.work, problem.tiles);
+          if (s % 2 > 0) gpu.prepare(work, tiles);
           gpu.run(work, tiles);
         }
         if (in_kernel)

@@ -100,7 +100,7 @@ void GpuProblem::run(bool begins, bool ends) {
   run(work, problem_.tiles);
 }
 
-void GpuProblem::run(const std::vector<Work>& work, const std::vector<Tile>& tiles) {
+Step GpuProblem::step_of(const std::vector<Work>& work, const std::vector<Tile>& tiles) {
   States none;
   Step step = problem_.step(none);
   step.work = work, step.tiles = tiles;
@@ -108,7 +108,13 @@ void GpuProblem::run(const std::vector<Work>& work, const std::vector<Tile>& til
   step.m = reinterpret_cast<float*>(m_.get());
   step.l = reinterpret_cast<float*>(l_.get());
   step.o = reinterpret_cast<float*>(o_.get());
-  device_.start(step, problem_.rows, pool_, {result_type_, out_.get(), reinterpret_cast<float*>(lse_.get())});
+  return step;
+}
+
+void GpuProblem::prepare(const std::vector<Work>& work, const std::vector<Tile>& tiles) { device_.prepare(step_of(work, tiles)); }
+
+void GpuProblem::run(const std::vector<Work>& work, const std::vector<Tile>& tiles) {
+  device_.start(step_of(work, tiles), problem_.rows, pool_, {result_type_, out_.get(), reinterpret_cast<float*>(lse_.get())});
   while (!device_.wait_for(0.01)) {
   }
 }

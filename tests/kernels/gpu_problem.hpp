@@ -24,6 +24,7 @@ class GpuProblem {
   // Runs `work` over `tiles` (the problem's own without them) from the states there are; `begins`, `ends`: set on every item.
   void run(bool begins = false, bool ends = false);
   void run(const std::vector<Work>& work, const std::vector<Tile>& tiles);
+  void prepare(const std::vector<Work>& work, const std::vector<Tile>& tiles);  // Device::prepare; they stay until the next run is over
   void set_states(const States& states);
   States states() const;
   Output finished(ElementType type);      // of the states
@@ -31,6 +32,8 @@ class GpuProblem {
   void poison_results(ElementType type);  // NaN everywhere, and their type
 
  private:
+  Step step_of(const std::vector<Work>& work, const std::vector<Tile>& tiles);
+
   const Problem& problem_;
   Device& device_;
   Buffer q_, units_, flags_, m_, l_, o_, out_, lse_;
