@@ -24,12 +24,11 @@ namespace longspan::engine {
 
 class ListMaker {
  public:
-  // `bytes`: of lists that may be there at one time, those in use among them (plan::Memory::lists).
-  // `make` is called for one stripe after another, with the threads it may use (or null), by the caller's thread or another one. `threads`:
-  // how many the lists may take, 1: only the caller's. All of it outlives the maker.
+  // Called for one stripe after another, by the caller's thread (`threads` is null) or by the maker's.
   using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
+  // `plan`, and what `make` uses, outlive the maker. `bytes`: of lists that may be there at one time, those in use among them
+  // (plan::Memory::lists). `threads`: how many the lists may take; 1: only the caller's.
   ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make);
-
   ~ListMaker();  // those that have not been begun are not made any more
 
   bool has_thread() const { return thread_.has_value(); }

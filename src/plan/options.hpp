@@ -41,8 +41,8 @@ struct Options {
   // Every row takes its key blocks in ascending order and long rows are cut at fixed places, so that bits depend on neither the number of
   // ranks nor the memory.
   bool reproducible = false;
-  int stripes =
-      16;  // a rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory
+  // A rank's rows come in at least so many stripes (of 8 blocks or more): what a killed job can lose. 1 for data in memory.
+  int stripes = 16;
   bool rows_are_copied = false;        // data in memory, computed on a GPU: stripes_of_copied_rows(), whatever `stripes` is
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
   int64_t step_bytes = 0;              // of keys fetched for one step, about: what their messages may take elsewhere; 0: as there is room

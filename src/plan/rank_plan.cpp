@@ -343,6 +343,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
   };
+
   for (const Interval& batch : shared.batches) {
     Stripe stripe;
     stripe.pieces = batch;
@@ -367,6 +368,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   }
   if (!stripe.query_blocks.empty()) close(stripe, need);
+
   std::vector<Intervals> needed(shared.classes.size());
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {

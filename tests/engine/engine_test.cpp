@@ -390,7 +390,7 @@ TEST(EngineOrderTest, AllRanksStartTheirStepsInOneOrder) {
 TEST(EngineOrderTest, KeysTravelWhileOthersAreLoaded) {
   static constexpr int64_t kOwnTokens = 6 * plan::kBlock;
   comm::Communicator world(MPI_COMM_WORLD);
-  if (world.size() < 2) GTEST_SKIP() << "needs 2 ranks";
+  if (world.size() < 2) GTEST_SKIP() << "one rank has no keys that travel";
   std::atomic<bool> started = false, in_time = true;
   class Watched : public comm::Transport {
    public:
