@@ -19,10 +19,11 @@
 
 namespace longspan::kernels {
 
-// Memory that a device gave.
+// Memory that a device gave, and outlives.
 struct Release {
-  void (*release)(void*) = nullptr;
-  void operator()(std::byte* memory) const { release(memory); }
+  void (*release)(void* memory, void* device) = nullptr;
+  void* device = nullptr;
+  void operator()(std::byte* memory) const { release(memory, device); }
 };
 using Buffer = std::unique_ptr<std::byte, Release>;
 
@@ -33,12 +34,23 @@ struct Pool {
   int64_t slots = 0;
 };
 
+// How a device comes to memory that is not from its allocate().
+struct Reach {
+  bool by_host = true;      // the host's CPUs may read and write it
+  bool straight = false;    // copies between it and the device need no memory in between
+  bool in_kernels = false;  // kernels read and write it as fast as what allocate() returns, if it is aligned to 16 bytes
+};
+
 // Rows of keys and values as files and callers have them, block after block, and the units they go to.
+struct KeyRows {
+  const std::byte *k = nullptr, *v = nullptr;  // [rows][kv_heads][head_dim]
+};
 struct KeyBlocks {
   ElementType type = ElementType::bfloat16;
   int head_dim = 0, kv_heads = 0;
-  std::span<const int32_t> rows;   // of each block, 1…128
-  std::span<const int32_t> slots;  // [blocks][kv_heads]
+  std::span<const int32_t> rows;      // of each block, 1…128
+  std::span<const int32_t> slots;     // [blocks][kv_heads]
+  std::span<const KeyRows> in_place;  // of each block, where its rows lie that are in reach of kernels; empty: they are read
 };
 
 // Where the results of rows go: o [rows][heads][head_dim] of `type`, lse [rows][heads].
@@ -67,21 +79,19 @@ class Device {
   virtual void upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void download(const void* from, int64_t bytes, void* to) = 0;
 
-  // Whether rows that lie there need not be brought into memory of the device's choice first: pinned host memory, for a GPU.
-  virtual bool copies_straight(const void*) const { return false; }
+  // For CPUs all memory is theirs. A GPU copies from and to pinned memory straight; its own memory is in reach of its kernels, and not of
+  // the host.
+  virtual Reach reach(const void* memory) const = 0;
 
   // `read` is asked for rows [0, rows) in ascending pieces, each into host memory of the device's choice, and says where they are: there,
-  // or where they lie anyway, in memory that copies_straight(). On return all are at `to`.
+  // or where they lie anyway, in memory that is reached straight. On return all are at `to`.
   using ReadRows = std::function<const std::byte*(int64_t first, int64_t count, std::byte* to)>;
   virtual void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) = 0;
-  // The same for keys and values [count][kv_heads][head_dim], which become units.
-  struct KeyRows {
-    const std::byte *k, *v;
-  };
+  // The same for keys and values, which become units. Nothing is read of blocks that are used in place.
   using ReadKeys = std::function<KeyRows(int64_t first, int64_t count, std::byte* k, std::byte* v)>;
   virtual void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) = 0;
-  // Results of rows [0, rows) in ascending pieces: straight to where `place` wants them, in memory that copies_straight(), or, if
-  // it is empty or names no place for o, to `write`.
+  // Results of rows [0, rows) in ascending pieces: straight to where `place` wants them, in memory that is reached so, or, if it is
+  // empty or names no place for o, to `write`.
   struct ResultRows {
     std::byte* o = nullptr;
     float* lse = nullptr;  // null: nobody wants them

@@ -45,7 +45,7 @@ Buffer CpuDevice::allocate(int64_t bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, huge ? kHugePage : kPage, whole) != 0) throw std::bad_alloc();
   if (huge) madvise(memory, whole, MADV_HUGEPAGE);  // a wish: where the system has none, small pages do
-  return Buffer(static_cast<std::byte*>(memory), {std::free});
+  return Buffer(static_cast<std::byte*>(memory), {[](void* freed, void*) { std::free(freed); }});
 }
 
 void CpuDevice::upload(const void* from, int64_t bytes, void* to) {
@@ -53,8 +53,10 @@ void CpuDevice::upload(const void* from, int64_t bytes, void* to) {
 }
 void CpuDevice::download(const void* from, int64_t bytes, void* to) { upload(from, bytes, to); }
 
-void CpuDevice::load_rows(int64_t rows, int64_t, const ReadRows& read, std::byte* to) {
-  if (rows > 0) read(0, rows, to);
+void CpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) {
+  if (rows == 0) return;
+  const std::byte* from = read(0, rows, to);
+  if (from != to) upload(from, rows * row_bytes, to);
 }
 
 void CpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) {
@@ -66,19 +68,23 @@ void CpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     const auto part = blocks.rows.subspan(first, std::min(at_once, blocks.rows.size() - first));
     int64_t rows = 0;
     for (int32_t count : part) rows += count;
-    k.resize(static_cast<size_t>(rows * blocks.kv_heads * row));
-    v.resize(k.size());
-    read(first_row, rows, k.data(), v.data());
+    KeyRows read_rows;
+    if (blocks.in_place.empty()) {
+      k.resize(static_cast<size_t>(rows * blocks.kv_heads * row));
+      v.resize(k.size());
+      read_rows = read(first_row, rows, k.data(), v.data());
+    }
     first_row += rows;
-    int64_t from = 0;
-    for (size_t b = 0; b < part.size(); from += part[b++] * blocks.kv_heads * row) {
+    int64_t at = 0;
+    for (size_t b = 0; b < part.size(); at += part[b++] * blocks.kv_heads * row) {
+      const KeyRows from = blocks.in_place.empty() ? KeyRows{read_rows.k + at, read_rows.v + at} : blocks.in_place[first + b];
       for (int h = 0; h < blocks.kv_heads; ++h) {
         const int64_t slot = blocks.slots[(first + b) * static_cast<size_t>(blocks.kv_heads) + static_cast<size_t>(h)];
         std::byte* to_k = pool.units + slot * unit_bytes(blocks.type, blocks.head_dim);
         std::byte* to_v = to_k + kTile * row;
         for (int64_t r = 0; r < part[b]; ++r) {
-          std::memcpy(to_k + r * row, k.data() + from + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
-          std::memcpy(to_v + r * row, v.data() + from + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
+          std::memcpy(to_k + r * row, from.k + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
+          std::memcpy(to_v + r * row, from.v + (r * blocks.kv_heads + h) * row, static_cast<size_t>(row));
         }
         const auto rest = static_cast<size_t>((kTile - part[b]) * row);
         std::memset(to_k + part[b] * row, 0, rest);
@@ -88,8 +94,12 @@ void CpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
   }
 }
 
-void CpuDevice::store_rows(const Results& results, int64_t rows, int, int, const PlaceRows&, const WriteRows& write) {
-  if (rows > 0) write(0, rows, results.o, results.lse);
+void CpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) {
+  if (rows == 0) return;
+  const ResultRows to = place ? place(0, rows) : ResultRows{};
+  if (to.o == nullptr) return write(0, rows, results.o, results.lse);
+  upload(results.o, rows * heads * head_dim * static_cast<int64_t>(size_of(results.type)), to.o);
+  if (to.lse != nullptr) upload(results.lse, rows * heads * 4, to.lse);
 }
 
 void CpuDevice::start(const Step& step, int64_t, const Pool&, const Results&) { start_forward(step, threads_); }

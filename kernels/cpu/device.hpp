@@ -14,6 +14,7 @@ class CpuDevice : public Device {
   bool finishes_in_steps() const override { return false; }
   Buffer allocate(int64_t bytes) override;
   bool memory_is_host() const override { return true; }
+  Reach reach(const void*) const override { return {.by_host = true, .straight = true, .in_kernels = true}; }
   Buffer allocate_host(int64_t bytes) override { return allocate(bytes); }
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;

@@ -77,7 +77,10 @@ bool has_lists_of(const Step& prepared, const Step& step) {
 }  // namespace
 
 GpuDevice::GpuDevice(Gpu gpu, const GpuOptions& options)
-    : gpu_(std::move(gpu)), staging_bytes_(std::max<int64_t>(1 << 16, options.host_bytes / 4)), current_(gpu_.ordinal) {}
+    : gpu_(std::move(gpu)),
+      staging_bytes_(std::max<int64_t>(1 << 16, options.host_bytes / 4)),
+      kept_(gpu_.ordinal),
+      current_(gpu_.ordinal) {}
 
 int GpuDevice::spare_threads() const {
   constexpr int kMost = 16;  // more were not measured
@@ -85,21 +88,25 @@ int GpuDevice::spare_threads() const {
 }
 
 Buffer GpuDevice::allocate(int64_t bytes) {
-  const CurrentDevice current(gpu_.ordinal);
-  return Buffer(allocate_device(bytes), {[](void* memory) { cudaFree(memory); }});
+  return Buffer(kept_.take(bytes), {[](void* memory, void* kept) { static_cast<KeptMemory*>(kept)->give_back(memory); }, &kept_});
 }
 
 Buffer GpuDevice::allocate_host(int64_t bytes) {
   const CurrentDevice current(gpu_.ordinal);
-  return Buffer(allocate_pinned(bytes), {[](void* memory) { cudaFreeHost(memory); }});
+  return Buffer(allocate_pinned(bytes), {[](void* memory, void*) { cudaFreeHost(memory); }});
 }
 
-bool GpuDevice::copies_straight(const void* memory) const {
+Reach GpuDevice::reach(const void* memory) const {
   const CurrentDevice current(gpu_.ordinal);
   cudaPointerAttributes attributes{};
-  if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess) return attributes.type == cudaMemoryTypeHost;
-  cudaGetLastError();  // memory that CUDA does not know at all
-  return false;
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+    cudaGetLastError();  // memory that CUDA does not know at all
+    return {};
+  }
+  const bool of_gpu = attributes.type == cudaMemoryTypeDevice;  // of any
+  return {.by_host = !of_gpu,
+          .straight = of_gpu || attributes.type == cudaMemoryTypeHost,
+          .in_kernels = of_gpu && attributes.device == gpu_.ordinal};
 }
 
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
@@ -124,7 +131,7 @@ void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read,
     staging.free.wait();
     std::byte* host = staging.host.reserve(std::max(staging_bytes_, row_bytes));
     const std::byte* from = read(first, count, host);
-    copy(to + first * row_bytes, from, count * row_bytes, cudaMemcpyHostToDevice, in_);
+    copy(to + first * row_bytes, from, count * row_bytes, cudaMemcpyDefault, in_);
     staging.free.record(in_.get());
   }
   in_.synchronize();
@@ -134,7 +141,9 @@ void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read,
 void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) {
   const CurrentDevice current(gpu_.ordinal);
   const int64_t row_bytes = static_cast<int64_t>(size_of(blocks.type)) * blocks.head_dim * blocks.kv_heads;
-  const int64_t block_bytes = 2 * kTile * row_bytes + static_cast<int64_t>(sizeof(UnitRows)) + 4 * blocks.kv_heads;
+  const bool in_place = !blocks.in_place.empty();
+  const int64_t read_bytes = in_place ? 0 : 2 * kTile * row_bytes;  // of a block
+  const int64_t block_bytes = read_bytes + static_cast<int64_t>(sizeof(UnitRows)) + 4 * blocks.kv_heads;
   const auto at_once = static_cast<size_t>(std::max<int64_t>(1, (staging_bytes_ - 4 * kAlignment) / block_bytes));
   const int64_t most = std::max(staging_bytes_, block_bytes + 4 * kAlignment);
   int64_t first_row = 0;
@@ -146,18 +155,21 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     std::byte* twin = staging.twin.reserve(most);
     const auto part = blocks.rows.subspan(first, std::min(at_once, blocks.rows.size() - first));
     int64_t rows = 0;
-    for (int32_t count : part) rows += count;
+    for (int32_t count : part) rows += in_place ? 0 : count;
     const int64_t v = aligned(rows * row_bytes), places = 2 * v;
     const int64_t slots = aligned(places + static_cast<int64_t>(part.size() * sizeof(UnitRows)));
     const auto slot_bytes = static_cast<int64_t>(part.size() * sizeof(int32_t)) * blocks.kv_heads;
-    const KeyRows from = read(first_row, rows, host, host + v);
-    int64_t at = 0;
-    for (size_t b = 0; b < part.size(); at += part[b++]) reinterpret_cast<UnitRows*>(host + places)[b] = {at, part[b]};
+    const KeyRows from = in_place ? KeyRows{host, host + v} : read(first_row, rows, host, host + v);
+    std::byte* at = twin;
+    for (size_t b = 0; b < part.size(); at += part[b++] * row_bytes) {
+      const KeyRows of_block = in_place ? blocks.in_place[first + b] : KeyRows{at, at + v};
+      reinterpret_cast<UnitRows*>(host + places)[b] = {of_block.k, of_block.v, part[b]};
+    }
     std::memcpy(host + slots, blocks.slots.data() + first * static_cast<size_t>(blocks.kv_heads), static_cast<size_t>(slot_bytes));
     const bool in_buffer = from.k == host && from.v == host + v;
     if (!in_buffer) {
-      copy(twin, from.k, rows * row_bytes, cudaMemcpyHostToDevice, in_);
-      copy(twin + v, from.v, rows * row_bytes, cudaMemcpyHostToDevice, in_);
+      copy(twin, from.k, rows * row_bytes, cudaMemcpyDefault, in_);
+      copy(twin + v, from.v, rows * row_bytes, cudaMemcpyDefault, in_);
     }
     const int64_t begin = in_buffer ? 0 : places;  // the buffer's part goes in one copy
     copy(twin + begin, host + begin, slots + slot_bytes - begin, cudaMemcpyHostToDevice, in_);
@@ -167,8 +179,6 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
                 .blocks = static_cast<int64_t>(part.size()),
                 .rows = reinterpret_cast<const UnitRows*>(twin + places),
                 .slots = reinterpret_cast<const int32_t*>(twin + slots),
-                .k = twin,
-                .v = twin + v,
                 .pool = pool.units,
                 .nonfinite = pool.nonfinite},
                in_.get());
@@ -193,8 +203,8 @@ void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int 
       to.o = staging.host.reserve(std::max(staging_bytes_, lse_at + at_once * lse_bytes));
       to.lse = reinterpret_cast<float*>(to.o + lse_at);
     }
-    copy(to.o, results.o + piece * at_once * o_bytes, count_of(piece) * o_bytes, cudaMemcpyDeviceToHost, out_);
-    if (to.lse != nullptr) copy(to.lse, results.lse + piece * at_once * heads, count_of(piece) * lse_bytes, cudaMemcpyDeviceToHost, out_);
+    copy(to.o, results.o + piece * at_once * o_bytes, count_of(piece) * o_bytes, cudaMemcpyDefault, out_);
+    if (to.lse != nullptr) copy(to.lse, results.lse + piece * at_once * heads, count_of(piece) * lse_bytes, cudaMemcpyDefault, out_);
     staging.free.record(out_.get());
   };
   if (pieces > 0) fetch(0);

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "kernels/cuda/kept_memory.hpp"
 #include "kernels/cuda/runtime.hpp"
 #include "kernels/cuda/step.hpp"
 #include "kernels/device.hpp"
@@ -21,7 +22,7 @@ class GpuDevice : public Device {
   int spare_threads() const override;
   Buffer allocate(int64_t bytes) override;
   Buffer allocate_host(int64_t bytes) override;
-  bool copies_straight(const void* memory) const override;
+  Reach reach(const void* memory) const override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
@@ -56,6 +57,7 @@ class GpuDevice : public Device {
 
   Gpu gpu_;
   int64_t staging_bytes_;
+  KeptMemory kept_;
   CurrentDevice current_;  // for the constructor: the streams below belong to it
   Stream compute_, lists_in_, in_, out_;
   std::array<Staging, 2> loads_, stores_;

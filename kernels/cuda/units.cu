@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(kThreads) pack(PackUnits arguments) {
   auto* to = reinterpret_cast<uint4*>(arguments.pool) + slot * int64_t{2} * kTile * row16;
   bool odd = false;
   for (int tensor = 0; tensor < 2; ++tensor, to += kTile * row16) {
-    const auto* from = reinterpret_cast<const uint4*>(tensor == 0 ? arguments.k : arguments.v);
+    const auto* from = reinterpret_cast<const uint4*>(tensor == 0 ? rows.k : rows.v);
     for (int i = threadIdx.x; i < kTile * row16; i += kThreads) {
       const int row = i / row16;
       uint4 words{0, 0, 0, 0};
-      if (row < rows.rows) words = from[((rows.first_row + row) * arguments.kv_heads + head) * row16 + i % row16];
+      if (row < rows.rows) words = from[(int64_t{row} * arguments.kv_heads + head) * row16 + i % row16];
       odd = odd || (tensor == 1 && has_nonfinite(words, arguments.type));
       to[i] = words;
     }

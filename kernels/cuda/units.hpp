@@ -11,8 +11,8 @@
 namespace longspan::kernels::cuda {
 
 struct UnitRows {
-  int64_t first_row = 0;  // in k and v
-  int32_t rows = 0;       // 1…128
+  const std::byte *k = nullptr, *v = nullptr;  // [rows][kv_heads][head_dim], aligned to 16 bytes
+  int32_t rows = 0;                            // 1…128
 };
 
 // Block b's rows of KV head h (of `kv_heads`) go to the unit pool + slots[b·kv_heads + h]·unit_bytes, K then V, and what is left of 128
@@ -21,9 +21,8 @@ struct PackUnits {
   ElementType type = ElementType::bfloat16;
   int head_dim = 0, kv_heads = 0;
   int64_t blocks = 0;
-  const UnitRows* rows = nullptr;              // [blocks]
-  const int32_t* slots = nullptr;              // [blocks][kv_heads]
-  const std::byte *k = nullptr, *v = nullptr;  // [rows][kv_heads][head_dim]
+  const UnitRows* rows = nullptr;  // [blocks]
+  const int32_t* slots = nullptr;  // [blocks][kv_heads]
   std::byte* pool = nullptr;
   uint8_t* nonfinite = nullptr;
 };

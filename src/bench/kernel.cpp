@@ -47,7 +47,7 @@ class WholeStep {
         [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
           rows.read_k(first, count, 0, shape.kv_heads, k);
           rows.read_v(first, count, 0, shape.kv_heads, v);
-          return kernels::Device::KeyRows{k, v};
+          return kernels::KeyRows{k, v};
         },
         pool_);
     for (int32_t head = 0; head < shape.kv_heads; ++head)  // [kv_heads][blocks]

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 
-#include "bench/rows.hpp"
 #include "plan/memory.hpp"
 
 namespace longspan::bench {
@@ -18,6 +17,7 @@ PreparedJob::PreparedJob(const comm::Communicator& ranks, Job job) : job_(std::m
     options.output_type = job_.output_type;
     options.keys_can_be_read_again = false;
     options.stripes = 1;
+    options.on_gpu = job_.on_gpu;
     options.rows_are_copied = job_.rows_are_copied;
     if (job_.through_host_memory) options.step_bytes = job_.host_memory / 4;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
@@ -35,12 +35,12 @@ engine::RunOptions PreparedJob::run_options() const {
   engine::RunOptions options;
   options.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(job_.shape.head_dim)));
   options.timeout = job_.timeout;
+  options.keep = job_.keep;
   return options;
 }
 
-engine::Record PreparedJob::run(engine::Input& input, kernels::Device& device, comm::Transport& transport) {
-  Discard output;
-  return engine_->forward(input, output, device, transport, run_options());
+engine::Record PreparedJob::run(const JobRows& rows, kernels::Device& device, comm::Transport& transport) {
+  return engine_->forward(*rows.input, *rows.output, device, transport, run_options());
 }
 
 engine::ExchangeTimes PreparedJob::exchange(engine::Input& input, kernels::Device& device, comm::Transport& transport, int times) {

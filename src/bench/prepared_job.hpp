@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "bench/rows.hpp"
 #include "comm/communicator.hpp"
 #include "comm/transport.hpp"
 #include "engine/engine.hpp"
@@ -27,8 +28,10 @@ struct Job {
   std::optional<int64_t> memory;             // bytes per rank, the same on all; absent: what the plan needs at its fastest
   bool through_host_memory = false;          // the messages of GPUs: steps are kept small then
   int64_t host_memory = int64_t{128} << 20;  // pinned bytes of a GPU rank; such a step takes a quarter
-  bool rows_are_copied = false;              // to a GPU, and results back: in several stripes then
-  double timeout = 0;                        // seconds; 0: never
+  bool on_gpu = false;
+  bool rows_are_copied = false;  // to a GPU, and results back: in several stripes then
+  double timeout = 0;            // seconds; 0: never
+  bool keep = true;              // what is made ready for the next time, as a library user's job does
 };
 
 class PreparedJob {
@@ -36,8 +39,8 @@ class PreparedJob {
   // Collective over `ranks`, which outlives the job. Throws the same error on all ranks.
   PreparedJob(const comm::Communicator& ranks, Job job);
 
-  // Collective, any number of times. Throws on this rank alone.
-  engine::Record run(engine::Input& input, kernels::Device& device, comm::Transport& transport);
+  // Collective, any number of times; `device` and `transport` outlive the job where it keeps something. Throws on this rank alone.
+  engine::Record run(const JobRows& rows, kernels::Device& device, comm::Transport& transport);
   engine::ExchangeTimes exchange(engine::Input& input, kernels::Device& device, comm::Transport& transport, int times);
 
   const Job& job() const { return job_; }

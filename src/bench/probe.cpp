@@ -8,7 +8,6 @@
 
 #include "bench/link.hpp"
 #include "bench/prepared_job.hpp"
-#include "bench/rows.hpp"
 #include "plan/memory.hpp"
 
 namespace longspan::bench {
@@ -32,10 +31,7 @@ class Probe::SelfJob {
   SelfJob(const comm::Communicator& ranks, const Shape& shape, int64_t blocks, const char* text, ElementType output_type)
       : ranks_(ranks.alone()), prepared_(*ranks_, job(shape, blocks * plan::kBlock, text, output_type)) {}
 
-  engine::Record run(engine::Input& input, kernels::Device& device) {
-    comm::MpiTransport transport;  // nothing goes through it
-    return prepared_.run(input, device, transport);
-  }
+  engine::Record run(RowSource& rows, kernels::Device& device) { return prepared_.run(rows.of(prepared_.tokens()), device, transport_); }
   double quarters() const { return static_cast<double>(plan().weighted_quarters()); }
   double list_rows() const { return static_cast<double>(plan().stripes.front().list_rows); }
   double entries() const { return static_cast<double>(plan().stripes.front().list_entries); }
@@ -45,12 +41,17 @@ class Probe::SelfJob {
  private:
   static Job job(Shape shape, int64_t tokens, const char* text, ElementType output_type) {
     shape.tokens = tokens;
-    return {.pattern = pattern::Pattern::parse(text), .shape = shape, .documents = Documents::single(tokens), .output_type = output_type};
+    return {.pattern = pattern::Pattern::parse(text),
+            .shape = shape,
+            .documents = Documents::single(tokens),
+            .output_type = output_type,
+            .keep = false};  // making lists is measured
   }
   const plan::RankPlan& plan() const { return prepared_.plan(); }
   const Shape& shape() const { return prepared_.job().shape; }
 
   std::unique_ptr<comm::Communicator> ranks_;
+  comm::MpiTransport transport_;  // nothing goes through it
   PreparedJob prepared_;
 };
 
@@ -66,10 +67,10 @@ class Probe::MovingJob {
         prepared_(ranks, job(ranks, like, blocks)) {}
 
   // Of all ranks together: where they share cores, one of them computes at another's expense.
-  void sample(engine::Input& input, kernels::Device& device) {
-    const engine::Record moving = prepared_.run(input, device, transport_);
+  void sample(RowSource& rows, kernels::Device& device) {
+    const engine::Record moving = prepared_.run(rows.of(prepared_.tokens()), device, transport_);
     ranks_.barrier();
-    const double alone = alone_.run(input, device).attend / alone_.quarters();
+    const double alone = alone_.run(rows, device).attend / alone_.quarters();
     const double more = moving.attend - alone * static_cast<double>(prepared_.plan().weighted_quarters());
     const std::vector<double> all = ranks_.all_gather(more);
     const auto bytes = static_cast<double>(std::max<int64_t>(1, ranks_.sum(moving.bytes_received)));
@@ -89,7 +90,7 @@ class Probe::MovingJob {
     job.shape.tokens = blocks * plan::kBlock * ranks.size();
     job.documents = Documents::single(job.shape.tokens);
     job.exchange = like.exchange, job.through_host_memory = like.through_host_memory, job.host_memory = like.host_memory;
-    job.timeout = like.timeout;
+    job.timeout = like.timeout, job.on_gpu = like.on_gpu;
     return job;
   }
 
@@ -114,8 +115,9 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken,
 
 }  // namespace
 
-Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds)
-    : ranks_(ranks), device_(device), seconds_(seconds), input_(synthetic_rows(shape, kProbeRows, device)) {
+Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds,
+             RowsIn rows)
+    : ranks_(ranks), device_(device), seconds_(seconds), rows_(synthetic_rows(shape, output_type, kProbeRows, device, rows)) {
   constexpr int64_t kFirst = 4, kMostListed = 512;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] :
@@ -124,7 +126,7 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
     double taken = std::numeric_limits<double>::infinity();
     for (int time = 0; time < 2; ++time) {
       ranks.barrier();
-      taken = std::min(taken, small.run(*input_, device).attend);
+      taken = std::min(taken, small.run(*rows_, device).attend);
     }
     int64_t most = blocks_for(ranks, kFirst, taken, seconds, power, block_bytes);
     if (job == &listed_) most = std::min(most, kMostListed);
@@ -143,7 +145,7 @@ void Probe::also_move(const Job& like, comm::Transport& transport) {
       held * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, like.output_type);
   SelfJob small(ranks_, shape, kFirst, kFarKeys, like.output_type);
   ranks_.barrier();
-  const double taken = small.run(*input_, device_).attend;
+  const double taken = small.run(*rows_, device_).attend;
   moving_ = std::make_unique<MovingJob>(ranks_, like, blocks_for(ranks_, kFirst, taken, seconds_, 1, block_bytes), transport);
 }
 
@@ -152,7 +154,7 @@ void Probe::sample() {
   double partial_lists = 0;  // seconds
   for (auto [job, quarter] : {std::pair(full_.get(), &full_quarter_), std::pair(partial_.get(), &partial_quarter_)}) {
     ranks_.barrier();
-    const engine::Record record = job->run(*input_, device_);
+    const engine::Record record = job->run(*rows_, device_);
     quarter->push_back(record.attend / job->quarters());
     state_.push_back(record.finish / job->states());
     if (job == partial_.get()) partial_lists = record.lists;
@@ -162,10 +164,10 @@ void Probe::sample() {
     load = std::max(load, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
   ranks_.barrier();
-  const double many_lists = listed_->run(*input_, device_).lists;
+  const double many_lists = listed_->run(*rows_, device_).lists;
   if (moving_) {
     ranks_.barrier();
-    moving_->sample(*input_, device_);
+    moving_->sample(*rows_, device_);
   }
   // What a row costs, and what an entry: the jobs have different numbers of entries in a row.
   const double per_row = partial_lists / partial_->list_rows(), per_long_row = many_lists / listed_->list_rows();

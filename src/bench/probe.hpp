@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "bench/prepared_job.hpp"
+#include "bench/rows.hpp"
 #include "comm/communicator.hpp"
 #include "comm/transport.hpp"
-#include "engine/data.hpp"
 #include "kernels/device.hpp"
 #include "longspan/shape.hpp"
 #include "plan/cost_model.hpp"
@@ -21,8 +21,10 @@ namespace longspan::bench {
 // it, by one job of all ranks and its like of each rank alone.
 class Probe {
  public:
-  // Collective, as are the others. Makes each job as large as takes about `seconds`. The references must outlive the probe.
-  Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds);
+  // Collective, as are the others. Makes each job as large as takes about `seconds`, on rows where the job to predict has its own. The
+  // references must outlive the probe.
+  Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds,
+        RowsIn rows = RowsIn::host);
   ~Probe();
   // Collective. From now on samples have plan::Rates::hidden_byte too (0 on one rank). Messages are made and moved as those of `like`.
   void also_move(const Job& like, comm::Transport& transport);
@@ -42,7 +44,7 @@ class Probe {
   const comm::Communicator& ranks_;
   kernels::Device& device_;
   double seconds_;
-  std::unique_ptr<engine::Input> input_;
+  std::unique_ptr<RowSource> rows_;
   std::unique_ptr<SelfJob> full_, partial_, listed_;
   std::unique_ptr<MovingJob> moving_;
   std::vector<double> full_quarter_, partial_quarter_, state_, state_in_, state_out_, list_row_, entry_, load_;

@@ -42,7 +42,7 @@ RowsInMemory::RowsInMemory(const Shape& shape, int64_t rows, kernels::Device& de
       q_(device.allocate_host(rows * shape.heads * row_bytes(shape))),
       k_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))),
       v_(device.allocate_host(rows * shape.kv_heads * row_bytes(shape))),
-      straight_(device.copies_straight(q_.get())) {}
+      straight_(device.reach(q_.get()).straight) {}
 
 void RowsInMemory::copy(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads,
                         std::byte* out) const {
@@ -68,11 +68,38 @@ RepeatedRows::RepeatedRows(const Shape& shape, int64_t rows, kernels::Device& de
   });
 }
 
-std::unique_ptr<engine::Input> synthetic_rows(const Shape& shape, int64_t rows, kernels::Device& device) {
-  constexpr int64_t kMostBytes = int64_t{1} << 30;  // of queries
-  if (device.memory_is_host()) return std::make_unique<SyntheticRows>(shape);
-  const int64_t most = std::max<int64_t>(1, kMostBytes / (shape.heads * row_bytes(shape)));
-  return std::make_unique<RepeatedRows>(shape, std::clamp<int64_t>(rows, 1, most), device);
+namespace {
+
+class SyntheticSource : public RowSource {
+ public:
+  SyntheticSource(const Shape& shape, ElementType output_type, int64_t rows, kernels::Device& device, RowsIn where)
+      : output_(std::make_shared<Discard>()) {
+    constexpr int64_t kMostBytes = int64_t{1} << 30;  // of queries
+    const int64_t most = std::max<int64_t>(1, kMostBytes / (shape.heads * row_bytes(shape)));
+    if (device.memory_is_host())
+      input_ = std::make_shared<SyntheticRows>(shape);
+    else
+      input_ = std::make_shared<RepeatedRows>(shape, std::clamp<int64_t>(rows, 1, most), device);
+    if (where == RowsIn::device) on_device_ = std::make_shared<DeviceRows>(shape, output_type, device);
+  }
+  JobRows of(const Intervals& tokens) override {
+    if (!on_device_) return {input_, output_};
+    const int64_t rows = size_of(tokens);
+    if (rows > on_device_->rows()) on_device_->fill({{0, rows}}, *input_);
+    return on_device_->as(tokens);
+  }
+
+ private:
+  std::shared_ptr<engine::Input> input_;
+  std::shared_ptr<engine::Output> output_;
+  std::shared_ptr<DeviceRows> on_device_;
+};
+
+}  // namespace
+
+std::unique_ptr<RowSource> synthetic_rows(const Shape& shape, ElementType output_type, int64_t rows, kernels::Device& device,
+                                          RowsIn where) {
+  return std::make_unique<SyntheticSource>(shape, output_type, rows, device, where);
 }
 
 HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::Device& device)
@@ -94,6 +121,91 @@ int64_t HeldRows::first_of(int64_t begin, int64_t count) const {
     before += run.length();
   }
   internal_error("rows that are not held were asked for");
+}
+
+class DeviceRows::View : public engine::Input, public engine::Output {
+ public:
+  View(std::shared_ptr<const DeviceRows> rows, Intervals tokens) : kept_(std::move(rows)), rows_(*kept_), tokens_(std::move(tokens)) {
+    for (const Interval& run : tokens_) {
+      first_.push_back(count_);
+      count_ += run.length();
+    }
+    if (count_ > rows_.rows_) internal_error("more rows are asked for than there are");
+  }
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return place(rows_.q_, rows_.shape_.heads, begin); }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return place(rows_.k_, rows_.shape_.kv_heads, begin); }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return place(rows_.v_, rows_.shape_.kv_heads, begin); }
+  kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
+    const int64_t state = local(begin) * rows_.shape_.heads;
+    const auto element = static_cast<int64_t>(size_of(rows_.output_type_));
+    return {rows_.o_.get() + state * rows_.shape_.head_dim * element, reinterpret_cast<float*>(rows_.lse_.get()) + state};
+  }
+  void read_q(int64_t begin, int64_t count, std::byte* out) override {
+    read(rows_.q_, rows_.shape_.heads, begin, count, 0, rows_.shape_.heads, out);
+  }
+  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    read(rows_.k_, rows_.shape_.kv_heads, begin, count, head, heads, out);
+  }
+  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+    read(rows_.v_, rows_.shape_.kv_heads, begin, count, head, heads, out);
+  }
+  void write(int64_t, int64_t, const std::byte*, const float*) override { internal_error("results are written that have a place"); }
+
+ private:
+  int64_t local(int64_t token) const {
+    const auto after =
+        std::upper_bound(tokens_.begin(), tokens_.end(), token, [](int64_t t, const Interval& run) { return t < run.begin; });
+    const auto run = static_cast<size_t>(after - tokens_.begin());
+    if (run == 0 || !tokens_[run - 1].contains(token)) internal_error("rows that are not held were asked for");
+    return first_[run - 1] + token - tokens_[run - 1].begin;
+  }
+  std::byte* place(const kernels::Buffer& of, int heads, int64_t token) const {
+    return of.get() + local(token) * heads * row_bytes(rows_.shape_);
+  }
+  void read(const kernels::Buffer& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
+    const int64_t row = all_heads * row_bytes(rows_.shape_), part = heads * row_bytes(rows_.shape_);
+    std::vector<std::byte> all(static_cast<size_t>(count * row));
+    rows_.device_.download(place(from, all_heads, begin), count * row, all.data());
+    for (int64_t r = 0; r < count; ++r, out += part)
+      std::memcpy(out, all.data() + r * row + head * row_bytes(rows_.shape_), static_cast<size_t>(part));
+  }
+
+  std::shared_ptr<const DeviceRows> kept_;
+  const DeviceRows& rows_;
+  Intervals tokens_;
+  std::vector<int64_t> first_;
+  int64_t count_ = 0;
+};
+
+void DeviceRows::fill(const Intervals& tokens, engine::Input& from) {
+  constexpr int64_t kAtOnce = 4096;  // rows
+  rows_ = size_of(tokens);
+  const int64_t q_row = shape_.heads * row_bytes(shape_), k_row = shape_.kv_heads * row_bytes(shape_);
+  const int64_t o_row = shape_.heads * shape_.head_dim * static_cast<int64_t>(size_of(output_type_));
+  for (auto [buffer, bytes] : {std::pair(&q_, q_row), std::pair(&k_, k_row), std::pair(&v_, k_row), std::pair(&o_, o_row),
+                               std::pair(&lse_, int64_t{shape_.heads} * 4)}) {
+    buffer->reset();
+    *buffer = device_.allocate(rows_ * bytes);
+  }
+  const kernels::Buffer piece = device_.allocate_host(kAtOnce * std::max(q_row, k_row));
+  int64_t row = 0;
+  for (const Interval& run : tokens) {
+    for (int64_t begin = run.begin; begin < run.end; begin += kAtOnce) {
+      const int64_t count = std::min(kAtOnce, run.end - begin);
+      from.read_q(begin, count, piece.get());
+      device_.upload(piece.get(), count * q_row, q_.get() + row * q_row);
+      from.read_k(begin, count, 0, shape_.kv_heads, piece.get());
+      device_.upload(piece.get(), count * k_row, k_.get() + row * k_row);
+      from.read_v(begin, count, 0, shape_.kv_heads, piece.get());
+      device_.upload(piece.get(), count * k_row, v_.get() + row * k_row);
+      row += count;
+    }
+  }
+}
+
+JobRows DeviceRows::as(const Intervals& tokens) const {
+  const auto view = std::make_shared<View>(shared_from_this(), tokens);
+  return {view, view};
 }
 
 }  // namespace longspan::bench

@@ -31,7 +31,7 @@ class SyntheticRows : public engine::Input {
   std::vector<std::byte> table_;
 };
 
-// Rows that lie in memory of the device's choice (pinned, for a GPU, which then copies them by itself, as it does a caller's).
+// Rows that lie in host memory of the device's choice (pinned, for a GPU, which then copies them straight, as it does a caller's).
 class RowsInMemory : public engine::Input {
  public:
   void read_q(int64_t begin, int64_t count, std::byte* out) override { copy(q_, shape_.heads, begin, count, 0, shape_.heads, out); }
@@ -71,9 +71,25 @@ class RepeatedRows : public RowsInMemory {
   int64_t rows_;
 };
 
-// For measurements on `device`, which outlives them: as a caller may have them, the fastest way for the device. `rows`: how many a rank has
-// (where they take memory, they repeat after 1 GiB of queries).
-std::unique_ptr<engine::Input> synthetic_rows(const Shape& shape, int64_t rows, kernels::Device& device);
+// Where rows lie that a caller holds in memory.
+enum class RowsIn { host, device };
+
+// What a job reads and writes.
+struct JobRows {
+  std::shared_ptr<engine::Input> input;
+  std::shared_ptr<engine::Output> output;
+};
+
+// Rows of one job after another: one job's are done with when the next one's are asked for. The device outlives them.
+class RowSource {
+ public:
+  virtual ~RowSource() = default;
+  virtual JobRows of(const Intervals& tokens) = 0;  // a rank's, ascending
+};
+
+// As a caller may have them, the fastest way for the device. In host memory: normal random numbers out of a table for CPUs, for a GPU
+// repeated in pinned memory after `rows` rows or 1 GiB of queries; results are dropped. On the device: as many as the largest job has.
+std::unique_ptr<RowSource> synthetic_rows(const Shape& shape, ElementType output_type, int64_t rows, kernels::Device& device, RowsIn where);
 
 // Rows of a file, read once and kept: a measurement is not one of the disk.
 class HeldRows : public RowsInMemory {
@@ -89,6 +105,27 @@ class HeldRows : public RowsInMemory {
 class Discard : public engine::Output {
  public:
   void write(int64_t, int64_t, const std::byte*, const float*) override {}
+};
+
+// Rows in memory of the device's own (Device::allocate), where kernels use them in place, and room for their results.
+class DeviceRows : public std::enable_shared_from_this<DeviceRows> {
+ public:
+  DeviceRows(const Shape& shape, ElementType output_type, kernels::Device& device)
+      : shape_(shape), output_type_(output_type), device_(device) {}
+  // Makes room for `tokens` and copies their rows there, one after another.
+  void fill(const Intervals& tokens, engine::Input& from);
+  int64_t rows() const { return rows_; }
+  // The first rows under the numbers of these tokens, no more than there are; until the next fill(). Keeps this object.
+  JobRows as(const Intervals& tokens) const;
+
+ private:
+  class View;
+
+  Shape shape_;
+  ElementType output_type_;
+  kernels::Device& device_;
+  int64_t rows_ = 0;
+  kernels::Buffer q_, k_, v_, o_, lse_;
 };
 
 }  // namespace longspan::bench

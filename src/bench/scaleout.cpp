@@ -30,7 +30,7 @@ SectionTimes sections_of(const engine::Record& record) {
           .total = record.total};
 }
 
-ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine::Input& input, kernels::Device& device,
+ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const JobRows& rows, kernels::Device& device,
                       comm::Transport& transport, const ScaleoutOptions& options) {
   const Job& what = job.job();
   const std::vector<int>& hosts = ranks.host_of_rank();
@@ -42,14 +42,14 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine:
   link(neighbours_within_host(hosts, ranks.rank()), within);
   link(neighbours_across_hosts(hosts, ranks.rank()), across);
 
-  Probe probe(ranks, what.shape, what.output_type, device, options.probe_seconds);
+  Probe probe(ranks, what.shape, what.output_type, device, options.probe_seconds, options.rows_in);
   probe.also_move(what, transport);
   ScaleoutPoint point{.ranks = ranks.size(), .hosts = ranks.hosts(), .tokens = what.shape.tokens, .documents = what.documents.count()};
   std::vector<engine::Record> records;
   for (int time = -1; time < options.times; ++time) {
     probe.sample();
     ranks.barrier();
-    const engine::Record record = job.run(input, device, transport);
+    const engine::Record record = job.run(rows, device, transport);
     if (time < 0) continue;
     records.push_back(record);
     point.seconds.push_back(most_of(ranks.all_gather(record.total)));
@@ -86,6 +86,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, engine:
   point.rates = rates;
   point.probe_flop_per_second = 4.0 * 64 * 64 * what.shape.head_dim / rates.full_quarter;
   // Rank 0 alone, as `plan` does without any rank.
+  rates.list_row = rates.list_entry = 0;  // the run that does not count has made the lists
   if (ranks.rank() == 0) point.predicted = plan::predict(job.shared(), job.pattern(), job.blocks(), rates);
   ranks.barrier_at_rest();
   return point;
@@ -123,9 +124,9 @@ std::optional<ScaleoutPoint> measure_scaleout(const comm::Communicator& world, i
       const std::unique_ptr<comm::Transport> transport = options.transport(*few);
       part.through_host_memory = transport->passes_host_memory();
       PreparedJob prepared(*few, std::move(part));
-      std::unique_ptr<engine::Input> input;
-      few->agreed([&] { input = options.input(prepared); });
-      point = measure(*few, prepared, *input, device, *transport, options);
+      JobRows rows;
+      few->agreed([&] { rows = options.rows(prepared); });
+      point = measure(*few, prepared, rows, device, *transport, options);
       point->whole = tokens == job.shape.tokens;
       point->threads = threads;
     } catch (const comm::AgreedError& error) {

@@ -16,7 +16,8 @@ struct ScaleoutOptions {
   int times = 5;                // of each run, after one that does not count
   double probe_seconds = 0.15;  // of each of the small jobs that measure rates
   int64_t link_bytes = int64_t{16} << 20;
-  std::function<std::unique_ptr<engine::Input>(const PreparedJob&)> input;  // rows of a rank; may throw Error
+  std::function<JobRows(const PreparedJob&)> rows;  // of a rank; may throw Error
+  RowsIn rows_in = RowsIn::host;                    // where these lie, and those of the small jobs
   std::function<std::unique_ptr<comm::Transport>(const comm::Communicator&)> transport;
 };
 

@@ -133,13 +133,13 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
   std::string texts;
   for (const NamedPattern& pattern : patterns) {
     std::optional<bench::PreparedJob> job;
-    std::unique_ptr<engine::Input> rows;
+    bench::JobRows rows;
     bench::Job what = first;
     what.pattern = pattern::Pattern::parse(pattern.text);
     what.through_host_memory = transport->passes_host_memory();
     job.emplace(ranks, std::move(what));
-    ranks.agreed([&] { rows = bench_rows(*job, corpus, *place.device); });
-    const bench::ExchangeMeasure measure = bench::measure_exchange(ranks, *job, *rows, *place.device, *transport, times);
+    ranks.agreed([&] { rows = bench_rows(*job, corpus, *place.device, bench::RowsIn::host); });
+    const bench::ExchangeMeasure measure = bench::measure_exchange(ranks, *job, *rows.input, *place.device, *transport, times);
     const Summary summary = summary_of(measure);
     int64_t steps = 0, ring = 0, moved = 0;
     for (const bench::ExchangeOfRank& rank : measure.ranks)

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <limits>
 
-#include "bench/rows.hpp"
 #include "cli/effective.hpp"
 #include "cli/subject.hpp"
 #include "kernels/cpu/device.hpp"
@@ -42,10 +41,15 @@ std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, co
   return io::CorpusLayout::from_json(ranks.broadcast(layout));
 }
 
-std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus,
-                                          kernels::Device& device) {
-  if (!corpus) return bench::synthetic_rows(job.job().shape, size_of(job.tokens()), device);
-  return std::make_unique<bench::HeldRows>(io::CorpusReader(*corpus), job.tokens(), device);
+bench::JobRows bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus, kernels::Device& device,
+                          bench::RowsIn where) {
+  const bench::Job& what = job.job();
+  if (!corpus) return bench::synthetic_rows(what.shape, what.output_type, size_of(job.tokens()), device, where)->of(job.tokens());
+  const auto held = std::make_shared<bench::HeldRows>(io::CorpusReader(*corpus), job.tokens(), device);
+  if (where == bench::RowsIn::host) return {held, std::make_shared<bench::Discard>()};
+  const auto on_device = std::make_shared<bench::DeviceRows>(what.shape, what.output_type, device);
+  on_device->fill(job.tokens(), *held);
+  return on_device->as(job.tokens());
 }
 
 BenchPlace bench_place(const comm::Communicator& ranks, const Settings& settings) {

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bench/prepared_job.hpp"
+#include "bench/rows.hpp"
 #include "cli/commands.hpp"
 #include "cli/options.hpp"
 #include "comm/transport.hpp"
@@ -20,10 +21,10 @@ namespace longspan::cli {
 // problems.
 bench::Job bench_job(const Settings& settings, const pattern::Pattern& pattern);
 
-// This rank's rows of --input (or nothing is given and they are synthetic), in memory that `device`, which outlives them, copies from
-// fastest.
-std::unique_ptr<engine::Input> bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus,
-                                          kernels::Device& device);
+// This rank's rows of --input (or nothing is given and they are synthetic) in memory of the host that `device`, which outlives them, copies
+// from fastest, or in the device's own.
+bench::JobRows bench_rows(const bench::PreparedJob& job, const std::optional<io::CorpusLayout>& corpus, kernels::Device& device,
+                          bench::RowsIn where);
 // Collective: the layout of --input, looked at by one rank.
 std::optional<io::CorpusLayout> bench_corpus(const comm::Communicator& ranks, const Settings& settings);
 

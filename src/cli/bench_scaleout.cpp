@@ -105,6 +105,15 @@ report::ScalingCurve curve(const std::string& title, const std::vector<Row>& row
   return curve;
 }
 
+// Bytes of a GPU that rows and results take, all on one rank at most, and those of the small jobs that measure rates.
+int64_t rows_on_device(const bench::Job& job) {
+  constexpr int64_t kProbe = int64_t{10} << 30;
+  const Shape& shape = job.shape;
+  const int64_t in = int64_t{shape.heads + 2 * shape.kv_heads} * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
+  const int64_t out = int64_t{shape.heads} * (shape.head_dim * static_cast<int64_t>(size_of(job.output_type)) + 4);
+  return shape.tokens * (in + out) + kProbe;
+}
+
 double predicted_efficiency(const ScaleoutPoint& point, const ScaleoutPoint& first) {
   const double base = first.flop / std::max(first.predicted.seconds, 1e-12) / first.ranks;
   return base > 0 ? point.flop / std::max(point.predicted.seconds, 1e-12) / point.ranks / base : 0;
@@ -133,20 +142,28 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   const std::optional<io::CorpusLayout> corpus = bench_corpus(ranks, settings);
   const BenchPlace place = bench_place(ranks, settings);
   job.host_memory = place.host_memory;
-  job.rows_are_copied = !place.device->memory_is_host();
+  job.on_gpu = !place.device->memory_is_host();
+  const auto rows_in = settings.text("rows-in") == "device" ? bench::RowsIn::device : bench::RowsIn::host;
+  job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
+  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) job.memory = ranks.min(place.memory - rows_on_device(job));
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;
   options.times = static_cast<int>(settings.integer("iterations"));
   options.probe_seconds = settings.real("probe-time");
-  options.input = [&](const bench::PreparedJob& prepared) { return bench_rows(prepared, corpus, *place.device); };
+  options.rows = [&](const bench::PreparedJob& prepared) { return bench_rows(prepared, corpus, *place.device, rows_in); };
+  options.rows_in = rows_in;
   options.transport = [&](const comm::Communicator& few) { return bench_transport(few, settings, place); };
 
-  log.info(fmt::format(
-      "# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# data in {}memory; {} runs after one that does not "
-      "count, medians of the slowest rank; rates of the prediction measured in this launch",
-      ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text, job.pattern.canonical(),
-      shape_text(job.shape, job.documents.count()), job.rows_are_copied ? "pinned " : "", options.times));
+  log.info(
+      fmt::format("# longspan bench scaleout: {} rank{} on {} host{}, {}\n# {}\n# {}\n# rows in {}; {} runs after one that does not "
+                  "count, medians of the slowest rank; rates of the prediction measured in this launch",
+                  ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
+                  job.pattern.canonical(), shape_text(job.shape, job.documents.count()),
+                  rows_in == bench::RowsIn::device ? "the device's memory, used in place"
+                  : job.rows_are_copied            ? "pinned memory"
+                                                   : "memory",
+                  options.times));
 
   std::vector<Row> rows;
   const auto measure = [&](const std::string& name, int count, int64_t tokens) {

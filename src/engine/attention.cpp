@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -33,9 +32,11 @@ class Rows {
   }
   int64_t count() const { return count_; }
   int64_t local(int64_t token) const {
-    for (size_t r = 0; r < tokens_.size(); ++r)
-      if (tokens_[r].contains(token)) return first_[r] + token - tokens_[r].begin;
-    internal_error("a row is asked for that this rank does not own");
+    const auto after =
+        std::upper_bound(tokens_.begin(), tokens_.end(), token, [](int64_t t, const Interval& run) { return t < run.begin; });
+    const auto run = static_cast<size_t>(after - tokens_.begin());
+    if (run == 0 || !tokens_[run - 1].contains(token)) internal_error("a row is asked for that this rank does not own");
+    return first_[run - 1] + token - tokens_[run - 1].begin;
   }
 
  private:
@@ -44,112 +45,130 @@ class Rows {
   int64_t count_ = 0;
 };
 
-struct Strides {
-  int64_t row, head;  // bytes
-  Strides(int64_t row_stride, int64_t head_stride, int heads, int head_dim, ElementType type) {
+// One of the caller's tensors, and how the device comes to it.
+class CallersTensor {
+ public:
+  // Throws Error(usage) for a tensor in a GPU's memory that has gaps.
+  CallersTensor(const char* name, const void* data, int64_t row_stride, int64_t head_stride, int heads, int head_dim, ElementType type,
+                const Rows& rows, const kernels::Device& device)
+      : heads_(heads), head_bytes_(head_dim * static_cast<int64_t>(size_of(type))), data_(const_cast<void*>(data)) {
     const auto element = static_cast<int64_t>(size_of(type));
-    head = (head_stride != 0 ? head_stride : head_dim) * element;
-    row = (row_stride != 0 ? row_stride : int64_t{heads} * head_dim) * element;
-    packed_head = head_dim * element;
+    head_ = head_stride != 0 ? head_stride * element : head_bytes_;
+    row_ = row_stride != 0 ? row_stride * element : heads * head_bytes_;
+    if (rows.count() == 0) return;
+    const bool dense = head_ == head_bytes_ && row_ == heads * head_bytes_;
+    const kernels::Reach first = device.reach(data),
+                         last = device.reach(static_cast<const std::byte*>(data) + (dense ? rows.count() * row_ - 1 : 0));
+    by_host_ = first.by_host;
+    straight_ = dense && first.straight && last.straight;
+    if (by_host_ || dense) return;
+    throw Error({.code = ExitCode::usage,
+                 .what = fmt::format("{} lies in a GPU's memory and has gaps between its rows or heads", name),
+                 .seen = fmt::format("strides of {} and {} elements", row_ / element, head_ / element),
+                 .expected = fmt::format("{} and {}, or 0 and 0", heads * head_dim, head_dim),
+                 .from = "longspan::Attention::forward",
+                 .mend = "make a copy without gaps, or hold it in pinned host memory"});
   }
-  bool lie_together(int heads) const { return head == packed_head && row == heads * packed_head; }
+
+  std::byte* row(int64_t local) const { return static_cast<std::byte*>(data_) + local * row_; }
+  std::byte* row_if_straight(int64_t local) const { return straight_ ? row(local) : nullptr; }
+  bool is_straight() const { return straight_; }
+  bool by_host() const { return by_host_; }
+
+  // Heads [head, head + heads) of rows [first, first + count) to out, without gaps.
+  void read(int64_t first, int64_t count, int head, int heads, std::byte* out, kernels::Device& device) const {
+    const std::byte* from = row(first);
+    std::vector<std::byte> copy;
+    if (!by_host_) {
+      copy.resize(static_cast<size_t>(count * row_));
+      device.download(from, count * row_, copy.data());
+      from = copy.data();
+    }
+    from += head * head_;
+    const auto together = static_cast<size_t>(heads * head_bytes_);
+    for (int64_t r = 0; r < count; ++r, from += row_) {
+      if (head_ == head_bytes_) {  // a row's heads lie side by side
+        std::memcpy(out, from, together), out += together;
+        continue;
+      }
+      for (int h = 0; h < heads; ++h, out += head_bytes_) std::memcpy(out, from + h * head_, static_cast<size_t>(head_bytes_));
+    }
+  }
+
+  // All heads of rows [first, first + count) from `rows`, which has no gaps.
+  void write(int64_t first, int64_t count, const std::byte* rows, kernels::Device& device) const {
+    if (!by_host_) return device.upload(rows, count * row_, row(first));
+    std::byte* to = row(first);
+    const auto together = static_cast<size_t>(heads_ * head_bytes_);
+    for (int64_t r = 0; r < count; ++r, to += row_) {
+      if (head_ == head_bytes_) {
+        std::memcpy(to, rows, together), rows += together;
+        continue;
+      }
+      for (int h = 0; h < heads_; ++h, rows += head_bytes_) std::memcpy(to + h * head_, rows, static_cast<size_t>(head_bytes_));
+    }
+  }
 
  private:
-  int64_t packed_head;
+  int heads_;
+  int64_t head_bytes_, head_ = 0, row_ = 0;  // bytes of a head; from one to the next
+  void* data_;
+  bool by_host_ = true, straight_ = false;
 };
-
-// Whether the device copies all of the memory straight.
-bool reaches(const kernels::Device& device, const void* begin, int64_t bytes) {
-  return bytes > 0 && device.copies_straight(begin) && device.copies_straight(static_cast<const std::byte*>(begin) + bytes - 1);
-}
 
 class MemoryInput : public engine::Input {
  public:
-  MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v, const kernels::Device& device)
+  MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v, kernels::Device& device)
       : shape_(shape),
         rows_(rows),
-        q_(q),
-        k_(k),
-        v_(v),
-        straight_{is_straight(q, shape.heads, device), is_straight(k, shape.kv_heads, device), is_straight(v, shape.kv_heads, device)} {}
-  void read_q(int64_t begin, int64_t count, std::byte* out) override { copy(q_, shape_.heads, begin, count, 0, shape_.heads, out); }
-  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
-    copy(k_, shape_.kv_heads, begin, count, head, heads, out);
-  }
-  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
-    copy(v_, shape_.kv_heads, begin, count, head, heads, out);
-  }
-  const std::byte* q_in_place(int64_t begin, int64_t) override { return straight_[0] ? rows_of(q_, shape_.heads, begin) : nullptr; }
-  const std::byte* k_in_place(int64_t begin, int64_t) override { return straight_[1] ? rows_of(k_, shape_.kv_heads, begin) : nullptr; }
-  const std::byte* v_in_place(int64_t begin, int64_t) override { return straight_[2] ? rows_of(v_, shape_.kv_heads, begin) : nullptr; }
-  bool from_any_thread() const override { return true; }
+        device_(device),
+        q_("q", q.data, q.row_stride, q.head_stride, shape.heads, shape.head_dim, shape.type, rows, device),
+        k_("k", k.data, k.row_stride, k.head_stride, shape.kv_heads, shape.head_dim, shape.type, rows, device),
+        v_("v", v.data, v.row_stride, v.head_stride, shape.kv_heads, shape.head_dim, shape.type, rows, device) {}
+  void read_q(int64_t begin, int64_t count, std::byte* out) override { read(q_, begin, count, 0, shape_.heads, out); }
+  void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { read(k_, begin, count, head, heads, out); }
+  void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { read(v_, begin, count, head, heads, out); }
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return q_.row_if_straight(rows_.local(begin)); }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return k_.row_if_straight(rows_.local(begin)); }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return v_.row_if_straight(rows_.local(begin)); }
+  bool from_any_thread() const override { return q_.by_host() && k_.by_host() && v_.by_host(); }
 
  private:
-  bool is_straight(const ConstTensor& of, int heads, const kernels::Device& device) const {
-    const Strides strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type);
-    return strides.lie_together(heads) && reaches(device, of.data, rows_.count() * strides.row);
-  }
-  const std::byte* rows_of(const ConstTensor& of, int heads, int64_t token) const {
-    const Strides strides(of.row_stride, of.head_stride, heads, shape_.head_dim, shape_.type);
-    return static_cast<const std::byte*>(of.data) + rows_.local(token) * strides.row;
-  }
-  void copy(const ConstTensor& from, int all_heads, int64_t begin, int64_t count, int head, int heads, std::byte* out) const {
-    const Strides strides(from.row_stride, from.head_stride, all_heads, shape_.head_dim, shape_.type);
-    const auto bytes = size_of(shape_.type) * static_cast<size_t>(shape_.head_dim);
-    const auto* base = static_cast<const std::byte*>(from.data) + rows_.local(begin) * strides.row;
-    if (strides.head == static_cast<int64_t>(bytes)) {  // a row's heads lie side by side
-      const size_t row = bytes * static_cast<size_t>(heads);
-      base += head * strides.head;
-      for (int64_t r = 0; r < count; ++r, out += row) std::memcpy(out, base + r * strides.row, row);
-      return;
-    }
-    for (int64_t r = 0; r < count; ++r)
-      for (int h = head; h < head + heads; ++h, out += bytes) std::memcpy(out, base + r * strides.row + h * strides.head, bytes);
+  void read(const CallersTensor& from, int64_t begin, int64_t count, int head, int heads, std::byte* out) {
+    from.read(rows_.local(begin), count, head, heads, out, device_);
   }
 
   const Shape& shape_;
   const Rows& rows_;
-  ConstTensor q_, k_, v_;
-  std::array<bool, 3> straight_;
+  kernels::Device& device_;
+  CallersTensor q_, k_, v_;
 };
 
 class MemoryOutput : public engine::Output {
  public:
-  MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse, const kernels::Device& device)
-      : shape_(shape), type_(type), rows_(rows), o_(o), lse_(lse) {
-    const Strides strides(o.row_stride, o.head_stride, shape.heads, shape.head_dim, type);
-    straight_ = strides.lie_together(shape.heads) && reaches(device, o.data, rows.count() * strides.row) &&
-                (lse == nullptr || reaches(device, lse, rows.count() * shape.heads * static_cast<int64_t>(sizeof(float))));
-  }
+  MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse, kernels::Device& device)
+      : rows_(rows),
+        device_(device),
+        o_("o", o.data, o.row_stride, o.head_stride, shape.heads, shape.head_dim, type, rows, device),
+        lse_("lse", lse, 0, 0, 1, shape.heads, ElementType::float32, rows, device),
+        wants_lse_(lse != nullptr) {}
   kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
-    if (!straight_) return {};
+    if (!o_.is_straight() || (wants_lse_ && !lse_.is_straight())) return {};
     const int64_t first = rows_.local(begin);
-    const Strides strides(o_.row_stride, o_.head_stride, shape_.heads, shape_.head_dim, type_);
-    return {static_cast<std::byte*>(o_.data) + first * strides.row, lse_ != nullptr ? lse_ + first * shape_.heads : nullptr};
+    return {o_.row(first), wants_lse_ ? reinterpret_cast<float*>(lse_.row(first)) : nullptr};
   }
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
-    const Strides strides(o_.row_stride, o_.head_stride, shape_.heads, shape_.head_dim, type_);
-    const auto bytes = size_of(type_) * static_cast<size_t>(shape_.head_dim);
     const int64_t first = rows_.local(begin);
-    auto* base = static_cast<std::byte*>(o_.data) + first * strides.row;
-    if (strides.head == static_cast<int64_t>(bytes)) {
-      const size_t row = bytes * static_cast<size_t>(shape_.heads);
-      for (int64_t r = 0; r < count; ++r, o += row) std::memcpy(base + r * strides.row, o, row);
-    } else {
-      for (int64_t r = 0; r < count; ++r)
-        for (int h = 0; h < shape_.heads; ++h, o += bytes) std::memcpy(base + r * strides.row + h * strides.head, o, bytes);
-    }
-    if (lse_ != nullptr) std::memcpy(lse_ + first * shape_.heads, lse, static_cast<size_t>(count * shape_.heads) * sizeof(float));
+    o_.write(first, count, o, device_);
+    if (wants_lse_) lse_.write(first, count, reinterpret_cast<const std::byte*>(lse), device_);
   }
-  bool from_any_thread() const override { return true; }
+  bool from_any_thread() const override { return o_.by_host() && (!wants_lse_ || lse_.by_host()); }
 
  private:
-  const Shape& shape_;
-  ElementType type_;
   const Rows& rows_;
-  Tensor o_;
-  float* lse_;
-  bool straight_;
+  kernels::Device& device_;
+  CallersTensor o_, lse_;
+  bool wants_lse_;
 };
 
 void check_shape(const Shape& shape, const Documents& documents) {
@@ -175,9 +194,10 @@ std::string fingerprint(const Shape& shape, const std::string& pattern, const Do
   for (int64_t offset : documents.offsets()) offsets = (offsets ^ static_cast<uint64_t>(offset)) * 1099511628211u;
   return fmt::format(
       "tokens {}, heads {}, kv_heads {}, head_dim {}, {}, documents {} ({:x}), pattern {}, partition {}, output {}, reproducible {}, scale "
-      "{}, device {}",
+      "{}, device {}, rows_on_gpu {}",
       shape.tokens, shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), documents.count(), offsets, pattern,
-      plan::name_of(options.partition), name_of(options.output_type), options.reproducible, options.scale, name_of(options.device));
+      plan::name_of(options.partition), name_of(options.output_type), options.reproducible, options.scale, name_of(options.device),
+      options.rows_on_gpu);
 }
 
 }  // namespace
@@ -220,7 +240,8 @@ struct Attention::State {
     plan_options.reproducible = options.reproducible;
     plan_options.keys_can_be_read_again = false;
     plan_options.stripes = 1;
-    plan_options.rows_are_copied = gpu.gpu.has_value();
+    plan_options.on_gpu = gpu.gpu.has_value();
+    plan_options.rows_are_copied = gpu.gpu && !options.rows_on_gpu;
     plan_options.exact_tiles = std::numeric_limits<int64_t>::max();
     constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::max();
     int64_t memory = ranks.min(options.memory > 0 ? options.memory : kNotGiven);
@@ -247,10 +268,10 @@ struct Attention::State {
   std::optional<pattern::BoundPattern> pattern;
   std::optional<plan::Blocks> blocks;
   std::optional<plan::Shared> shared;
-  std::optional<engine::Engine> engine;
   launch::GpuChoice gpu;
   std::unique_ptr<kernels::Device> device;
   std::unique_ptr<comm::Transport> transport;
+  std::optional<engine::Engine> engine;  // keeps memory of these
   Intervals tokens;
   engine::Record record;
 };
@@ -268,14 +289,20 @@ int64_t Attention::local_rows() const { return size_of(state_->tokens); }
 
 void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse) {
   const Rows rows(state_->tokens);
-  MemoryInput input(state_->shape, rows, q, k, v, *state_->device);
-  MemoryOutput output(state_->shape, state_->options.output_type, rows, o, lse, *state_->device);
+  std::optional<MemoryInput> input;
+  std::optional<MemoryOutput> output;
+  const auto look = [&] {
+    input.emplace(state_->shape, rows, q, k, v, *state_->device);
+    output.emplace(state_->shape, state_->options.output_type, rows, o, lse, *state_->device);
+  };
+  state_->gpu.gpu ? state_->ranks.agreed(look) : look();  // CPUs take any tensor
   engine::RunOptions run;
   run.scale =
       static_cast<float>(state_->options.scale != 0 ? state_->options.scale : 1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));
   run.timeout = state_->options.timeout;
+  run.keep = true;
   try {
-    state_->record = state_->engine->forward(input, output, *state_->device, *state_->transport, run);
+    state_->record = state_->engine->forward(*input, *output, *state_->device, *state_->transport, run);
   } catch (const Error& error) {
     state_->ranks.abort(error.problems().front());
   } catch (const std::bad_alloc&) {

@@ -13,6 +13,7 @@
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
 #include "engine/stripe_lists.hpp"
+#include "engine/stripe_rows.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 
@@ -72,27 +73,35 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
   schedule_ = agree_on_schedule(ranks, shared, plan_, host_of_rank_);
 }
 
+struct Engine::Kept {
+  const kernels::Device* device;
+  const comm::Transport* transport;
+  Fetches fetches;
+  ListMaker::Kept lists;
+};
+
 Engine::~Engine() = default;
 
 class Engine::Run {
  public:
-  Run(Engine& engine, Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options)
+  Run(Engine& engine, Kept& kept, Input& input, Output& output, kernels::Device& device, const RunOptions& options)
       : engine_(engine),
         shared_(engine.shared_),
         shape_(engine.shared_.shape),
         plan_(engine.plan_),
         input_(input),
         output_(output),
-        copies_(input, output, shape_, engine.shared_.options.output_type, device.spare_threads()),
+        copies_(input, output, shape_, engine.shared_.options.output_type, device),
         device_(device),
         options_(options),
         heads_(engine.pattern_, shape_),
-        fetches_({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device, transport,
-                 options.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); }),
+        fetches_(kept.fetches),
         long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device),
-        list_maker_(plan_, shared_.memory.lists, device.spare_threads(),
-                    [this](size_t s, auto* threads) { return make_lists(s, threads); }) {
+        list_maker_(
+            plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
+            options.keep ? &kept.lists : nullptr) {
     long_rows_.set_timeout(options.timeout);
+    begin_fetches();
   }
 
   Record execute() {
@@ -137,7 +146,7 @@ class Engine::Run {
     finish_loading_keys();
     ExchangeTimes result;
     for (int time = 0; time < times; ++time) {
-      fetches_.start_over();
+      begin_fetches();
       engine_.ranks_.barrier();
       const Clock::time_point start = Clock::now();
       fetches_.start_first();
@@ -151,8 +160,8 @@ class Engine::Run {
       result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     }
     account();
-    result.bytes_received = record_.bytes_received / std::max(1, times);
-    result.bytes_sent = record_.bytes_sent / std::max(1, times);
+    result.bytes_received = record_.bytes_received;
+    result.bytes_sent = record_.bytes_sent;
     for (const auto& stripe : engine_.schedule_.exchanges)
       for (const StepExchange& step : stripe)
         result.messages_received += static_cast<int64_t>(step.receive.size() + step.given_receive.size());
@@ -160,12 +169,11 @@ class Engine::Run {
   }
 
  private:
+  void begin_fetches() {
+    fetches_.begin(options_.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); });
+  }
   const plan::Stripe& stripe(size_t s) const { return plan_.stripes[s]; }
   int64_t q_row_bytes() const { return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type)); }
-  int64_t o_row_bytes() const {
-    return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shared_.options.output_type));
-  }
-
   int64_t rows_of(size_t s) const {
     int64_t rows = 0;
     for (const Interval& run : stripe(s).query_blocks) rows += tokens_of(run).length();
@@ -179,31 +187,22 @@ class Engine::Run {
   Interval tokens_of(Interval run) const { return {engine_.blocks_.tokens(run.begin).begin, engine_.blocks_.tokens(run.end - 1).end}; }
 
   void allocate() {
-    int64_t most_rows = 0, most_states = 0, most_q = 0;
+    std::vector<Intervals> tokens(plan_.stripes.size());
+    int64_t most_states = 0, long_queries = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
-      if (stripe(s).is_long()) {
-        const LongRows::Layout layout = long_rows_.layout(stripe(s));
-        most_states = std::max(most_states, layout.state_rows);
-        most_q = std::max(most_q, layout.q_rows);
-      } else {
-        most_rows = std::max(most_rows, rows_of(s));
-      }
+      tokens[s] = tokens_of(stripe(s).query_blocks);
+      most_states = std::max(most_states, size_of(tokens[s]));
+      if (!stripe(s).is_long()) continue;
+      const LongRows::Layout layout = long_rows_.layout(stripe(s));
+      most_states = std::max(most_states, layout.state_rows);
+      long_queries = std::max(long_queries, layout.q_rows);
     }
-    most_states = std::max(most_states, most_rows);
-    const auto reserve = [&](kernels::Buffer& buffer, int64_t bytes) {
-      buffer = device_.allocate(bytes);
-      record_.rows_bytes += bytes;
-    };
-    // Long stripes come first: their queries lie where the second stripe of own rows will have its own.
-    reserve(q_[0], most_rows * q_row_bytes());
-    reserve(q_[1], std::max(most_rows, most_q) * q_row_bytes());
-    reserve(states_.m, most_states * shape_.heads * 4);
-    reserve(states_.l, most_states * shape_.heads * 4);
-    reserve(states_.o, most_states * shape_.heads * shape_.head_dim * 4);
-    for (auto& [o, lse] : results_) {
-      reserve(o, most_rows * o_row_bytes());
-      reserve(lse, most_rows * shape_.heads * 4);
-    }
+    rows_.emplace(copies_, device_, shape_, shared_.options.output_type, tokens, long_queries);
+    const int64_t states = most_states * shape_.heads;
+    states_.m = device_.allocate(states * 4);
+    states_.l = device_.allocate(states * 4);
+    states_.o = device_.allocate(states * shape_.head_dim * 4);
+    record_.rows_bytes = rows_->bytes() + states * (shape_.head_dim + 2) * 4;
     long_rows_.make_room(plan_.stripes);
     record_.pool_bytes = fetches_.pool().bytes();
   }
@@ -211,11 +210,15 @@ class Engine::Run {
   // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
   void load_units(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots) {
     std::vector<int32_t> rows;
+    std::vector<Interval> tokens_of_block;
     for (const Interval& run : blocks)
-      for (int64_t block = run.begin; block < run.end; ++block) rows.push_back(engine_.blocks_.rows(block));
+      for (int64_t block = run.begin; block < run.end; ++block)
+        rows.push_back(engine_.blocks_.rows(block)), tokens_of_block.push_back(engine_.blocks_.tokens(block));
+    std::vector<kernels::KeyRows> in_place;
+    if (kv_heads == shape_.kv_heads) in_place = copies_.keys_in_kernels(tokens_of_block);
     const Intervals tokens = tokens_of(blocks);
     device_.load_units(
-        {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots},
+        {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots, .in_place = in_place},
         [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
           return copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v);
         },
@@ -261,6 +264,7 @@ class Engine::Run {
     list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     may_start_first_ = true;
+    prepare_next(-1);
     while (loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready && list_more()) continue;
   }
 
@@ -294,7 +298,9 @@ class Engine::Run {
 
   void read_ahead(size_t s) {
     if (s >= plan_.stripes.size()) return;
-    std::byte* to = q_[read_++ % 2].get();
+    next_q_ = rows_->q_in_place(s);
+    if (next_q_ != nullptr) return;
+    std::byte* to = rows_->q_buffer(read_++);
     next_q_ = to;
     reading_ = io_.submit([this, to, s] {
       const Timed timed(record_.queries_in);
@@ -347,7 +353,7 @@ class Engine::Run {
       fetches_.hand_over();
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
-      device_.upload(q.data(), static_cast<int64_t>(q.size()), q_[1].get());
+      device_.upload(q.data(), static_cast<int64_t>(q.size()), rows_->long_q());
       device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m(), l(), o());
     } else if (!stripe(s).query_blocks.empty()) {
       {
@@ -358,9 +364,10 @@ class Engine::Run {
       read_ahead(next_rows(s + 1));
       {
         const Timed timed(record_.output);
-        results_now_ = written_++ % 2;
-        wait_for_io(writes_[results_now_]);
+        turn_ = written_++ % 2;
+        wait_for_io(writes_[turn_]);
       }
+      results_now_ = rows_->results(s, turn_);
       merge_long_rows();  // what came while this rank waited for queries
       prepare_states(s);
     } else {
@@ -379,18 +386,26 @@ class Engine::Run {
   // Kernels begin the states of rows with tiles (Work::begins); only those without any need one, and where the kernels also finish rows,
   // their results before the others'.
   void prepare_states(size_t s) {
-    bool needed = lists_->some_rows_see_nothing;
-    for_each_block(s, [&](int64_t block, int64_t) { needed = needed || long_rows_.has_states(block); });
-    if (!needed) return;
+    Intervals rows;
+    for_each_block(s, [&](int64_t block, int64_t row) {
+      if (lists_->some_rows_see_nothing || long_rows_.has_states(block)) append(rows, {row, row + engine_.blocks_.rows(block)});
+    });
+    if (rows.empty()) return;
     finish_sending_states();
     const Timed timed(record_.finish);
-    device_.clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m(), l(), o());
+    for (const Interval& run : rows) {
+      const int64_t first = run.begin * shape_.heads;
+      device_.clear_states(run.length() * shape_.heads, shape_.head_dim, m() + first, l() + first, o() + first * shape_.head_dim);
+    }
     for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.put_states(block, row, states()); });
-    if (device_.finishes_in_steps()) finish(s);
+    for (const Interval& run : rows)
+      if (device_.finishes_in_steps()) finish(run);
   }
 
-  void finish(size_t s) {
-    device_.finish({shape_.heads, shape_.head_dim, rows_of(s), m(), l(), o(), results().type, results().o, results().lse});
+  void finish(Interval rows) {
+    const int64_t first = rows.begin * shape_.heads, element = static_cast<int64_t>(size_of(results_now_.type));
+    device_.finish({shape_.heads, shape_.head_dim, rows.length(), m() + first, l() + first, o() + first * shape_.head_dim,
+                    results_now_.type, results_now_.o + first * shape_.head_dim * element, results_now_.lse + first});
   }
 
   // Calls f(block, its first row) for the own query blocks of a stripe.
@@ -434,14 +449,14 @@ class Engine::Run {
     for (const Interval& run : lists.resident)
       for (int64_t block = run.begin; block < run.end; ++block) key_rows_.push_back(engine_.blocks_.rows(block));
     kernels::Step arguments = listed(*lists_, lists);
-    arguments.q = stripe(s).is_long() ? q_[1].get() : q_now_;
+    arguments.q = stripe(s).is_long() ? rows_->long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
     arguments.m = m();
     arguments.l = l();
     arguments.o = o();
-    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results());
+    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
     prepare_next(step);  // this thread has time
     while (!device_.wait_for(poll())) {
       move_messages();
@@ -449,13 +464,16 @@ class Engine::Run {
     }
   }
 
-  // While the device computes step `step` of the stripe: the next one that has work, at the last the first of the next stripe.
+  // While the device computes step `step` of the stripe, or -1 before its first: the next one that has work, at the last the first of the
+  // next stripe.
   void prepare_next(int step) {
     const auto has_work = [](const StepLists& of) { return !of.work.empty(); };
-    const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
-    if (next != lists_->steps.end()) {
-      device_.prepare(listed(*lists_, *next));
-      return;
+    if (lists_) {
+      const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
+      if (next != lists_->steps.end()) {
+        device_.prepare(listed(*lists_, *next));
+        return;
+      }
     }
     const StripeLists* lists = list_maker_.next();
     if (lists == nullptr) return;
@@ -495,7 +513,7 @@ class Engine::Run {
       }
       if (!device_.finishes_in_steps()) {
         const Timed timed(record_.finish);
-        finish(s);
+        finish({0, rows_of(s)});
       }
       write_results(s);
     }
@@ -503,12 +521,13 @@ class Engine::Run {
   }
 
   void write_results(size_t s) {
-    writes_[results_now_] = io_.submit([this, s, from = results()] {
+    writes_[turn_] = io_.submit([this, s, from = results_now_] {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
-      device_.store_rows(
-          from, size_of(tokens), shape_.heads, shape_.head_dim,
-          [&](int64_t first, int64_t count) { return copies_.place(tokens, first, count); },
-          [&](int64_t first, int64_t count, const std::byte* o, const float* lse) { copies_.write(tokens, first, count, o, lse); });
+      if (!rows_->results_in_place(s))
+        device_.store_rows(
+            from, size_of(tokens), shape_.heads, shape_.head_dim,
+            [&](int64_t first, int64_t count) { return copies_.place(tokens, first, count); },
+            [&](int64_t first, int64_t count, const std::byte* o, const float* lse) { copies_.write(tokens, first, count, o, lse); });
       output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));
     });
   }
@@ -517,10 +536,6 @@ class Engine::Run {
   float* m() const { return reinterpret_cast<float*>(states_.m.get()); }
   float* l() const { return reinterpret_cast<float*>(states_.l.get()); }
   float* o() const { return reinterpret_cast<float*>(states_.o.get()); }
-  kernels::Results results() const {
-    const auto& [o, lse] = results_[results_now_];
-    return {shared_.options.output_type, o.get(), reinterpret_cast<float*>(lse.get())};
-  }
 
   void account() {
     record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
@@ -548,22 +563,20 @@ class Engine::Run {
   Record record_;
 
   HeadSets heads_;
-  Fetches fetches_;
+  Fetches& fetches_;
   LongRows long_rows_;
   LongRows::Layout layout_;
   bool states_to_merge_ = false;  // of the stripe of layout_
 
-  std::optional<StripeLists> lists_;
+  std::shared_ptr<const StripeLists> lists_;
 
-  kernels::Buffer q_[2];
+  std::optional<StripeRows> rows_;
   struct {
     kernels::Buffer m, l, o;
   } states_;
-  struct {
-    kernels::Buffer o, lse;
-  } results_[2];
-  std::byte *q_now_ = nullptr, *next_q_ = nullptr;
-  size_t read_ = 0, written_ = 0, begun_ = 0, results_now_ = 0;
+  const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
+  kernels::Results results_now_;  // for long stripes those of no rows
+  size_t read_ = 0, written_ = 0, begun_ = 0, turn_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
   // The first fetches may start as these come: where the first stripe waits for queries of other ranks, not before it has them, since a
@@ -574,21 +587,34 @@ class Engine::Run {
   ListMaker list_maker_;  // and so do this one's: they are joined first
 };
 
+std::unique_ptr<Engine::Kept> Engine::take_kept(kernels::Device& device, comm::Transport& transport, bool keep) {
+  std::unique_ptr<Kept> kept = std::move(kept_);
+  if (kept && keep && kept->device == &device && kept->transport == &transport) return kept;
+  kept.reset();  // its memory first
+  return std::unique_ptr<Kept>(
+      new Kept{&device, &transport, Fetches({ranks_, shared_, plan_, blocks_, schedule_, host_of_rank_}, device, transport), {}});
+}
+
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {
-  Run run(*this, input, output, device, transport, options);
+  std::unique_ptr<Kept> kept = take_kept(device, transport, options.keep);
+  Run run(*this, *kept, input, output, device, options);
+  Record record;
   try {
-    return run.execute();
+    record = run.execute();
   } catch (...) {
     run.abandon();
     throw;
   }
+  if (options.keep && shared_.keys_stay) kept_ = std::move(kept);
+  return record;
 }
 
 ExchangeTimes Engine::exchange(Input& input, kernels::Device& device, comm::Transport& transport, const RunOptions& options, int times) {
   class NoOutput : public Output {
     void write(int64_t, int64_t, const std::byte*, const float*) override {}
   } none;
-  return Run(*this, input, none, device, transport, options).exchange(times);
+  const std::unique_ptr<Kept> kept = take_kept(device, transport, options.keep);
+  return Run(*this, *kept, input, none, device, options).exchange(times);
 }
 
 }  // namespace longspan::engine

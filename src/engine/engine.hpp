@@ -50,7 +50,10 @@ struct Record {
 
 struct RunOptions {
   float scale = 1;
-  double timeout = 300;                                           // seconds without any message before the run gives up; 0: never
+  double timeout = 300;  // seconds without any message before the run gives up; 0: never
+  // What is made ready (memory for keys, messages, tile lists) stays for the next run with the same device and transport, which both
+  // outlive the engine then. Keys that are read again keep nothing.
+  bool keep = false;
   std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
 };
 
@@ -82,6 +85,8 @@ class Engine {
 
  private:
   class Run;
+  struct Kept;  // of the runs before
+  std::unique_ptr<Kept> take_kept(kernels::Device& device, comm::Transport& transport, bool keep);
 
   const comm::Communicator& ranks_;
   const pattern::BoundPattern& pattern_;
@@ -91,6 +96,7 @@ class Engine {
   std::vector<int> host_of_rank_;
   Schedule schedule_;
   comm::Communicator row_ranks_;  // messages of long rows, apart from those of keys
+  std::unique_ptr<Kept> kept_;
 };
 
 }  // namespace longspan::engine

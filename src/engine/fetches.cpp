@@ -61,23 +61,17 @@ Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step,
 
 }  // namespace
 
-Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport, double timeout, ReadAgain read_again)
+Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport)
     : shared_(what.shared),
       plan_(what.plan),
       schedule_(what.schedule),
       host_of_rank_(what.host_of_rank),
       device_(device),
-      read_again_(std::move(read_again)),
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, device),
       exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)),
-      timeout_(timeout),
       kept_(shared_.classes.size()) {
-  exchange_->set_timeout(timeout);
-  if (schedule_.passes_on) {
-    inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes);
-    inside_host_->set_timeout(timeout);
-  }
+  if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
     for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
 }
@@ -280,7 +274,18 @@ void Fetches::finish_sends() {
   for (size_t t = 0; t < order_.size(); ++t) exchange_->finish_sends(tag_of(t));
 }
 
-void Fetches::start_over() { prepared_ = started_ = sent_ = 0; }
+void Fetches::begin(double timeout, ReadAgain read_again) {
+  timeout_ = timeout;
+  exchange_->set_timeout(timeout);
+  if (inside_host_) inside_host_->set_timeout(timeout);
+  read_again_ = std::move(read_again);
+  prepared_ = started_ = sent_ = 0;
+  own_are_here_ = false;
+  in_flight_ = 0;
+  bytes_from_other_hosts_ = bytes_read_again_ = 0;
+  received_before_ = received_ever();
+  sent_before_ = sent_ever();
+}
 
 void Fetches::release(size_t t) {
   const auto [s, number] = order_[t];

@@ -40,7 +40,11 @@ class Fetches {
  public:
   // Starts to read units again from the input into their slots: for each run, [blocks][kv_heads] of it. Asked for when keys do not stay.
   using ReadAgain = std::function<std::future<void>(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots)>;
-  Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport, double timeout, ReadAgain read_again);
+  // For any number of runs, one after another; each starts with begin(). `device` and `transport` outlive this.
+  Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport);
+
+  // A run: everything of the one before has been finished. `timeout`: seconds without any message before a wait gives up; 0: never.
+  void begin(double timeout, ReadAgain read_again);
 
   KeyPool& pool() { return pool_; }
   const KeyPool& pool() const { return pool_; }
@@ -62,15 +66,15 @@ class Fetches {
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
   void release(size_t t);            // after a step: lets go of the units that nobody needs any more
   void finish_sends();               // of all steps
-  void start_over();                 // once everything has been finished: the next start is again the first
   void progress();                   // moves messages
   void note_arrivals();              // for in_flight(); where this rank has nothing else to do
   void hand_over();                  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
   void abandon();                    // as comm::PoolExchange::abandon
 
+  // Of this run.
   double in_flight() const { return in_flight_; }  // seconds during which keys were on their way
-  int64_t bytes_received() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
-  int64_t bytes_sent() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
+  int64_t bytes_received() const { return received_ever() - received_before_; }
+  int64_t bytes_sent() const { return sent_ever() - sent_before_; }
   int64_t bytes_from_other_hosts() const { return bytes_from_other_hosts_; }
   int64_t bytes_read_again() const { return bytes_read_again_; }
 
@@ -82,6 +86,8 @@ class Fetches {
     Messages receives, sends;
   };
 
+  int64_t received_ever() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
+  int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
   void start_prepared(size_t t);
@@ -106,7 +112,7 @@ class Fetches {
   std::vector<std::pair<size_t, int>> order_;
   size_t prepared_ = 0, started_ = 0, sent_ = 0;  // steps before these are
   bool own_are_here_ = false;                     // own keys, all of them
-  double timeout_;
+  double timeout_ = 0;
   std::vector<comm::PoolExchange::Step> ready_;      // of steps [started_, prepared_)
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
@@ -116,6 +122,7 @@ class Fetches {
   std::vector<Intervals> kept_;                      // [class]
   double in_flight_ = 0;
   int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;
+  int64_t received_before_ = 0, sent_before_ = 0;  // in the runs before
 };
 
 }  // namespace longspan::engine

@@ -5,8 +5,12 @@
 
 namespace longspan::engine {
 
-ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make)
-    : plan_(plan), bytes_(bytes), make_(std::move(make)) {
+ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept)
+    : plan_(plan), bytes_(bytes), make_(std::move(make)), kept_(kept) {
+  int64_t all = 0;
+  for (const plan::Stripe& stripe : plan.stripes) all += stripe.list_bytes;
+  if (all > bytes) kept_ = nullptr;
+  if (kept_ != nullptr) kept_->resize(plan.stripes.size());
   if (threads <= 1) return;
   threads_.emplace(threads);
   thread_.emplace();
@@ -17,6 +21,7 @@ ListMaker::~ListMaker() { ended_ = true; }
 // Beside those that wait and those in use. One stripe's beside another's always have it: the plan has seen to that, to within a row.
 bool ListMaker::has_room() const {
   if (asked_ == plan_.stripes.size()) return false;
+  if (kept_ != nullptr && (*kept_)[asked_]) return true;
   if (asked_ == taken_) return true;
   if (asked_ >= taken_ + plan::kListsAhead) return false;
   int64_t bytes = 0;
@@ -27,12 +32,14 @@ bool ListMaker::has_room() const {
 void ListMaker::make_one() {
   const size_t stripe = asked_++;
   Made& made = made_.emplace_back();
-  if (thread_)
+  if (kept_ != nullptr && (*kept_)[stripe])
+    made.lists = (*kept_)[stripe];
+  else if (thread_)
     made.done = thread_->submit([this, stripe, &made] {
-      if (!ended_) made.lists = make_(stripe, &*threads_);
+      if (!ended_) made.lists = std::make_shared<const StripeLists>(make_(stripe, &*threads_));
     });
   else
-    made.lists = make_(stripe, nullptr);
+    made.lists = std::make_shared<const StripeLists>(make_(stripe, nullptr));
 }
 
 bool ListMaker::make_ahead() {
@@ -42,12 +49,13 @@ bool ListMaker::make_ahead() {
   return true;
 }
 
-StripeLists ListMaker::take(const std::function<void(std::future<void>&)>& wait) {
+std::shared_ptr<const StripeLists> ListMaker::take(const std::function<void(std::future<void>&)>& wait) {
   if (made_.empty()) make_one();
   Made& first = made_.front();
   if (first.done.valid()) wait(first.done);
-  StripeLists lists = std::move(first.lists);
+  std::shared_ptr<const StripeLists> lists = std::move(first.lists);
   made_.pop_front();
+  if (kept_ != nullptr) (*kept_)[taken_] = lists;
   ++taken_;
   if (has_thread()) make_ahead();
   return lists;
@@ -61,7 +69,7 @@ const StripeLists* ListMaker::next() {
     if (first.done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return nullptr;
     first.done.get();
   }
-  return &first.lists;
+  return first.lists.get();
 }
 
 }  // namespace longspan::engine

@@ -13,7 +13,9 @@
 #include <deque>
 #include <functional>
 #include <future>
+#include <memory>
 #include <optional>
+#include <vector>
 
 #include "engine/io_thread.hpp"
 #include "engine/stripe_lists.hpp"
@@ -28,7 +30,10 @@ class ListMaker {
   using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
   // `plan`, and what `make` uses, outlive the maker. `bytes`: of lists that may be there at one time, those in use among them
   // (plan::Memory::lists). `threads`: how many the lists may take; 1: only the caller's.
-  ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make);
+  // `kept` (null: none) has the lists of runs before, by stripe; those that this one makes are kept with them, if all together take
+  // `bytes` at most.
+  using Kept = std::vector<std::shared_ptr<const StripeLists>>;
+  ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept = nullptr);
   ~ListMaker();  // those that have not been begun are not made any more
 
   bool has_thread() const { return thread_.has_value(); }
@@ -36,13 +41,13 @@ class ListMaker {
   bool make_ahead();
 
   // The next stripe's, which now is in use; `wait` waits until the future is ready, and rethrows what went wrong. Room for others follows.
-  StripeLists take(const std::function<void(std::future<void>&)>& wait);
+  std::shared_ptr<const StripeLists> take(const std::function<void(std::future<void>&)>& wait);
   // The next stripe's, if they are there; where there is no thread, they are made. Null after the last one.
   const StripeLists* next();
 
  private:
   struct Made {
-    StripeLists lists;
+    std::shared_ptr<const StripeLists> lists;
     std::future<void> done;  // not valid: they are there
   };
   void make_one();
@@ -51,6 +56,7 @@ class ListMaker {
   const plan::RankPlan& plan_;
   int64_t bytes_;
   Make make_;
+  Kept* kept_;
   size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
   std::deque<Made> made_;         // of stripes [taken_, asked_)
   std::atomic<bool> ended_ = false;

@@ -1,6 +1,7 @@
 #include "engine/row_copies.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -12,8 +13,9 @@ constexpr int64_t kPartBytes = int64_t{1} << 20;  // of one thread at a time: 10
 
 }  // namespace
 
-RowCopies::RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, int threads)
-    : input_(input), output_(output), shape_(shape), output_type_(output_type) {
+RowCopies::RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, const kernels::Device& device)
+    : input_(input), output_(output), shape_(shape), output_type_(output_type), device_(device) {
+  const int threads = device.spare_threads();
   if (threads > 1 && (input.from_any_thread() || output.from_any_thread())) threads_.emplace(threads);
 }
 
@@ -70,22 +72,53 @@ void RowCopies::share(bool threaded, const Intervals& tokens, int64_t first, int
   threads_->for_each(parts, [&](int64_t item, int) { copy_part(item * part, std::min(count, (item + 1) * part)); });
 }
 
-const std::byte* RowCopies::read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out) {
+bool RowCopies::in_kernels(const void* memory) const {
+  constexpr uintptr_t kAligned = 16;
+  return memory != nullptr && reinterpret_cast<uintptr_t>(memory) % kAligned == 0 && device_.reach(memory).in_kernels;
+}
+
+const std::byte* RowCopies::q_place(const Intervals& tokens, int64_t first, int64_t count) const {
   const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
-  const auto where = [&](int64_t begin, int64_t rows) { return input_.q_in_place(begin, rows); };
-  if (const std::byte* there = one_piece(tokens, first, count, row, where)) return there;
+  return one_piece(tokens, first, count, row, [&](int64_t begin, int64_t rows) { return input_.q_in_place(begin, rows); });
+}
+
+const std::byte* RowCopies::q_in_kernels(const Intervals& tokens) const {
+  const std::byte* q = q_place(tokens, 0, size_of(tokens));
+  return in_kernels(q) ? q : nullptr;
+}
+
+kernels::Device::ResultRows RowCopies::results_in_kernels(const Intervals& tokens) const {
+  const kernels::Device::ResultRows to = place(tokens, 0, size_of(tokens));
+  if (!in_kernels(to.o) || (to.lse != nullptr && !in_kernels(to.lse))) return {};
+  return to;
+}
+
+std::vector<kernels::KeyRows> RowCopies::keys_in_kernels(const std::vector<Interval>& blocks) const {
+  std::vector<kernels::KeyRows> keys;
+  for (const Interval& block : blocks) {
+    const kernels::KeyRows rows{input_.k_in_place(block.begin, block.length()), input_.v_in_place(block.begin, block.length())};
+    if (rows.k == nullptr || rows.v == nullptr) return {};
+    keys.push_back(rows);
+  }
+  if (keys.empty() || !in_kernels(keys.front().k) || !in_kernels(keys.front().v)) return {};
+  return keys;
+}
+
+const std::byte* RowCopies::read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out) {
+  if (const std::byte* there = q_place(tokens, first, count)) return there;
+  const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
   share(input_.from_any_thread(), tokens, first, count, row,
         [&](int64_t begin, int64_t rows, int64_t at) { input_.read_q(begin, rows, out + at * row); });
   return out;
 }
 
-kernels::Device::KeyRows RowCopies::read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
-                                              std::byte* v) {
+kernels::KeyRows RowCopies::read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
+                                      std::byte* v) {
   const int64_t row = int64_t{heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
   if (heads == shape_.kv_heads) {
     const auto of_k = [&](int64_t begin, int64_t rows) { return input_.k_in_place(begin, rows); };
     const auto of_v = [&](int64_t begin, int64_t rows) { return input_.v_in_place(begin, rows); };
-    const kernels::Device::KeyRows there{one_piece(tokens, first, count, row, of_k), one_piece(tokens, first, count, row, of_v)};
+    const kernels::KeyRows there{one_piece(tokens, first, count, row, of_k), one_piece(tokens, first, count, row, of_v)};
     if (there.k != nullptr && there.v != nullptr) return there;
   }
   const bool threaded = input_.from_any_thread();
@@ -96,7 +129,7 @@ kernels::Device::KeyRows RowCopies::read_keys(const Intervals& tokens, int64_t f
   return {k, v};
 }
 
-kernels::Device::ResultRows RowCopies::place(const Intervals& tokens, int64_t first, int64_t count) {
+kernels::Device::ResultRows RowCopies::place(const Intervals& tokens, int64_t first, int64_t count) const {
   const int64_t row = int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(output_type_));
   kernels::Device::ResultRows there;
   there.o = one_piece(tokens, first, count, row, [&](int64_t begin, int64_t rows) { return output_.in_place(begin, rows).o; });

@@ -1,11 +1,12 @@
 // Copies of rows between the caller's side and a device's buffers. Rows in memory are copied by several threads where the device is a GPU:
 // one thread copies 5 to 10 GB/s, the link to a GPU several times as much. Rows that only one thread may touch are copied by the caller,
-// and rows that the device reaches by itself by nobody.
+// and rows that the device reaches straight by nobody. Rows that its kernels reach stay where they are.
 #pragma once
 
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "engine/data.hpp"
 #include "kernels/cpu/thread_pool.hpp"
@@ -18,25 +19,34 @@ namespace longspan::engine {
 // Rows [first, first + count) are counted along `tokens`: with tokens {[10, 12), [20, 30)}, rows 1 and 2 are tokens 11 and 20.
 class RowCopies {
  public:
-  // `input` and `output` are the caller's and outlive this. `threads` >= 1; with 1 no thread is started.
-  RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, int threads);
+  // All are the caller's and outlive this. Copies with Device::spare_threads(); no thread is started for one.
+  RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, const kernels::Device& device);
+
+  // Where kernels find all rows of `tokens` in one piece, and where they may put the results: null where they cannot. Without LSE nobody
+  // wants it.
+  const std::byte* q_in_kernels(const Intervals& tokens) const;
+  kernels::Device::ResultRows results_in_kernels(const Intervals& tokens) const;
+  // Where they find the keys of each of `blocks`, which need not lie together: none if they cannot.
+  std::vector<kernels::KeyRows> keys_in_kernels(const std::vector<Interval>& blocks) const;
 
   // Read into `out` or `k` and `v`, and those returned, or where the rows lie anyway (Input::q_in_place).
   const std::byte* read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
-  kernels::Device::KeyRows read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
-                                     std::byte* v);
-  kernels::Device::ResultRows place(const Intervals& tokens, int64_t first, int64_t count);  // as Output::in_place
+  kernels::KeyRows read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k, std::byte* v);
+  kernels::Device::ResultRows place(const Intervals& tokens, int64_t first, int64_t count) const;  // as Output::in_place
   void write(const Intervals& tokens, int64_t first, int64_t count, const std::byte* o, const float* lse);
 
  private:
   // Calls copy(begin, rows, at) for all of the rows: tokens [begin, begin + rows), the at-th of `count` on.
   using Copy = std::function<void(int64_t begin, int64_t rows, int64_t at)>;
+  bool in_kernels(const void* memory) const;
+  const std::byte* q_place(const Intervals& tokens, int64_t first, int64_t count) const;
   void share(bool threaded, const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, const Copy& copy);
 
   Input& input_;
   Output& output_;
   Shape shape_;
   ElementType output_type_;
+  const kernels::Device& device_;
   std::mutex mutex_;  // the engine's two threads may both ask; the pool does one loop at a time
   std::optional<kernels::cpu::ThreadPool> threads_;
 };

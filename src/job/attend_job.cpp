@@ -190,6 +190,7 @@ struct AttendJob::State {
     options.reproducible = request.reproducible;
     options.exchange = request.exchange;
     options.step_bytes = request.step_bytes;
+    options.on_gpu = request.device != "cpu";
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     ranks.agreed([&] {
       shared.emplace(plan::make_shared(*pattern, *blocks, corpus.shape, ranks.size(), options));

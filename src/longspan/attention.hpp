@@ -34,8 +34,9 @@ struct AttentionOptions {
   double scale = 0;                           // of the scores; 0: 1/√head_dim
   DeviceKind device = DeviceKind::automatic;  // GPUs where every rank has one, else CPUs
   bool share_gpu = false;                     // several ranks of a host may compute on one GPU
-  int threads = 0;                            // of CPU compute; 0: all CPUs this process may run on
-  double timeout = 300;                       // seconds without any message before forward() gives up; 0: never
+  bool rows_on_gpu = false;  // the tensors will lie in the GPU's own memory: forward() is planned for that, and takes others too
+  int threads = 0;           // of CPU compute; 0: all CPUs this process may run on
+  double timeout = 300;      // seconds without any message before forward() gives up; 0: never
   // The lists of the pattern's block_mask terms, one for each distinct name in the order of Pattern::block_masks(); shared with the caller.
   // From lists in memory: pattern/block_mask.hpp.
   std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;
@@ -71,9 +72,15 @@ class Attention {
 
   // Collective; returns when o and lse are written. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the
   // shape's type; o [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that
-  // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; nothing is kept. A
-  // GPU copies tensors without gaps straight from and to pinned memory (cudaHostAlloc, cudaHostRegister), and others through buffers of its
-  // own, which is slower. A failure on one rank alone (lost connection) ends the job with MPI_Abort.
+  // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; no tensor is kept.
+  // Where a rank computes on a GPU, tensors may lie
+  //   in that GPU's memory (cudaMalloc), without gaps: Q is read, and O and LSE are written, where they lie, if aligned to 16 bytes;
+  //   whoever
+  //     makes the inputs has ended when forward() is called. Tensors with gaps there are refused: Error(usage), the same on all ranks;
+  //   in pinned memory (cudaHostAlloc, cudaHostRegister), without gaps: they are copied straight;
+  //   anywhere else in the host's memory: through buffers, which is slower.
+  // CPUs use tensors without gaps where they lie too, and take none in a GPU's memory. Memory that is computed in stays with the object,
+  // for the next time. A failure on one rank alone (lost connection) ends the job with MPI_Abort.
   void forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse = nullptr);
 
   // Key and value bytes that this rank received in the last forward(), and those its rows need from other ranks: equal when memory

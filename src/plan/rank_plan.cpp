@@ -140,13 +140,37 @@ class LastUse {
 
 bool own_keys_first(const Shared& shared) { return shared.keys_stay && !shared.options.reproducible; }
 
-int64_t group_bytes_of(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t room) {
-  int64_t bytes = 0;
-  for (size_t c = 0; c < fetched.size(); ++c) bytes += size_of(fetched[c]) * heads_of_class(shared.classes[c]) * unit_bytes;
+int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
+  int64_t units = 0;
+  for (size_t c = 0; c < blocks.size(); ++c) units += size_of(blocks[c]) * heads_of_class(shared.classes[c]);
+  return units;
+}
+
+// A few groups of fetched keys, so that one can be computed while the next is on its way. On a GPU one, where the own keys' step takes as
+// long as all of them need, or where rows find so little in a group that a step of it takes longest to read and write their states.
+// Example: BigBird with 64-token blocks looks at two tiles of fetched keys a row, half the time of a step that brings its states to and
+// fro.
+int64_t worthwhile_groups(const Shared& shared, const Stripe& stripe, const std::vector<Intervals>& fetched, int64_t unit_bytes) {
+  constexpr int64_t kFew = 4;
+  if (!shared.options.on_gpu || stripe.is_long()) return kFew;
+  constexpr double kTileSeconds = 1e-10;        // of a head_dim of one: 13 ns for 128 at 640 TFLOP/s, an H100
+  constexpr double kLinkBytesPerSecond = 25e9;  // between hosts; within one it is more
+  constexpr double kTilesOfAStep = 16;          // of a row: a state of 128 elements is read and written in the time of four tiles
+  const auto units = static_cast<double>(units_of(shared, fetched));
+  const double part = units / static_cast<double>(std::max<int64_t>(1, units_of(shared, stripe.need)));
+  const double tiles = static_cast<double>(stripe.weighted_quarters) / 4;
+  if (tiles * (1 - part) * kTileSeconds * shared.shape.head_dim > units * static_cast<double>(unit_bytes) / kLinkBytesPerSecond) return 1;
+  const auto rows = static_cast<double>(size_of(stripe.query_blocks) * shared.shape.heads);
+  return std::clamp<int64_t>(static_cast<int64_t>(tiles * part / std::max(1.0, rows) / kTilesOfAStep), 1, kFew);
+}
+
+int64_t group_bytes_of(const Shared& shared, const Stripe& stripe, const std::vector<Intervals>& fetched, int64_t unit_bytes,
+                       int64_t room) {
+  const int64_t bytes = units_of(shared, fetched) * unit_bytes, groups = worthwhile_groups(shared, stripe, fetched, unit_bytes);
   const int64_t one_block = shared.shape.kv_heads * unit_bytes;
-  // A few groups, so that one can be computed while the next is on its way; three fit into the room, kept units aside.
+  // Three fit into the room, kept units aside.
   const int64_t most = shared.options.step_bytes > 0 ? std::min(room / 3, shared.options.step_bytes) : room / 3;
-  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, (bytes + 3) / 4)));
+  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, (bytes + groups - 1) / groups)));
 }
 
 }  // namespace
@@ -213,7 +237,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   for (const Stripe& stripe : plan.stripes) {
     std::vector<Intervals> all(classes);
     for (size_t c = 0; c < classes; ++c) all[c] = fetchable(shared, plan, stripe.need[c]);
-    largest_group = std::max(largest_group, group_bytes_of(shared, all, plan.unit_bytes, shared.memory.received));
+    largest_group = std::max(largest_group, group_bytes_of(shared, stripe, all, plan.unit_bytes, shared.memory.received));
   }
   const int64_t keep_room = std::max<int64_t>(0, shared.memory.received - 2 * largest_group) / plan.unit_bytes;
 
@@ -377,7 +401,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       fetched[c] = fetchable(shared, plan, done.need[c]);
       needed[c] = unite(needed[c], done.need[c]);
     }
-    done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, fetched, plan.unit_bytes, shared.memory.received));
+    done.groups =
+        group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, done, fetched, plan.unit_bytes, shared.memory.received));
     steps += static_cast<int64_t>(done.groups.size());
     // Work items: each row's, for each KV head, in each step.
     done.list_bytes += done.list_rows * shared.shape.kv_heads * static_cast<int64_t>(done.groups.size() * sizeof(kernels::Work));

@@ -60,7 +60,7 @@ TEST(BenchExchange, SeveralStripesAndSteps) {
   const ExchangeMeasure measure = measure_exchange(ranks, job, rows, device, transport, 3);
   for (const ExchangeOfRank& rank : measure.ranks) EXPECT_EQ(rank.bytes_received, rank.planned_bytes_received);
   // And the job itself, after and before its exchange was measured, moves the same.
-  const engine::Record record = job.run(rows, device, transport);
+  const engine::Record record = job.run({std::make_shared<SyntheticRows>(rows), std::make_shared<Discard>()}, device, transport);
   EXPECT_EQ(record.bytes_received, measure.ranks[static_cast<size_t>(ranks.rank())].bytes_received);
 }
 

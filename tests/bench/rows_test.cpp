@@ -8,6 +8,7 @@
 
 #include "io/corpus.hpp"
 #include "kernels/cpu/device.hpp"
+#include "longspan/error.hpp"
 
 namespace longspan::bench {
 namespace {
@@ -16,7 +17,7 @@ class ReachesAll : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
   bool memory_is_host() const override { return false; }
-  bool copies_straight(const void*) const override { return true; }
+  kernels::Reach reach(const void*) const override { return {.by_host = true, .straight = true}; }
   int spare_threads() const override { return 3; }
 };
 
@@ -45,7 +46,7 @@ void expect_rows(engine::Input& rows, const Shape& shape, Interval tokens, bool 
 TEST(Rows, SyntheticOnesRepeatWhereTheyTakeMemory) {
   const Shape shape{.tokens = 3000, .heads = 4, .kv_heads = 2, .head_dim = 24, .type = ElementType::float16};
   ReachesAll device(1);
-  const auto rows = synthetic_rows(shape, 1000, device);
+  const auto rows = synthetic_rows(shape, shape.type, 1000, device, RowsIn::host)->of({{0, 3000}}).input;
   SyntheticRows table(shape);
   const auto read = [&](Interval tokens, std::byte* q, std::byte* v) {
     for (int64_t token = tokens.begin; token < tokens.end; ++token, q += 4 * 48, v += 48)
@@ -55,7 +56,7 @@ TEST(Rows, SyntheticOnesRepeatWhereTheyTakeMemory) {
   expect_rows(*rows, shape, {2017, 2500}, true, read);
   expect_rows(*rows, shape, {990, 1010}, false, read);
   kernels::cpu::CpuDevice cpu(1);
-  EXPECT_EQ(synthetic_rows(shape, 1000, cpu)->q_in_place(0, 1), nullptr);
+  EXPECT_EQ(synthetic_rows(shape, shape.type, 1000, cpu, RowsIn::host)->of({{0, 3000}}).input->q_in_place(0, 1), nullptr);
 }
 
 TEST(Rows, HeldOnesAreTheFiles) {
@@ -74,7 +75,33 @@ TEST(Rows, HeldOnesAreTheFiles) {
   expect_rows(rows, shape, {7, 8}, true, read);
   kernels::cpu::CpuDevice cpu(1);
   HeldRows on_cpu(reader, {{3, 50}}, cpu);
-  expect_rows(on_cpu, shape, {5, 40}, false, read);
+  expect_rows(on_cpu, shape, {5, 40}, true, read);
+}
+
+// Of one job after another: the rows are the table's first ones, whatever tokens they stand for, and lie together.
+TEST(Rows, ThoseOnTheDeviceGrowWithTheJobs) {
+  const Shape shape{.tokens = 9000, .heads = 4, .kv_heads = 2, .head_dim = 24, .type = ElementType::float16};
+  kernels::cpu::CpuDevice device(1);
+  const auto source = synthetic_rows(shape, ElementType::float32, 10, device, RowsIn::device);
+  SyntheticRows table(shape);
+  for (const Intervals& tokens : {Intervals{{7, 9}}, Intervals{{100, 5000}, {6000, 6100}}, Intervals{{0, 3}}}) {
+    const JobRows rows = source->of(tokens);
+    int64_t local = 0;
+    for (const Interval& run : tokens) {
+      const auto read = [&](Interval asked, std::byte* q, std::byte* v) {
+        table.read_q(local + asked.begin - run.begin, asked.length(), q);
+        table.read_v(local + asked.begin - run.begin, asked.length(), 1, 1, v);
+      };
+      expect_rows(*rows.input, shape, run, true, read);
+      expect_rows(*rows.input, shape, {run.end - 1, run.end}, true, read);
+      const kernels::Device::ResultRows first = rows.output->in_place(tokens.front().begin, 1), here = rows.output->in_place(run.begin, 1);
+      EXPECT_EQ(here.o - first.o, local * 4 * 24 * 4);
+      EXPECT_EQ(here.lse - first.lse, local * 4);
+      local += run.length();
+    }
+    EXPECT_THROW(rows.input->q_in_place(tokens.back().end, 1), Error);
+    EXPECT_THROW(rows.output->write(0, 1, nullptr, nullptr), Error);
+  }
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ TEST(BenchScaleout, PointsAreWhole) {
   const comm::Communicator world(MPI_COMM_WORLD);
   kernels::cpu::CpuDevice device(1);
   ScaleoutOptions options{.times = 2, .probe_seconds = 0.002, .link_bytes = 1 << 16};
-  options.input = [](const PreparedJob& job) { return std::make_unique<SyntheticRows>(job.job().shape); };
+  options.rows = [](const PreparedJob& job) {
+    return JobRows{std::make_shared<SyntheticRows>(job.job().shape), std::make_shared<Discard>()};
+  };
   options.transport = [](const comm::Communicator&) { return std::make_unique<comm::MpiTransport>(); };
   for (const char* text : {"causal & window(200)", "bigbird(64, 3, 3, 1, 0)"}) {
     Job job{.pattern = pattern::Pattern::parse(text),
@@ -77,7 +79,7 @@ TEST(BenchScaleout, SetUpErrorsReachAllRanks) {
   const comm::Communicator world(MPI_COMM_WORLD);
   kernels::cpu::CpuDevice device(1);
   ScaleoutOptions options{.times = 1, .probe_seconds = 0.002, .link_bytes = 1 << 16};
-  options.input = [](const PreparedJob&) -> std::unique_ptr<engine::Input> { throw Error({.code = ExitCode::io, .what = "no such rows"}); };
+  options.rows = [](const PreparedJob&) -> JobRows { throw Error({.code = ExitCode::io, .what = "no such rows"}); };
   options.transport = [](const comm::Communicator&) { return std::make_unique<comm::MpiTransport>(); };
   const Job job{.pattern = pattern::Pattern::parse("causal"),
                 .shape = {.tokens = 1'000, .heads = 1, .kv_heads = 1, .head_dim = 16, .type = ElementType::float32},

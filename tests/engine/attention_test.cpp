@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "comm/communicator.hpp"
 #include "longspan/error.hpp"
 #include "problem.hpp"
@@ -99,6 +101,67 @@ TEST_P(AttentionTest, RowsThatTheDeviceReachesByItself) {
       local += run.length();
     }
     expect_exact(world_, problem, attention.tokens(), ElementType::bfloat16, whole.o, whole.lse, 17, GetParam() != DeviceKind::cpu);
+  }
+}
+
+// Tensors in the device's own memory, used where they lie; misaligned ones are copied, those with gaps a GPU refuses.
+TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
+  const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
+  kernels::Device& device = *open.device;
+  const Shape shape{.tokens = 2100, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16};
+  const Documents documents = Documents::single(shape.tokens);
+  const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2, o_row = 4 * 64 * 2;
+  unsigned seed = 3;
+  for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal"}) {
+    Attention attention(MPI_COMM_WORLD, shape, text, documents,
+                        {.output_type = ElementType::bfloat16, .device = GetParam(), .share_gpu = true, .rows_on_gpu = true, .threads = 1});
+    const int64_t rows = attention.local_rows();
+    for (int64_t shift : {0, 2}) {  // bytes
+      Problem problem(shape, documents, text, ++seed);
+      std::vector<std::byte> with_its_lse;
+      for (bool with_lse : {true, false}) {
+        std::vector<std::byte> q(static_cast<size_t>(rows * q_row)), k(static_cast<size_t>(rows * k_row)), v(k.size());
+        int64_t local = 0;
+        for (const Interval& run : attention.tokens()) {
+          std::memcpy(q.data() + local * q_row, problem.q().data() + run.begin * q_row, static_cast<size_t>(run.length() * q_row));
+          std::memcpy(k.data() + local * k_row, problem.k().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
+          std::memcpy(v.data() + local * k_row, problem.v().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
+          local += run.length();
+        }
+        const auto there = [&](const std::vector<std::byte>& from) {
+          kernels::Buffer memory = device.allocate(static_cast<int64_t>(from.size()) + 16);
+          device.upload(from.data(), static_cast<int64_t>(from.size()), memory.get() + shift);
+          return memory;
+        };
+        std::vector<std::byte> o(static_cast<size_t>(rows * o_row), std::byte{0xff});
+        std::vector<float> lse(static_cast<size_t>(rows * 4), -1);
+        const kernels::Buffer q_there = there(q), k_there = there(k), v_there = there(v), o_there = there(o),
+                              lse_there = device.allocate(rows * 16 + 16);
+        device.upload(lse.data(), rows * 16, lse_there.get());
+        const auto forward = [&](int64_t gap) {
+          attention.forward({q_there.get() + shift, 4 * 64 + gap}, {k_there.get() + shift}, {v_there.get() + shift},
+                            {o_there.get() + shift}, with_lse ? reinterpret_cast<float*>(lse_there.get()) : nullptr);
+        };
+        forward(0);
+        device.download(o_there.get() + shift, rows * o_row, o.data());
+        device.download(lse_there.get(), rows * 16, lse.data());
+        WholeOutput whole(shape, ElementType::bfloat16);
+        local = 0;
+        for (const Interval& run : attention.tokens()) {
+          whole.write(run.begin, run.length(), o.data() + local * o_row, lse.data() + local * 4);
+          local += run.length();
+        }
+        if (with_lse) {
+          with_its_lse = o;
+          expect_exact(world_, problem, attention.tokens(), ElementType::bfloat16, whole.o, whole.lse, 17, GetParam() != DeviceKind::cpu);
+          continue;
+        }
+        EXPECT_EQ(o, with_its_lse);
+        EXPECT_EQ(std::count(lse.begin(), lse.end(), -1.0f), rows * 4) << "nobody wants it";
+        if (GetParam() == DeviceKind::cpu) continue;
+        EXPECT_THROW(forward(8), Error);
+      }
+    }
   }
 }
 

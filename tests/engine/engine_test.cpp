@@ -27,6 +27,7 @@ struct Setting {
   int64_t blocks_of_room = 0;  // beside the rank's own keys: 0 is plenty
   int stripes = 1;
   int threads = 0;         // CPU threads, instead of the device under test
+  bool twice = false;      // the second time with what was kept of the first
   int ranks_per_host = 0;  // as if the ranks were on several hosts; 0: they are where they are
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
 };
@@ -84,6 +85,11 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
   engine::RunOptions run;
   run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
   run.timeout = 60;
+  run.keep = setting.twice;
+  if (setting.twice) {
+    engine.forward(input, outcome.output, device, transport, run);
+    outcome.output = WholeOutput(shape, shape.type);
+  }
   outcome.record = engine.forward(input, outcome.output, device, transport, run);
   EXPECT_EQ(outcome.record.bytes_received, outcome.record.planned_bytes_received);
   EXPECT_EQ(outcome.record.bytes_sent, outcome.record.planned_bytes_sent);
@@ -222,7 +228,8 @@ TEST_P(EngineTest, RandomJobs) {
     const pattern::Pattern parsed = pattern::Pattern::parse(text);
     Setting setting{.partition = one_of(std::vector{plan::PartitionKind::automatic, plan::PartitionKind::contiguous,
                                                     plan::PartitionKind::zigzag, plan::PartitionKind::balanced}),
-                    .reproducible = random() % 3 == 0};
+                    .reproducible = random() % 3 == 0,
+                    .twice = head_dim % 16 == 0};
     if (random() % 3 != 0) setting.blocks_of_room = 4, setting.keys_read_again = random() % 2 == 0;
     SCOPED_TRACE(text + " on " + std::to_string(size) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) +
                  " heads of " + std::to_string(head_dim) + ", " + std::string(name_of(type)));
@@ -241,7 +248,8 @@ TEST_P(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
       for (bool again : {false, true}) {
         SCOPED_TRACE(text + (again ? ", keys read again, " : ", ") + std::string(plan::name_of(kind)));
         Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
-        const Outcome outcome = attend(world_, problem, {.partition = kind, .keys_read_again = again, .blocks_of_room = 4});
+        const Outcome outcome =
+            attend(world_, problem, {.partition = kind, .keys_read_again = again, .blocks_of_room = 4, .twice = text == "causal"});
         expect_exact(problem, outcome, 97);
         if (text == "causal" && (again || world_.size() > 1)) {
           EXPECT_GE(world_.max(static_cast<int64_t>(outcome.plan.stripes.size())), 3);

@@ -18,8 +18,8 @@ class ListMakerTest : public ::testing::TestWithParam<int> {
     for (plan::Stripe& stripe : plan_.stripes) stripe.list_bytes = 10;
   }
   void room_for(int64_t stripes) { bytes_ = stripes * 10; }
-  ListMaker maker() {
-    return ListMaker(plan_, bytes_, GetParam(), [this](size_t stripe, kernels::cpu::ThreadPool* threads) {
+  ListMaker maker(ListMaker::Kept* kept = nullptr) {
+    const auto make = [this](size_t stripe, kernels::cpu::ThreadPool* threads) {
       EXPECT_EQ(threads != nullptr, GetParam() > 1);
       if (stripe == fail_at_) throw std::runtime_error("no lists");
       StripeLists lists;
@@ -27,7 +27,8 @@ class ListMakerTest : public ::testing::TestWithParam<int> {
       lists.steps[0].tiles = {kernels::Tile::full_run(static_cast<int32_t>(stripe), 1)};
       ++made_;
       return lists;
-    });
+    };
+    return ListMaker(plan_, bytes_, GetParam(), make, kept);
   }
   static int stripe_of(const StripeLists& lists) { return lists.steps.at(0).tiles.at(0).key; }
   static void wait(std::future<void>& future) { future.get(); }
@@ -49,7 +50,7 @@ TEST_P(ListMakerTest, EachStripesComeOnceAndInOrder) {
     made_ = 0;
     ListMaker lists = maker();
     for (int stripe = 0; stripe < 7; ++stripe) {
-      EXPECT_EQ(stripe_of(lists.take(wait)), stripe);
+      EXPECT_EQ(stripe_of(*lists.take(wait)), stripe);
       if (stripe % 2 == 0) lists.make_ahead();
       const StripeLists* next = lists.next();
       const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -92,11 +93,26 @@ TEST_P(ListMakerTest, SomeStripesAheadAreEnough) {
   EXPECT_EQ(made_, plan::kListsAhead + 1);
 }
 
+TEST_P(ListMakerTest, ThoseThatAreKeptAreNotMadeAgain) {
+  for (int64_t room : {7, 6}) {  // for all, or not
+    room_for(room);
+    made_ = 0;
+    ListMaker::Kept kept;
+    for (int run = 0; run < 3; ++run) {
+      ListMaker lists = maker(&kept);
+      if (run == 1) lists.make_ahead();
+      for (int stripe = 0; stripe < 7; ++stripe) EXPECT_EQ(stripe_of(*lists.take(wait)), stripe);
+      EXPECT_EQ(lists.next(), nullptr);
+    }
+    EXPECT_EQ(made_, room == 7 ? 7 : 21);
+  }
+}
+
 TEST_P(ListMakerTest, AFailureReachesWhoTakesThem) {
   room_for(100);
   fail_at_ = 1;
   ListMaker lists = maker();
-  EXPECT_EQ(stripe_of(lists.take(wait)), 0);
+  EXPECT_EQ(stripe_of(*lists.take(wait)), 0);
   EXPECT_THROW(lists.take(wait), std::runtime_error);
 }
 

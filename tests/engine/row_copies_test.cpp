@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/cpu/device.hpp"
+
 namespace longspan::engine {
 namespace {
 
@@ -58,10 +60,20 @@ class Source : public Input, public Output {
   std::mutex mutex_;
 };
 
+// Leaves threads to the host, and reaches memory as told.
+class OtherDevice : public kernels::cpu::CpuDevice {
+ public:
+  OtherDevice() : CpuDevice(1) {}
+  int spare_threads() const override { return 3; }
+  kernels::Reach reach(const void*) const override { return reached; }
+  kernels::Reach reached{.by_host = true, .straight = true};
+};
+
 class RowCopiesTest : public ::testing::TestWithParam<bool> {
  protected:
   Source source_{GetParam()};
-  RowCopies copies_{source_, source_, kShape, ElementType::float16, 3};
+  OtherDevice device_;
+  RowCopies copies_{source_, source_, kShape, ElementType::float16, device_};
 };
 
 constexpr int64_t kFirst = 333, kCount = 33333;
@@ -110,18 +122,19 @@ class PlacedSource : public Source {
   explicit PlacedSource(bool any_thread) : Source(any_thread) {}
   const std::byte* q_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[(begin - 1000) * kRowBytes]; }
   const std::byte* k_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[(begin - 1000) * 160]; }
-  const std::byte* v_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[1 + (begin - 1000) * 160]; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return begin < 1000 ? nullptr : &memory[v_shift + (begin - 1000) * 160]; }
   kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
     if (begin < 1000) return {};
     return {&memory[(begin - 1000) * kRowBytes], &lse[static_cast<size_t>((begin - 1000) * kShape.heads)]};
   }
+  int64_t v_shift = 1;
   std::vector<std::byte> memory = std::vector<std::byte>(39000 * kRowBytes);
   std::vector<float> lse = std::vector<float>(39000 * kShape.heads);
 };
 
 TEST_P(RowCopiesTest, RowsThatLieTogetherStayWhereTheyAre) {
   PlacedSource source(GetParam());
-  RowCopies copies(source, source, kShape, ElementType::float16, 3);
+  RowCopies copies(source, source, kShape, ElementType::float16, device_);
   std::vector<std::byte> buffer(20 * kRowBytes);
   const int64_t first = 33 + 1;  // of kTokens: token 1000
   EXPECT_EQ(copies.read_q(kTokens, first + 5, 18000, nullptr), &source.memory[5 * kRowBytes]);
@@ -139,6 +152,30 @@ TEST_P(RowCopiesTest, RowsThatLieTogetherStayWhereTheyAre) {
   }
   // Some of the KV heads do not lie together.
   EXPECT_EQ(copies.read_keys(kTokens, first + 5, 20, 1, 1, buffer.data(), buffer.data() + 1600).k, buffer.data());
+}
+
+TEST_P(RowCopiesTest, WhereKernelsFindRows) {
+  PlacedSource source(GetParam());
+  RowCopies copies(source, source, kShape, ElementType::float16, device_);
+  const Intervals together{{1000, 3000}}, apart{{1000, 1020}, {1021, 1030}}, elsewhere{{900, 1010}};
+  EXPECT_EQ(copies.q_in_kernels(together), nullptr) << "reached straight is not enough";
+  device_.reached = {.by_host = false, .straight = true, .in_kernels = true};
+  EXPECT_EQ(copies.q_in_kernels(together), source.memory.data());
+  EXPECT_EQ(copies.results_in_kernels(together).o, source.memory.data());
+  EXPECT_EQ(copies.results_in_kernels(together).lse, source.lse.data());
+  for (const Intervals& tokens : {apart, elsewhere, Intervals{}}) {
+    EXPECT_EQ(copies.q_in_kernels(tokens), nullptr);
+    EXPECT_EQ(copies.results_in_kernels(tokens).o, nullptr);
+  }
+  // Keys need not lie together, but all somewhere, and aligned: this source's V is not.
+  EXPECT_TRUE(copies.keys_in_kernels({{1000, 1020}, {1100, 1101}}).empty());
+  source.v_shift = 16;
+  const std::vector<kernels::KeyRows> keys = copies.keys_in_kernels({{1000, 1020}, {1100, 1101}});
+  ASSERT_EQ(keys.size(), 2);
+  EXPECT_EQ(keys[1].k, &source.memory[100 * 160]);
+  EXPECT_EQ(keys[1].v, &source.memory[16 + 100 * 160]);
+  EXPECT_TRUE(copies.keys_in_kernels({{900, 920}, {1000, 1020}}).empty());
+  EXPECT_TRUE(copies.keys_in_kernels({}).empty());
 }
 
 TEST_P(RowCopiesTest, OneRowAndNone) {

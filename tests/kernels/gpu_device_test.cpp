@@ -122,7 +122,7 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
     const auto read = [&](int64_t first, int64_t count, std::byte* to_k, std::byte* to_v) {
       std::memcpy(to_k, k.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
       std::memcpy(to_v, v.data() + static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
-      return Device::KeyRows{to_k, to_v};
+      return KeyRows{to_k, to_v};
     };
     std::vector<std::vector<std::byte>> units, back;
     std::vector<uint8_t> flags(slots.size()), recomputed(slots.size());
@@ -158,8 +158,9 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
       // The same where the rows lie in pinned memory: nothing goes through the device's own.
       const Buffer pinned = device->allocate_host(3 * static_cast<int64_t>(k.size())),
                    pinned_lse = device->allocate_host(rows * kKvHeads * 4);
-      EXPECT_TRUE(device->copies_straight(pinned.get()));
-      EXPECT_FALSE(device->copies_straight(k.data()));
+      EXPECT_TRUE(device->reach(pinned.get()).straight);
+      EXPECT_FALSE(device->reach(pinned.get()).in_kernels);
+      EXPECT_FALSE(device->reach(k.data()).straight);
       std::byte *k_there = pinned.get(), *v_there = k_there + k.size(), *o_there = v_there + v.size();
       std::memcpy(k_there, k.data(), k.size());
       std::memcpy(v_there, v.data(), v.size());
@@ -167,7 +168,7 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
       device->load_units(
           blocks,
           [&](int64_t first, int64_t, std::byte*, std::byte*) {
-            return Device::KeyRows{k_there + static_cast<size_t>(first) * row, v_there + static_cast<size_t>(first) * row};
+            return KeyRows{k_there + static_cast<size_t>(first) * row, v_there + static_cast<size_t>(first) * row};
           },
           pool);
       std::vector<std::byte> straight(static_cast<size_t>(bytes));
