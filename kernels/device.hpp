@@ -106,6 +106,8 @@ class Device {
   // Of the next step that will be started, lists and what they are for (type, heads, kv_heads, head_dim, scale, resident): host memory that
   // stays until that step has run. May come while another one runs; start() has less to do then. Another step may be started all the same.
   virtual void prepare(const Step&) {}
+  // What is kept of steps whose lists stay goes. None of them runs.
+  virtual void forget_lists() {}
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;
@@ -115,9 +117,8 @@ class Device {
   // These may still be under way on return: what is asked for later, downloads too, comes after them.
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
   virtual void merge(const Merge& merge) = 0;
-  // `block.head_list` in host memory, `packed` in the device's.
+  // Lists of heads are in host memory, here and in finish(); `packed` in the device's.
   virtual void pack_states(const StateBlock& block, float* packed) = 0;
-  virtual void unpack_states(const StateBlock& block, const float* packed) = 0;
   // Done on return: the I/O thread may take the results.
   virtual void finish(const Finish& finish) = 0;
 };

@@ -81,6 +81,7 @@ struct Step {
   std::span<const Tile> tiles;
   std::span<const int32_t> head_lists;  // query heads of the Work items
   std::span<const MaskBits> masks;
+  bool lists_stay = false;  // these four, where and as they are, until Device::forget_lists()
 
   float* m = nullptr;  // [state rows][heads]
   float* l = nullptr;  // [state rows][heads]
@@ -94,8 +95,16 @@ struct Finish {
   int64_t rows = 0;
   const float *m = nullptr, *l = nullptr, *o = nullptr;  // as in Step
   ElementType output_type = ElementType::bfloat16;
-  std::byte* out = nullptr;  // [rows][heads][head_dim]
-  float* lse = nullptr;      // [rows][heads]
+  std::byte* out = nullptr;                 // [rows][heads][head_dim]
+  float* lse = nullptr;                     // [rows][heads]
+  std::span<const int32_t> head_list = {};  // if any: these heads only, and m, l and o have no others, as StateBlock is packed
+  int64_t states() const { return rows * (head_list.empty() ? heads : static_cast<int64_t>(head_list.size())); }
+  // Of the state-th of these, its place among [rows][heads].
+  constexpr int64_t place_of(int64_t state) const {
+    if (head_list.empty()) return state;
+    const auto listed = static_cast<int64_t>(head_list.size());
+    return state / listed * heads + head_list.data()[state % listed];
+  }
 };
 
 // Merges the state `from` into `into`, row by row and head by head: count = rows·heads states.

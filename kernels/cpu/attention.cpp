@@ -66,7 +66,7 @@ void forward(const Step& step, ThreadPool& threads) {
 }
 
 void finish(const Finish& finish, ThreadPool& threads) {
-  const int64_t states = finish.rows * finish.heads;
+  const int64_t states = finish.states();
   threads.for_each(items_of(states), [&](int64_t item, int) {
     HWY_DYNAMIC_DISPATCH(finish_states)(finish, item * kStatesPerItem, item_end(item, states));
   });

@@ -17,23 +17,6 @@ namespace {
 constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20;
 constexpr int64_t kStagingBytes = int64_t{8} << 20;  // of key rows on their way into units
 
-// Calls move(state's place, packed place) for m, l and o of each state, with the number of floats.
-template <typename Move>
-void for_each_packed(const StateBlock& block, float* packed, Move move) {
-  float *m = packed, *l = m + block.states(), *o = l + block.states();
-  for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
-    for (int32_t head : block.head_list) {
-      const int64_t state = row * block.heads + head;
-      move(block.m + state, m++, 1);
-      move(block.l + state, l++, 1);
-      move(block.o + state * block.head_dim, o, block.head_dim);
-      o += block.head_dim;
-    }
-  }
-}
-
-void copy_floats(float* to, const float* from, int count) { std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float)); }
-
 }  // namespace
 
 std::string CpuDevice::name() const { return target_names(); }
@@ -111,11 +94,14 @@ void CpuDevice::finish(const Finish& finish) { cpu::finish(finish, threads_); }
 void CpuDevice::merge(const Merge& merge) { cpu::merge(merge, threads_); }
 
 void CpuDevice::pack_states(const StateBlock& block, float* packed) {
-  for_each_packed(block, packed, [](const float* in_states, float* in_packed, int count) { copy_floats(in_packed, in_states, count); });
-}
-void CpuDevice::unpack_states(const StateBlock& block, const float* packed) {
-  for_each_packed(block, const_cast<float*>(packed),
-                  [](float* in_states, const float* in_packed, int count) { copy_floats(in_states, in_packed, count); });
+  float *m = packed, *l = m + block.states(), *o = l + block.states();
+  for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
+    for (int32_t head : block.head_list) {
+      const int64_t state = row * block.heads + head;
+      *m++ = block.m[state], *l++ = block.l[state];
+      o = std::copy_n(block.o + state * block.head_dim, block.head_dim, o);
+    }
+  }
 }
 
 }  // namespace longspan::kernels::cpu

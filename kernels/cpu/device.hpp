@@ -28,7 +28,6 @@ class CpuDevice : public Device {
   void finish(const Finish& finish) override;
   void merge(const Merge& merge) override;
   void pack_states(const StateBlock& block, float* packed) override;
-  void unpack_states(const StateBlock& block, const float* packed) override;
 
  private:
   ThreadPool threads_;

@@ -30,16 +30,17 @@ void finish_as(const Finish& finish, int64_t begin, int64_t end) {
   for (int64_t state = begin; state < end; ++state) {
     const bool empty = finish.l[state] == 0;
     const float* o = finish.o + state * finish.head_dim;
-    auto* out = reinterpret_cast<typename Element::Stored*>(finish.out) + state * finish.head_dim;
+    const int64_t place = finish.place_of(state);
+    auto* out = reinterpret_cast<typename Element::Stored*>(finish.out) + place * finish.head_dim;
     const auto l = hn::Set(lane, finish.l[state]);
     for (int d = 0; d < finish.head_dim; d += static_cast<int>(hn::Lanes(lane)))
       store_floats(Element(), lane, empty ? hn::Zero(lane) : hn::Div(hn::LoadU(lane, o + d), l), out + d);
-    finish.lse[state] = empty ? -std::numeric_limits<float>::infinity()
+    finish.lse[place] = empty ? -std::numeric_limits<float>::infinity()
                               : static_cast<float>((double{finish.m[state]} + std::log2(double{finish.l[state]})) * 0.6931471805599453);
   }
 }
 
-// States [begin, end), counted row by row and head by head.
+// States [begin, end) of Finish::states().
 void finish_states(const Finish& finish, int64_t begin, int64_t end) {
   switch (finish.output_type) {
     case ElementType::float32:

@@ -26,13 +26,12 @@ const char* forward_kernel(ElementType type, int head_dim, float scale, int devi
 // Only forward_portable, whatever the device: tests and comparisons.
 void force_portable(bool portable);
 
+// `finish.head_list` and `block.head_list` too lie in device memory.
 void finish(const Finish& finish, cudaStream_t stream);
 void merge(const Merge& merge, cudaStream_t stream);
 // States of rows that have seen nothing: m = −∞, l = 0, o = 0.
 void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cudaStream_t stream);
 
-// `block.head_list` too lies in device memory.
 void pack_states(const StateBlock& block, float* packed, cudaStream_t stream);
-void unpack_states(const StateBlock& block, const float* packed, cudaStream_t stream);
 
 }  // namespace longspan::kernels::cuda

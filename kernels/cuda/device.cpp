@@ -234,7 +234,8 @@ void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, 
 
 void GpuDevice::prepare(const Step& next) {
   const CurrentDevice current(gpu_.ordinal);
-  Lists& lists = lists_[next_lists_];
+  Lists& lists = lists_of(next);
+  if (next.lists_stay && has_lists_of(lists.of, next)) return;
   lists.of = {};
   lists.sent.wait();  // those that were prepared and never started
   DeviceStep& step = lists.step;
@@ -258,10 +259,9 @@ void GpuDevice::prepare(const Step& next) {
 
 void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
   const CurrentDevice current(gpu_.ordinal);
-  Lists& lists = lists_[next_lists_];
+  Lists& lists = lists_of(step);
   if (!has_lists_of(lists.of, step)) prepare(step);
-  lists.of = {};
-  next_lists_ = 1 - next_lists_;
+  if (!step.lists_stay) lists.of = {}, next_lists_ = 1 - next_lists_;
   Parcel places;
   const size_t slots = places.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = places.add(std::span(step.key_rows, static_cast<size_t>(step.resident)));
@@ -307,7 +307,9 @@ void GpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, fl
 
 void GpuDevice::finish(const Finish& finish) {
   const CurrentDevice current(gpu_.ordinal);
-  cuda::finish(finish, compute_.get());
+  Finish here = finish;
+  here.head_list = on_device(finish.head_list);
+  cuda::finish(here, compute_.get());
   compute_.synchronize();
 }
 
@@ -316,25 +318,19 @@ void GpuDevice::merge(const Merge& merge) {
   cuda::merge(merge, compute_.get());
 }
 
-namespace {
-
-StateBlock on_device(StateBlock block, DeviceMemory& memory, const Stream& stream) {
-  const auto bytes = static_cast<int64_t>(block.head_list.size_bytes());
-  copy(memory.reserve(bytes, stream), block.head_list.data(), bytes, cudaMemcpyHostToDevice, stream);
-  block.head_list = {memory.as<int32_t>(), block.head_list.size()};
-  return block;
+std::span<const int32_t> GpuDevice::on_device(std::span<const int32_t> heads) {
+  if (heads.empty()) return {};
+  const auto [list, is_new] = head_lists_.try_emplace(std::vector<int32_t>(heads.begin(), heads.end()));
+  const auto bytes = static_cast<int64_t>(heads.size_bytes());
+  if (is_new) copy(list->second.reserve(bytes), heads.data(), bytes, cudaMemcpyHostToDevice, compute_);
+  return {list->second.as<int32_t>(), heads.size()};
 }
-
-}  // namespace
 
 void GpuDevice::pack_states(const StateBlock& block, float* packed) {
   const CurrentDevice current(gpu_.ordinal);
-  cuda::pack_states(on_device(block, heads_, compute_), packed, compute_.get());
-}
-
-void GpuDevice::unpack_states(const StateBlock& block, const float* packed) {
-  const CurrentDevice current(gpu_.ordinal);
-  cuda::unpack_states(on_device(block, heads_, compute_), packed, compute_.get());
+  StateBlock here = block;
+  here.head_list = on_device(block.head_list);
+  cuda::pack_states(here, packed, compute_.get());
 }
 
 }  // namespace longspan::kernels::cuda

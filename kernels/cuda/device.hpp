@@ -3,6 +3,8 @@
 #pragma once
 
 #include <array>
+#include <map>
+#include <vector>
 
 #include "kernels/cuda/kept_memory.hpp"
 #include "kernels/cuda/runtime.hpp"
@@ -30,13 +32,13 @@ class GpuDevice : public Device {
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;
+  void forget_lists() override { kept_lists_.clear(); }
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
   void finish(const Finish& finish) override;
   void merge(const Merge& merge) override;
   void pack_states(const StateBlock& block, float* packed) override;
-  void unpack_states(const StateBlock& block, const float* packed) override;
 
  private:
   // A pinned buffer, its twin on the device for what cannot be copied straight to its place, and when its last use is over.
@@ -46,7 +48,8 @@ class GpuDevice : public Device {
     Event free;
   };
 
-  // What of a step can be made and sent before it is started. Two in turns: of the step that runs, and of the next one.
+  // What of a step can be made and sent before it is started. Two in turns, of the step that runs and of the next one; and one of each step
+  // whose lists stay.
   struct Lists {
     Step of;          // in host memory; no work: none
     DeviceStep step;  // with pointers to `memory`
@@ -54,6 +57,9 @@ class GpuDevice : public Device {
     DeviceMemory memory;
     Event sent;
   };
+
+  Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
+  std::span<const int32_t> on_device(std::span<const int32_t> heads);
 
   Gpu gpu_;
   int64_t staging_bytes_;
@@ -63,8 +69,10 @@ class GpuDevice : public Device {
   std::array<Staging, 2> loads_, stores_;
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;
+  std::map<const Work*, Lists> kept_lists_;
   GrowingPinnedMemory places_host_, arrived_host_;
-  DeviceMemory places_, arrived_, heads_;
+  DeviceMemory places_, arrived_;
+  std::map<std::vector<int32_t>, DeviceMemory> head_lists_;  // as they were asked for: a job has few
   Event step_done_, arrived_sent_;
 };
 

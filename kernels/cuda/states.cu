@@ -22,15 +22,15 @@ __device__ void for_each_state(int64_t states, F f) {
 
 unsigned blocks_for(int64_t states) { return static_cast<unsigned>(std::min(kMostBlocks, (states + kWarps - 1) / kWarps)); }
 
-__global__ void finish_states(Finish finish) {
-  for_each_state(finish.rows * finish.heads, [&](int64_t state, int lane) {
+__global__ void finish_states(Finish finish, int64_t states) {
+  for_each_state(states, [&](int64_t state, int lane) {
     const float l = finish.l[state];
     const Normalise normalise(l);
-    for (int d = 2 * lane; d < finish.head_dim; d += 64) {
-      const int64_t at = state * finish.head_dim + d;
-      store_pair(finish.out, finish.output_type, at, normalise(finish.o[at]), normalise(finish.o[at + 1]));
-    }
-    if (lane == 0) finish.lse[state] = natural_lse(finish.m[state], l);
+    const float* o = finish.o + state * finish.head_dim;
+    const int64_t place = finish.place_of(state);
+    for (int d = 2 * lane; d < finish.head_dim; d += 64)
+      store_pair(finish.out, finish.output_type, place * finish.head_dim + d, normalise(o[d]), normalise(o[d + 1]));
+    if (lane == 0) finish.lse[place] = natural_lse(finish.m[state], l);
   });
 }
 
@@ -61,29 +61,21 @@ __global__ void clear(int64_t count, int head_dim, float* m, float* l, float* o)
   });
 }
 
-template <bool kPack>
-__global__ void move_states(StateBlock block, float* packed) {
+__global__ void pack(StateBlock block, float* packed) {
   const int64_t states = block.rows * static_cast<int64_t>(block.head_list.size()), listed = block.head_list.size();
   for_each_state(states, [&](int64_t state, int lane) {
     const int64_t there = (block.first_row + state / listed) * block.heads + block.head_list.data()[state % listed];
-    const auto move = [](float& in_states, float& in_packed) {
-      if (kPack)
-        in_packed = in_states;
-      else
-        in_states = in_packed;
-    };
-    for (int d = lane; d < block.head_dim; d += 32)
-      move(block.o[there * block.head_dim + d], packed[2 * states + state * block.head_dim + d]);
-    if (lane == 0) move(block.m[there], packed[state]), move(block.l[there], packed[states + state]);
+    for (int d = lane; d < block.head_dim; d += 32) packed[2 * states + state * block.head_dim + d] = block.o[there * block.head_dim + d];
+    if (lane == 0) packed[state] = block.m[there], packed[states + state] = block.l[there];
   });
 }
 
 }  // namespace
 
 void finish(const Finish& finish, cudaStream_t stream) {
-  const int64_t states = finish.rows * finish.heads;
+  const int64_t states = finish.states();
   if (states == 0) return;
-  finish_states<<<blocks_for(states), kThreads, 0, stream>>>(finish);
+  finish_states<<<blocks_for(states), kThreads, 0, stream>>>(finish, states);
   check(cudaGetLastError(), "launch of finish_states");
 }
 
@@ -101,14 +93,8 @@ void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cud
 
 void pack_states(const StateBlock& block, float* packed, cudaStream_t stream) {
   if (block.states() == 0) return;
-  move_states<true><<<blocks_for(block.states()), kThreads, 0, stream>>>(block, packed);
-  check(cudaGetLastError(), "launch of move_states");
-}
-
-void unpack_states(const StateBlock& block, const float* packed, cudaStream_t stream) {
-  if (block.states() == 0) return;
-  move_states<false><<<blocks_for(block.states()), kThreads, 0, stream>>>(block, const_cast<float*>(packed));
-  check(cudaGetLastError(), "launch of move_states");
+  pack<<<blocks_for(block.states()), kThreads, 0, stream>>>(block, packed);
+  check(cudaGetLastError(), "launch of pack");
 }
 
 }  // namespace longspan::kernels::cuda

@@ -9,11 +9,13 @@
 
 #include "engine/fetches.hpp"
 #include "engine/io_thread.hpp"
+#include "engine/kept.hpp"
 #include "engine/list_maker.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
 #include "engine/stripe_lists.hpp"
 #include "engine/stripe_rows.hpp"
+#include "engine/timed.hpp"
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 
@@ -22,21 +24,6 @@ namespace longspan::engine {
 namespace {
 
 constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
-
-using Clock = std::chrono::steady_clock;
-
-// Adds the seconds of its scope to a section of the record.
-class Timed {
- public:
-  explicit Timed(double& section) : section_(section) {}
-  ~Timed() { section_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
-  Timed(const Timed&) = delete;
-  Timed& operator=(const Timed&) = delete;
-
- private:
-  double& section_;
-  Clock::time_point start_ = Clock::now();
-};
 
 }  // namespace
 
@@ -73,13 +60,6 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
   schedule_ = agree_on_schedule(ranks, shared, plan_, host_of_rank_);
 }
 
-struct Engine::Kept {
-  const kernels::Device* device;
-  const comm::Transport* transport;
-  Fetches fetches;
-  ListMaker::Kept lists;
-};
-
 Engine::~Engine() = default;
 
 class Engine::Run {
@@ -94,18 +74,18 @@ class Engine::Run {
         copies_(input, output, shape_, engine.shared_.options.output_type, device),
         device_(device),
         options_(options),
-        heads_(engine.pattern_, shape_),
+        kept_(kept),
         fetches_(kept.fetches),
-        long_rows_(engine.row_ranks_, shared_, engine.pattern_, engine.blocks_, plan_.rank, device),
+        long_rows_(kept.long_rows),
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
             options.keep ? &kept.lists : nullptr) {
-    long_rows_.set_timeout(options.timeout);
+    long_rows_.begin(options.timeout);
     begin_fetches();
   }
 
   Record execute() {
-    const Clock::time_point start = Clock::now();
+    const auto start = std::chrono::steady_clock::now();
     if (list_maker_.has_thread()) list_maker_.make_ahead();
     allocate();
     start_loading_keys();
@@ -133,7 +113,7 @@ class Engine::Run {
       for (std::future<void>& write : writes_) wait_for_io(write);
     }
     finish_sends();
-    record_.total = std::chrono::duration<double>(Clock::now() - start).count();
+    record_.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     account();
     return record_;
   }
@@ -148,7 +128,7 @@ class Engine::Run {
     for (int time = 0; time < times; ++time) {
       begin_fetches();
       engine_.ranks_.barrier();
-      const Clock::time_point start = Clock::now();
+      const auto start = std::chrono::steady_clock::now();
       fetches_.start_first();
       for (size_t t = 0; t < fetches_.order().size(); ++t) {
         fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
@@ -157,7 +137,7 @@ class Engine::Run {
         fetches_.release(t);
       }
       finish_sends();
-      result.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+      result.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     account();
     result.bytes_received = record_.bytes_received;
@@ -199,9 +179,12 @@ class Engine::Run {
     }
     rows_.emplace(copies_, device_, shape_, shared_.options.output_type, tokens, long_queries);
     const int64_t states = most_states * shape_.heads;
-    states_.m = device_.allocate(states * 4);
-    states_.l = device_.allocate(states * 4);
-    states_.o = device_.allocate(states * shape_.head_dim * 4);
+    if (kept_.states < states) {
+      kept_.m = device_.allocate(states * 4);
+      kept_.l = device_.allocate(states * 4);
+      kept_.o = device_.allocate(states * shape_.head_dim * 4);
+      kept_.states = states;
+    }
     record_.rows_bytes = rows_->bytes() + states * (shape_.head_dim + 2) * 4;
     long_rows_.make_room(plan_.stripes);
     record_.pool_bytes = fetches_.pool().bytes();
@@ -209,13 +192,9 @@ class Engine::Run {
 
   // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
   void load_units(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots) {
-    std::vector<int32_t> rows;
-    std::vector<Interval> tokens_of_block;
-    for (const Interval& run : blocks)
-      for (int64_t block = run.begin; block < run.end; ++block)
-        rows.push_back(engine_.blocks_.rows(block)), tokens_of_block.push_back(engine_.blocks_.tokens(block));
+    const std::vector<int32_t> rows = engine_.blocks_.rows(blocks);
     std::vector<kernels::KeyRows> in_place;
-    if (kv_heads == shape_.kv_heads) in_place = copies_.keys_in_kernels(tokens_of_block);
+    if (kv_heads == shape_.kv_heads) in_place = copies_.keys_in_kernels(engine_.blocks_, blocks);
     const Intervals tokens = tokens_of(blocks);
     device_.load_units(
         {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots, .in_place = in_place},
@@ -354,7 +333,8 @@ class Engine::Run {
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
       device_.upload(q.data(), static_cast<int64_t>(q.size()), rows_->long_q());
-      device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m(), l(), o());
+      const auto [m, l, o] = states_of(s);
+      device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m, l, o);
     } else if (!stripe(s).query_blocks.empty()) {
       {
         const Timed timed(record_.input);
@@ -368,10 +348,10 @@ class Engine::Run {
         wait_for_io(writes_[turn_]);
       }
       results_now_ = rows_->results(s, turn_);
-      merge_long_rows();  // what came while this rank waited for queries
-      prepare_states(s);
+      if (!long_rows_.own_states()) merge_long_rows();  // what came while this rank waited for queries
+      clear_rows_that_see_nothing(s);
     } else {
-      merge_long_rows();  // nothing to compute here, but others wait to be rid of their states
+      if (!long_rows_.own_states()) merge_long_rows();  // nothing to compute here, but others wait to be rid of their states
     }
   }
 
@@ -380,32 +360,32 @@ class Engine::Run {
     if (!std::exchange(states_to_merge_, false)) return;
     const Timed timed(record_.exchange);
     fetches_.hand_over();
-    long_rows_.merge_states(layout_, states());
+    long_rows_.merge_states(layout_, long_rows_.own_states().value_or(states()));
   }
 
   // Kernels begin the states of rows with tiles (Work::begins); only those without any need one, and where the kernels also finish rows,
   // their results before the others'.
-  void prepare_states(size_t s) {
-    Intervals rows;
-    for_each_block(s, [&](int64_t block, int64_t row) {
-      if (lists_->some_rows_see_nothing || long_rows_.has_states(block)) append(rows, {row, row + engine_.blocks_.rows(block)});
-    });
-    if (rows.empty()) return;
+  void clear_rows_that_see_nothing(size_t s) {
+    if (!lists_->some_rows_see_nothing) return;
     finish_sending_states();
     const Timed timed(record_.finish);
-    for (const Interval& run : rows) {
-      const int64_t first = run.begin * shape_.heads;
-      device_.clear_states(run.length() * shape_.heads, shape_.head_dim, m() + first, l() + first, o() + first * shape_.head_dim);
-    }
-    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.put_states(block, row, states()); });
-    for (const Interval& run : rows)
-      if (device_.finishes_in_steps()) finish(run);
+    device_.clear_states(rows_of(s) * shape_.heads, shape_.head_dim, m(), l(), o());
+    if (device_.finishes_in_steps()) finish(s);
   }
 
-  void finish(Interval rows) {
-    const int64_t first = rows.begin * shape_.heads, element = static_cast<int64_t>(size_of(results_now_.type));
-    device_.finish({shape_.heads, shape_.head_dim, rows.length(), m() + first, l() + first, o() + first * shape_.head_dim,
-                    results_now_.type, results_now_.o + first * shape_.head_dim * element, results_now_.lse + first});
+  void finish(size_t s) {
+    device_.finish({shape_.heads, shape_.head_dim, rows_of(s), m(), l(), o(), results_now_.type, results_now_.o, results_now_.lse});
+  }
+
+  // Last, since finish() of a stripe writes something in their place.
+  void finish_long_rows(size_t s) {
+    bool any = false;
+    for_each_block(s, [&](int64_t block, int64_t) { any = any || long_rows_.has_rows(block); });
+    if (!any) return;
+    merge_long_rows();
+    finish_sending_states();
+    const Timed timed(record_.finish);
+    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.finish(block, row, results_now_); });
   }
 
   // Calls f(block, its first row) for the own query blocks of a stripe.
@@ -430,7 +410,7 @@ class Engine::Run {
     const auto between = [this, mine = threads == nullptr] {
       if (mine) move_messages();
     };
-    return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], heads_, place,
+    return StripeLists::make(shared_, plan_, engine_.pattern_, engine_.blocks_, stripe(s), engine_.schedule_.steps[s], kept_.heads, place,
                              between, threads);
   }
 
@@ -438,24 +418,15 @@ class Engine::Run {
     const StepLists& lists = lists_->steps[static_cast<size_t>(step)];
     const Timed timed(record_.attend);
     if (lists.work.empty()) return;
-    const int64_t resident = size_of(lists.resident);
-    slots_.assign(static_cast<size_t>(resident * shape_.kv_heads), -1);
-    key_rows_.clear();
-    for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head) {
-      int32_t* slot = slots_.data() + kv_head * resident;
-      for (const Interval& run : lists.resident)
-        for (int64_t block = run.begin; block < run.end; ++block) *slot++ = static_cast<int32_t>(fetches_.pool().slot(kv_head, block));
-    }
-    for (const Interval& run : lists.resident)
-      for (int64_t block = run.begin; block < run.end; ++block) key_rows_.push_back(engine_.blocks_.rows(block));
+    fetches_.pool().slots_of(lists.resident, slots_);
+    key_rows_ = engine_.blocks_.rows(lists.resident);
     kernels::Step arguments = listed(*lists_, lists);
     arguments.q = stripe(s).is_long() ? rows_->long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
-    arguments.m = m();
-    arguments.l = l();
-    arguments.o = o();
+    const auto [m, l, o] = states_of(s);
+    arguments.m = m, arguments.l = l, arguments.o = o;
     device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
     prepare_next(step);  // this thread has time
     while (!device_.wait_for(poll())) {
@@ -492,8 +463,9 @@ class Engine::Run {
     arguments.resident = size_of(step.resident);
     arguments.work = step.work;
     arguments.tiles = step.tiles;
-    arguments.head_lists = heads_.heads;
+    arguments.head_lists = kept_.heads.heads;
     arguments.masks = stripe.masks;
+    arguments.lists_stay = list_maker_.keeps();
     return arguments;
   }
 
@@ -504,7 +476,7 @@ class Engine::Run {
     }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
-      long_rows_.send_states(stripe(s), layout_, states());
+      long_rows_.send_states(stripe(s), layout_, states_of(s));
       states_to_merge_ = true;
     } else if (!stripe(s).query_blocks.empty()) {
       {
@@ -513,8 +485,9 @@ class Engine::Run {
       }
       if (!device_.finishes_in_steps()) {
         const Timed timed(record_.finish);
-        finish({0, rows_of(s)});
+        finish(s);
       }
+      finish_long_rows(s);
       write_results(s);
     }
     if (options_.progress) options_.progress(static_cast<int64_t>(s) + 1, static_cast<int64_t>(plan_.stripes.size()));
@@ -533,9 +506,10 @@ class Engine::Run {
   }
 
   LongRows::States states() const { return {m(), l(), o()}; }
-  float* m() const { return reinterpret_cast<float*>(states_.m.get()); }
-  float* l() const { return reinterpret_cast<float*>(states_.l.get()); }
-  float* o() const { return reinterpret_cast<float*>(states_.o.get()); }
+  LongRows::States states_of(size_t s) const { return stripe(s).is_long() ? long_rows_.own_states().value_or(states()) : states(); }
+  float* m() const { return reinterpret_cast<float*>(kept_.m.get()); }
+  float* l() const { return reinterpret_cast<float*>(kept_.l.get()); }
+  float* o() const { return reinterpret_cast<float*>(kept_.o.get()); }
 
   void account() {
     record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
@@ -562,18 +536,15 @@ class Engine::Run {
   const RunOptions& options_;
   Record record_;
 
-  HeadSets heads_;
+  Kept& kept_;
   Fetches& fetches_;
-  LongRows long_rows_;
+  LongRows& long_rows_;
   LongRows::Layout layout_;
   bool states_to_merge_ = false;  // of the stripe of layout_
 
   std::shared_ptr<const StripeLists> lists_;
 
   std::optional<StripeRows> rows_;
-  struct {
-    kernels::Buffer m, l, o;
-  } states_;
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
   size_t read_ = 0, written_ = 0, begun_ = 0, turn_ = 0;
@@ -589,10 +560,9 @@ class Engine::Run {
 
 std::unique_ptr<Engine::Kept> Engine::take_kept(kernels::Device& device, comm::Transport& transport, bool keep) {
   std::unique_ptr<Kept> kept = std::move(kept_);
-  if (kept && keep && kept->device == &device && kept->transport == &transport) return kept;
+  if (kept && keep && &kept->device == &device && &kept->transport == &transport) return kept;
   kept.reset();  // its memory first
-  return std::unique_ptr<Kept>(
-      new Kept{&device, &transport, Fetches({ranks_, shared_, plan_, blocks_, schedule_, host_of_rank_}, device, transport), {}});
+  return std::make_unique<Kept>(*this, device, transport);
 }
 
 Record Engine::forward(Input& input, Output& output, kernels::Device& device, comm::Transport& transport, const RunOptions& options) {

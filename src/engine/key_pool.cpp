@@ -9,7 +9,8 @@
 namespace longspan::engine {
 
 KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device)
-    : blocks_(blocks),
+    : kv_heads_(kv_heads),
+      blocks_(blocks),
       own_slots_(size_of(own) * kv_heads),
       slots_(own_slots_ + fetched),
       unit_bytes_(unit_bytes),
@@ -23,6 +24,13 @@ KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fet
   nonfinite_ = device.allocate(slots_);
   free_.resize(static_cast<size_t>(slots_ / 64 + 1));
   for (int64_t slot = own_slots_; slot < slots_; ++slot) free_[static_cast<size_t>(slot / 64)] |= uint64_t{1} << slot % 64;
+}
+
+void KeyPool::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const {
+  slots.clear();
+  for (int kv_head = 0; kv_head < kv_heads_; ++kv_head)
+    for (const Interval& run : blocks)
+      for (int64_t block = run.begin; block < run.end; ++block) slots.push_back(static_cast<int32_t>(slot(kv_head, block)));
 }
 
 int64_t KeyPool::take(int kv_head, int64_t block) {

@@ -22,6 +22,8 @@ class KeyPool {
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
   int64_t slot(int kv_head, int64_t block) const { return slot_of_[static_cast<size_t>(unit(kv_head, block))]; }
+  // Those of KV heads × blocks, [kv_heads][blocks].
+  void slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const;
   // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that a step of a
   // stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until it is released.
   int64_t take(int kv_head, int64_t block);
@@ -30,6 +32,7 @@ class KeyPool {
  private:
   int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }
 
+  int kv_heads_;
   int64_t blocks_, own_slots_, slots_, unit_bytes_;
   kernels::Buffer memory_, nonfinite_;
   // By unit. Tens of thousands of units come and go in a millisecond of the link's time: neither takes a search.

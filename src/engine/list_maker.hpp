@@ -37,6 +37,7 @@ class ListMaker {
   ~ListMaker();  // those that have not been begun are not made any more
 
   bool has_thread() const { return thread_.has_value(); }
+  bool keeps() const { return kept_ != nullptr; }
   // As many more as there is room for: asked for where there is a thread, and one of them made where there is none. Whether there were any.
   bool make_ahead();
 

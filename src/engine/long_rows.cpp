@@ -33,6 +33,12 @@ int64_t LongRows::states_of(const plan::LongRow& row) const {
   return blocks_.rows(row.block) * static_cast<int64_t>(pattern_.groups()[static_cast<size_t>(row.group)].heads.size());
 }
 
+void LongRows::begin(double timeout) {
+  exchange_.set_timeout(timeout);
+  merged_.clear();
+  received_before_ = exchange_.bytes_received();
+}
+
 LongRows::Layout LongRows::layout(const plan::Stripe& stripe) const {
   Layout layout;
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
@@ -127,8 +133,10 @@ kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_r
 }
 
 void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
+  if (coming_) return;  // a run before has made it
   int64_t most_leaving = 0, most = 0, all = 0;
   size_t most_pieces = 1;  // of a stripe
+  place_.clear();
   for (const plan::Stripe& stripe : stripes) {
     int64_t leaving = 0;
     size_t pieces = 0;
@@ -150,11 +158,24 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
   if (most == 0) return;
   piece_bytes_ = most;
   together_ = device_.memory_is_host() ? kTogetherOnHost : std::min(kTogetherOnGpu, most_pieces);
-  if (all > 0) states_ = device_.allocate(all);
+  if (all > 0 && !states_) states_ = device_.allocate(all);
+  const auto is_long = [](const plan::Stripe& stripe) { return stripe.is_long(); };
+  const auto batch = std::find_if(stripes.begin(), stripes.end(), is_long);
+  if (!device_.memory_is_host() && std::count_if(stripes.begin(), stripes.end(), is_long) == 1) {
+    constexpr int64_t kMostBytes = int64_t{256} << 20;
+    const int64_t states = layout(*batch).state_rows * shared_.shape.heads, bytes = states * (shared_.shape.head_dim + 2) * kWord;
+    if (bytes <= kMostBytes) piece_states_ = device_.allocate(bytes), piece_states_count_ = states;
+  }
   const auto room = static_cast<int64_t>(together_) * piece_bytes_;
   passing_ = device_.allocate(room + (together_ > 1 ? piece_bytes_ : 0));
   coming_ = device_.allocate_host(2 * room);
   if (most_leaving > 0) leaving_ = device_.allocate_host(most_leaving);
+}
+
+std::optional<LongRows::States> LongRows::own_states() const {
+  if (!piece_states_) return std::nullopt;
+  auto* const m = reinterpret_cast<float*>(piece_states_.get());
+  return States{m, m + piece_states_count_, m + 2 * piece_states_count_};
 }
 
 const plan::LongRow& LongRows::row_of(int64_t piece) const {
@@ -253,20 +274,29 @@ void LongRows::give_room_back() {
   coming_.reset();
 }
 
-bool LongRows::has_states(int64_t block) const {
-  return std::any_of(merged_.begin(), merged_.end(),
-                     [&](const auto& merged) { return shared_.long_rows[static_cast<size_t>(merged.first)].block == block; });
+bool LongRows::has_rows(int64_t block) const {
+  return std::any_of(place_.begin(), place_.end(),
+                     [&](const auto& place) { return shared_.long_rows[static_cast<size_t>(place.first)].block == block; });
 }
 
-bool LongRows::put_states(int64_t block, int64_t row, const States& into) const {
-  bool any = false;
+void LongRows::finish(int64_t block, int64_t row, const kernels::Results& results) const {
+  const Shape& shape = shared_.shape;
+  const int64_t first = row * shape.heads, element = static_cast<int64_t>(size_of(results.type));
   for (const auto& [number, states] : merged_) {
     const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
     if (long_row.block != block) continue;
-    device_.unpack_states(block_of(long_row, row, into), states);
-    any = true;
+    const int64_t count = states_of(long_row);
+    device_.finish({.heads = shape.heads,
+                    .head_dim = shape.head_dim,
+                    .rows = blocks_.rows(block),
+                    .m = states,
+                    .l = states + count,
+                    .o = states + 2 * count,
+                    .output_type = results.type,
+                    .out = results.o + first * shape.head_dim * element,
+                    .lse = results.lse + first,
+                    .head_list = heads_[static_cast<size_t>(long_row.group)]});
   }
-  return any;
 }
 
 }  // namespace longspan::engine

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -23,7 +24,8 @@ class LongRows {
  public:
   LongRows(const comm::Communicator& ranks, const plan::Shared& shared, const pattern::BoundPattern& pattern, const plan::Blocks& blocks,
            int rank, kernels::Device& device);
-  void set_timeout(double seconds) { exchange_.set_timeout(seconds); }
+  // A run: everything of the one before has been finished. `timeout`: seconds without any message before a wait gives up; 0: never.
+  void begin(double timeout);
 
   // Where the rows of a stripe's pieces lie in its buffers: one set of queries for a block, one set of states for a block and a piece of
   // keys.
@@ -42,6 +44,9 @@ class LongRows {
   struct States {
     float *m, *l, *o;
   };
+  // Where the pieces have states of their own, as they do on a GPU that has them all in one stripe and in little memory: then they are
+  // merged when the rows' results are wanted, and nobody waits for others' before that. Else they lie where those of the next stripe will.
+  std::optional<States> own_states() const;
   // After a stripe of long rows: its states of others' rows start home, those of own rows start coming.
   void send_states(const plan::Stripe& stripe, const Layout& layout, const States& states);
   // Then, with the same states, before anything is computed into them: merges what this rank has of own rows with what comes.
@@ -52,13 +57,13 @@ class LongRows {
   // After the last stripe of long rows, before there are results: the plan has what travels and the results in the same memory. Where that
   // is the host's, what make_room() made goes, once others have what was sent.
   void give_room_back();
-  // Writes the merged states of own long rows of `block` into a stripe's states at `row`; false if there are none.
-  bool put_states(int64_t block, int64_t row, const States& into) const;
-  bool has_states(int64_t block) const;
+  // Whether there are own long rows in the block; and once they are merged, their results, to the `row`-th rows of `results` on.
+  bool has_rows(int64_t block) const;
+  void finish(int64_t block, int64_t row, const kernels::Results& results) const;
 
   void progress() { exchange_.progress(); }
   bool is_sending() const { return !sending_.empty(); }
-  int64_t bytes_received() const { return exchange_.bytes_received(); }
+  int64_t bytes_received() const { return exchange_.bytes_received() - received_before_; }  // of this run
 
  private:
   int64_t states_of(const plan::LongRow& row) const;  // rows × heads of the group
@@ -79,7 +84,10 @@ class LongRows {
   comm::BlockExchange exchange_;  // in pieces of 4 bytes
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
+  int64_t received_before_ = 0;              // bytes
   // All memory is made before the first stripe and given back at the end: a GPU may wait for all that it does then, and so for other ranks.
+  kernels::Buffer piece_states_;  // m, l and o of the pieces, if they have their own
+  int64_t piece_states_count_ = 0;
   kernels::Buffer states_;            // merged ones of own long rows, packed
   std::map<int, int64_t> place_;      // of a long row in there, bytes
   std::map<int, float*> merged_;      // by long row: those that have been begun

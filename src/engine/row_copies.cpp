@@ -93,14 +93,17 @@ kernels::Device::ResultRows RowCopies::results_in_kernels(const Intervals& token
   return to;
 }
 
-std::vector<kernels::KeyRows> RowCopies::keys_in_kernels(const std::vector<Interval>& blocks) const {
+std::vector<kernels::KeyRows> RowCopies::keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const {
   std::vector<kernels::KeyRows> keys;
-  for (const Interval& block : blocks) {
-    const kernels::KeyRows rows{input_.k_in_place(block.begin, block.length()), input_.v_in_place(block.begin, block.length())};
-    if (rows.k == nullptr || rows.v == nullptr) return {};
-    keys.push_back(rows);
+  for (const Interval& run : blocks) {
+    for (int64_t block = run.begin; block < run.end; ++block) {
+      const auto [begin, end] = table.tokens(block);
+      const kernels::KeyRows rows{input_.k_in_place(begin, end - begin), input_.v_in_place(begin, end - begin)};
+      if (rows.k == nullptr || rows.v == nullptr) return {};
+      if (keys.empty() && (!in_kernels(rows.k) || !in_kernels(rows.v))) return {};  // all of them are alike
+      keys.push_back(rows);
+    }
   }
-  if (keys.empty() || !in_kernels(keys.front().k) || !in_kernels(keys.front().v)) return {};
   return keys;
 }
 

@@ -13,6 +13,7 @@
 #include "kernels/device.hpp"
 #include "longspan/shape.hpp"
 #include "pattern/intervals.hpp"
+#include "plan/blocks.hpp"
 
 namespace longspan::engine {
 
@@ -26,8 +27,8 @@ class RowCopies {
   // wants it.
   const std::byte* q_in_kernels(const Intervals& tokens) const;
   kernels::Device::ResultRows results_in_kernels(const Intervals& tokens) const;
-  // Where they find the keys of each of `blocks`, which need not lie together: none if they cannot.
-  std::vector<kernels::KeyRows> keys_in_kernels(const std::vector<Interval>& blocks) const;
+  // Where they find the keys of each of the key blocks, which need not lie together: none if they cannot.
+  std::vector<kernels::KeyRows> keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const;
 
   // Read into `out` or `k` and `v`, and those returned, or where the rows lie anyway (Input::q_in_place).
   const std::byte* read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);

@@ -44,6 +44,13 @@ Interval Blocks::tokens(int64_t block) const {
   return {begin, std::min(begin + kBlock, run.tokens.end)};
 }
 
+std::vector<int32_t> Blocks::rows(const Intervals& blocks) const {
+  std::vector<int32_t> all;
+  for (const Interval& run : blocks)
+    for (int64_t block = run.begin; block < run.end; ++block) all.push_back(rows(block));
+  return all;
+}
+
 int64_t Blocks::holding(int64_t token) const {
   const auto next = std::upper_bound(runs_.begin(), runs_.end(), token, [](int64_t t, const Run& run) { return t < run.tokens.begin; });
   const Run& run = *std::prev(next);

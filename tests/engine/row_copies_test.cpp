@@ -167,15 +167,17 @@ TEST_P(RowCopiesTest, WhereKernelsFindRows) {
     EXPECT_EQ(copies.q_in_kernels(tokens), nullptr);
     EXPECT_EQ(copies.results_in_kernels(tokens).o, nullptr);
   }
-  // Keys need not lie together, but all somewhere, and aligned: this source's V is not.
-  EXPECT_TRUE(copies.keys_in_kernels({{1000, 1020}, {1100, 1101}}).empty());
+  // Keys need not lie together, but all somewhere, and aligned: this source's V is not. Block 7 begins at token 896.
+  const plan::Blocks blocks(Documents::single(kShape.tokens));
+  const Intervals wanted{{8, 9}, {12, 14}};
+  EXPECT_TRUE(copies.keys_in_kernels(blocks, wanted).empty());
   source.v_shift = 16;
-  const std::vector<kernels::KeyRows> keys = copies.keys_in_kernels({{1000, 1020}, {1100, 1101}});
-  ASSERT_EQ(keys.size(), 2);
-  EXPECT_EQ(keys[1].k, &source.memory[100 * 160]);
-  EXPECT_EQ(keys[1].v, &source.memory[16 + 100 * 160]);
-  EXPECT_TRUE(copies.keys_in_kernels({{900, 920}, {1000, 1020}}).empty());
-  EXPECT_TRUE(copies.keys_in_kernels({}).empty());
+  const std::vector<kernels::KeyRows> keys = copies.keys_in_kernels(blocks, wanted);
+  ASSERT_EQ(keys.size(), 3);
+  EXPECT_EQ(keys[1].k, &source.memory[(12 * 128 - 1000) * 160]);
+  EXPECT_EQ(keys[1].v, &source.memory[16 + (12 * 128 - 1000) * 160]);
+  EXPECT_TRUE(copies.keys_in_kernels(blocks, {{7, 10}}).empty());
+  EXPECT_TRUE(copies.keys_in_kernels(blocks, {}).empty());
 }
 
 TEST_P(RowCopiesTest, OneRowAndNone) {

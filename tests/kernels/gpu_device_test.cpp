@@ -83,10 +83,28 @@ TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
                     .lse = reinterpret_cast<float*>(out.get()) + kStates * kDim});
     finished.emplace_back(static_cast<size_t>(kStates * (kDim + 1)));
     device->download(out.get(), kStates * (kDim + 1) * 4, finished.back().data());
-    device->clear_states(kStates, kDim, to, to + kStates, to + 2 * kStates);
-    device->unpack_states(block, reinterpret_cast<const float*>(some.get()));
-    back.emplace_back(into.size());
-    device->download(a.get(), bytes, back.back().data());
+    // Of the packed ones: they alone are written.
+    device->upload(std::vector<float>(finished.back().size(), -7).data(), kStates * (kDim + 1) * 4, out.get());
+    const auto* some_m = reinterpret_cast<const float*>(some.get());
+    device->finish({.heads = kHeads,
+                    .head_dim = kDim,
+                    .rows = block.rows,
+                    .m = some_m,
+                    .l = some_m + block.states(),
+                    .o = some_m + 2 * block.states(),
+                    .output_type = ElementType::float32,
+                    .out = out.get() + block.first_row * kHeads * kDim * 4,
+                    .lse = reinterpret_cast<float*>(out.get()) + kStates * kDim + block.first_row * kHeads,
+                    .head_list = heads});
+    back.emplace_back(finished.back().size());
+    device->download(out.get(), kStates * (kDim + 1) * 4, back.back().data());
+    for (int64_t state = 0; state < kStates; ++state) {
+      const int64_t row = state / kHeads, head = state % kHeads;
+      const bool listed = row >= 17 && row < 17 + 128 && std::find(heads.begin(), heads.end(), head) != heads.end();
+      const auto places = [&](int64_t d) { return static_cast<size_t>(d < kDim ? state * kDim + d : kStates * kDim + state); };
+      for (int64_t d = 0; d <= kDim; ++d)
+        ASSERT_EQ(back.back()[places(d)], listed ? finished.back()[places(d)] : -7) << "row " << row << " head " << head << ' ' << d;
+    }
   }
   const auto expect_near = [](const std::vector<float>& a, const std::vector<float>& b) {
     ASSERT_EQ(a.size(), b.size());

@@ -1,0 +1,34 @@
+// What a run of an engine makes ready, and the next one on the same device finds made: memory for keys and states, messages, tile lists.
+#pragma once
+
+#include "engine/engine.hpp"
+#include "engine/fetches.hpp"
+#include "engine/list_maker.hpp"
+#include "engine/long_rows.hpp"
+#include "engine/stripe_lists.hpp"
+#include "kernels/device.hpp"
+
+namespace longspan::engine {
+
+struct Engine::Kept {
+  Kept(Engine& engine, kernels::Device& device_, comm::Transport& transport_)
+      : device(device_),
+        transport(transport_),
+        fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_, transport_),
+        long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
+        heads(engine.pattern_, engine.shared_.shape) {}
+  ~Kept() { device.forget_lists(); }
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+
+  kernels::Device& device;
+  comm::Transport& transport;
+  Fetches fetches;
+  LongRows long_rows;
+  HeadSets heads;
+  ListMaker::Kept lists;
+  kernels::Buffer m, l, o;  // states of a stripe
+  int64_t states = 0;
+};
+
+}  // namespace longspan::engine
