@@ -120,7 +120,8 @@ class Device {
   // Lists of heads are in host memory, here and in finish(); `packed` in the device's.
   virtual void pack_states(const StateBlock& block, float* packed) = 0;
   // Done on return: the I/O thread may take the results.
-  virtual void finish(const Finish& finish) = 0;
+  virtual void finish(std::span<const Finish> all) = 0;
+  void finish(const Finish& one) { finish(std::span(&one, 1)); }
 };
 
 }  // namespace longspan::kernels

@@ -237,6 +237,7 @@ class NcclExchange : public PoolExchange {
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
+    if (out.blocks > 0) gathered_.record(stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
       check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
@@ -247,6 +248,8 @@ class NcclExchange : public PoolExchange {
           "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
+    // Compute that is started now would take all multiprocessors before NCCL's kernel asks for some, and leave none until its end.
+    if (out.blocks > 0) wait(tag, step.peers, "be packed", [&] { return gathered_.done(); });
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
@@ -385,6 +388,7 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
+  cuda::Event gathered_;
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;

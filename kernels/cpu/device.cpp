@@ -90,7 +90,9 @@ void CpuDevice::start(const Step& step, int64_t, const Pool&, const Results&) { 
 void CpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, float* o) {
   cpu::clear_states(count, head_dim, m, l, o, threads_);
 }
-void CpuDevice::finish(const Finish& finish) { cpu::finish(finish, threads_); }
+void CpuDevice::finish(std::span<const Finish> all) {
+  for (const Finish& one : all) cpu::finish(one, threads_);
+}
 void CpuDevice::merge(const Merge& merge) { cpu::merge(merge, threads_); }
 
 void CpuDevice::pack_states(const StateBlock& block, float* packed) {

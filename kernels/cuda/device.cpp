@@ -305,11 +305,12 @@ void GpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, fl
   cuda::clear_states(count, head_dim, m, l, o, compute_.get());
 }
 
-void GpuDevice::finish(const Finish& finish) {
+void GpuDevice::finish(std::span<const Finish> all) {
   const CurrentDevice current(gpu_.ordinal);
-  Finish here = finish;
-  here.head_list = on_device(finish.head_list);
-  cuda::finish(here, compute_.get());
+  for (Finish one : all) {
+    one.head_list = on_device(one.head_list);
+    cuda::finish(one, compute_.get());
+  }
   compute_.synchronize();
 }
 

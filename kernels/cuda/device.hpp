@@ -36,7 +36,8 @@ class GpuDevice : public Device {
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
-  void finish(const Finish& finish) override;
+  using Device::finish;
+  void finish(std::span<const Finish> all) override;
   void merge(const Merge& merge) override;
   void pack_states(const StateBlock& block, float* packed) override;
 

@@ -17,7 +17,9 @@ struct Engine::Kept {
         fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_, transport_),
         long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
         heads(engine.pattern_, engine.shared_.shape) {}
-  ~Kept() { device.forget_lists(); }
+  ~Kept() {
+    if (!lists.empty()) device.forget_lists();
+  }
   Kept(const Kept&) = delete;
   Kept& operator=(const Kept&) = delete;
 

@@ -159,16 +159,21 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
   piece_bytes_ = most;
   together_ = device_.memory_is_host() ? kTogetherOnHost : std::min(kTogetherOnGpu, most_pieces);
   if (all > 0 && !states_) states_ = device_.allocate(all);
+  // All of others' pieces come at once where they are merged late: until then nobody would ask for more of them.
   const auto is_long = [](const plan::Stripe& stripe) { return stripe.is_long(); };
   const auto batch = std::find_if(stripes.begin(), stripes.end(), is_long);
   if (!device_.memory_is_host() && std::count_if(stripes.begin(), stripes.end(), is_long) == 1) {
     constexpr int64_t kMostBytes = int64_t{256} << 20;
     const int64_t states = layout(*batch).state_rows * shared_.shape.heads, bytes = states * (shared_.shape.head_dim + 2) * kWord;
-    if (bytes <= kMostBytes) piece_states_ = device_.allocate(bytes), piece_states_count_ = states;
+    if (bytes + static_cast<int64_t>(most_pieces) * most <= kMostBytes) {
+      piece_states_ = device_.allocate(bytes);
+      piece_states_count_ = states;
+      together_ = most_pieces;
+    }
   }
   const auto room = static_cast<int64_t>(together_) * piece_bytes_;
   passing_ = device_.allocate(room + (together_ > 1 ? piece_bytes_ : 0));
-  coming_ = device_.allocate_host(2 * room);
+  coming_ = device_.allocate_host(piece_states_ ? room : 2 * room);
   if (most_leaving > 0) leaving_ = device_.allocate_host(most_leaving);
 }
 
@@ -219,7 +224,7 @@ void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, con
 // Of the pieces of others, those that come together lie at the same places in coming_ and, once here, in passing_.
 int64_t LongRows::place_together(size_t other) const { return static_cast<int64_t>(other % together_) * piece_bytes_; }
 std::byte* LongRows::coming(size_t other) const {
-  return coming_.get() + static_cast<int64_t>(other / together_ % 2 * together_) * piece_bytes_;
+  return coming_.get() + static_cast<int64_t>(other / together_ % 2 * together_) * piece_bytes_;  // late: all are in the first half
 }
 
 void LongRows::post(size_t first) {
@@ -282,11 +287,12 @@ bool LongRows::has_rows(int64_t block) const {
 void LongRows::finish(int64_t block, int64_t row, const kernels::Results& results) const {
   const Shape& shape = shared_.shape;
   const int64_t first = row * shape.heads, element = static_cast<int64_t>(size_of(results.type));
+  std::vector<kernels::Finish> rows;
   for (const auto& [number, states] : merged_) {
     const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
     if (long_row.block != block) continue;
     const int64_t count = states_of(long_row);
-    device_.finish({.heads = shape.heads,
+    rows.push_back({.heads = shape.heads,
                     .head_dim = shape.head_dim,
                     .rows = blocks_.rows(block),
                     .m = states,
@@ -297,6 +303,7 @@ void LongRows::finish(int64_t block, int64_t row, const kernels::Results& result
                     .lse = results.lse + first,
                     .head_list = heads_[static_cast<size_t>(long_row.group)]});
   }
+  device_.finish(rows);
 }
 
 }  // namespace longspan::engine

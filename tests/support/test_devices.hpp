@@ -106,10 +106,11 @@ inline std::string name_of(TestDevice device) {
   return "?";
 }
 
-// CPUs that leave threads to the host, as a GPU does: lists are made by a thread of their own then.
+// CPUs that the engine takes for a GPU: lists are made by a thread of their own then, and long rows are merged late.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
+  bool memory_is_host() const override { return false; }
   int spare_threads() const override { return 3; }
 };
 
