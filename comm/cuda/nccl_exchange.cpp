@@ -237,7 +237,7 @@ class NcclExchange : public PoolExchange {
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
-    if (out.blocks > 0) gathered_.record(stream_.get());
+    before_.record(stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
       check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
@@ -248,8 +248,7 @@ class NcclExchange : public PoolExchange {
           "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
-    // Compute that is started now would take all multiprocessors before NCCL's kernel asks for some, and leave none until its end.
-    if (out.blocks > 0) wait(tag, step.peers, "be packed", [&] { return gathered_.done(); });
+    let_it_begin(tag, step.peers);
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
@@ -354,6 +353,16 @@ class NcclExchange : public PoolExchange {
     return list;
   }
 
+  // Compute that is started before NCCL's kernel has its multiprocessors takes all of them and leaves none until its end; then those of the
+  // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
+  // it can as soon as what comes before it in the stream is over.
+  void let_it_begin(int tag, const std::vector<int>& peers) {
+    constexpr auto kLaunch = std::chrono::microseconds(100);
+    wait(tag, peers, "be packed", [&] { return before_.done(); });
+    const auto launched = Clock::now();
+    while (Clock::now() - launched < kLaunch) sched_yield();
+  }
+
   // Until `done` says so; meanwhile errors in the background are seen, MPI moves on, and after the time-out the peers are named.
   template <typename Done>
   void wait(int tag, const std::vector<int>& peers, const char* what, Done done) {
@@ -388,7 +397,7 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  cuda::Event gathered_;
+  cuda::Event before_;  // the latest group
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;
