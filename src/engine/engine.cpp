@@ -379,13 +379,15 @@ class Engine::Run {
 
   // Last, since finish() of a stripe writes something in their place.
   void finish_long_rows(size_t s) {
-    bool any = false;
-    for_each_block(s, [&](int64_t block, int64_t) { any = any || long_rows_.has_rows(block); });
-    if (!any) return;
+    std::vector<std::pair<int64_t, int64_t>> blocks;  // and their first rows
+    for_each_block(s, [&](int64_t block, int64_t row) {
+      if (long_rows_.has_rows(block)) blocks.emplace_back(block, row);
+    });
+    if (blocks.empty()) return;
     merge_long_rows();
     finish_sending_states();
     const Timed timed(record_.finish);
-    for_each_block(s, [&](int64_t block, int64_t row) { long_rows_.finish(block, row, results_now_); });
+    for (const auto& [block, row] : blocks) long_rows_.finish(block, row, results_now_);
   }
 
   // Calls f(block, its first row) for the own query blocks of a stripe.
