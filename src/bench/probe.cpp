@@ -105,12 +105,25 @@ namespace {
 
 constexpr int64_t kProbeRows = 1 << 16;  // that differ, where they lie in memory for a GPU
 
-// Blocks of a job that takes about `seconds` when one of `first` blocks takes `taken`; the same on all ranks. Work grows with blocks^power.
-int64_t blocks_for(const comm::Communicator& ranks, int64_t first, double taken, double seconds, double power, int64_t block_bytes) {
-  // Half a million tokens, what a GPU takes a fifth of a second for, copies included; and 8 GiB of its memory.
-  const int64_t most = std::max(first, std::min<int64_t>(4096, (int64_t{8} << 30) / block_bytes));
-  const double factor = std::pow(seconds / std::max(taken, 1e-6), 1 / power);
-  return ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(first) * factor), first, most));
+// Half a million tokens, what a GPU takes a fifth of a second for, copies included; and 8 GiB of its memory.
+constexpr int64_t kMostBlocks = 4096, kMostBytes = int64_t{8} << 30;
+
+// Blocks of a job that takes about `seconds`, `first` to `most` of them; the same on all ranks. `taken(blocks)` says what one takes, where
+// work grows with blocks^power. What a small job takes is mostly what any job does, so that the first guess is too small: it is asked
+// again.
+template <typename Taken>
+int64_t blocks_for(const comm::Communicator& ranks, int64_t first, int64_t most, double seconds, double power, Taken taken) {
+  constexpr int kGuesses = 4;
+  int64_t blocks = first;
+  most = std::max(first, most);
+  for (int guess = 0; guess < kGuesses && blocks < most; ++guess) {
+    const double factor = std::pow(seconds / std::max(taken(blocks), 1e-6), 1 / power);
+    const int64_t next = ranks.min(std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(blocks) * factor), first, most));
+    const bool near = 2 * next <= 3 * blocks;
+    blocks = next;
+    if (near) break;
+  }
+  return blocks;
 }
 
 }  // namespace
@@ -122,15 +135,18 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] :
        {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0), std::tuple(&listed_, kManyEntries, 1.0)}) {
-    SelfJob small(ranks, shape, kFirst, text, output_type);
-    double taken = std::numeric_limits<double>::infinity();
-    for (int time = 0; time < 2; ++time) {
-      ranks.barrier();
-      taken = std::min(taken, small.run(*rows_, device).attend);
-    }
-    int64_t most = blocks_for(ranks, kFirst, taken, seconds, power, block_bytes);
-    if (job == &listed_) most = std::min(most, kMostListed);
-    *job = std::make_unique<SelfJob>(ranks, shape, most, text, output_type);
+    const auto taken = [&, of = text](int64_t blocks) {
+      SelfJob small(ranks, shape, blocks, of, output_type);
+      double least = std::numeric_limits<double>::infinity();
+      for (int time = 0; time < 2; ++time) {
+        ranks.barrier();
+        least = std::min(least, small.run(*rows_, device).attend);
+      }
+      return least;
+    };
+    const int64_t most = job == &listed_ ? kMostListed : kMostBlocks;
+    const int64_t blocks = blocks_for(ranks, kFirst, std::min(most, kMostBytes / block_bytes), seconds, power, taken);
+    *job = std::make_unique<SelfJob>(ranks, shape, blocks, text, output_type);
   }
 }
 
@@ -143,10 +159,13 @@ void Probe::also_move(const Job& like, comm::Transport& transport) {
   const int64_t held = 1 + std::min(kFarBlocks, ranks_.size() - 1);  // blocks of keys in a rank's memory, for each of its own
   const int64_t block_bytes =
       held * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, like.output_type);
-  SelfJob small(ranks_, shape, kFirst, kFarKeys, like.output_type);
-  ranks_.barrier();
-  const double taken = small.run(*rows_, device_).attend;
-  moving_ = std::make_unique<MovingJob>(ranks_, like, blocks_for(ranks_, kFirst, taken, seconds_, 1, block_bytes), transport);
+  const auto taken = [&](int64_t blocks) {
+    SelfJob small(ranks_, shape, blocks, kFarKeys, like.output_type);
+    ranks_.barrier();
+    return small.run(*rows_, device_).attend;
+  };
+  moving_ = std::make_unique<MovingJob>(
+      ranks_, like, blocks_for(ranks_, kFirst, std::min(kMostBlocks, kMostBytes / block_bytes), seconds_, 1, taken), transport);
 }
 
 void Probe::sample() {
