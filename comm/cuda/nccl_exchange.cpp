@@ -225,6 +225,7 @@ class NcclExchange : public PoolExchange {
     for (const Message& message : sends) made.add(message, block_bytes_, made.sent);
     if (made.peers.empty()) return;
     const cuda::CurrentDevice current(gpu_);
+    const bool is_first = latest_.done();                                // no group is on its way
     Started& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
@@ -248,10 +249,11 @@ class NcclExchange : public PoolExchange {
           "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
-    let_it_begin(tag, step.peers);
+    if (is_first) let_it_begin(tag, step.peers);
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
+    latest_.record(stream_.get());
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
@@ -355,7 +357,8 @@ class NcclExchange : public PoolExchange {
 
   // Compute that is started before NCCL's kernel has its multiprocessors takes all of them and leaves none until its end; then those of the
   // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
-  // it can as soon as what comes before it in the stream is over.
+  // it can as soon as what comes before it in the stream is over: here, the packing. A group behind another one has to wait for that
+  // anyway.
   void let_it_begin(int tag, const std::vector<int>& peers) {
     constexpr auto kLaunch = std::chrono::microseconds(100);
     wait(tag, peers, "be packed", [&] { return before_.done(); });
@@ -397,7 +400,7 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  cuda::Event before_;  // the latest group
+  cuda::Event before_, latest_;  // before the latest group; after it
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;
