@@ -19,7 +19,7 @@
 
 namespace longspan::kernels {
 
-// Memory that a device gave, and outlives.
+// Memory of a device, which outlives it.
 struct Release {
   void (*release)(void* memory, void* device) = nullptr;
   void* device = nullptr;
@@ -106,8 +106,8 @@ class Device {
   // Of the next step that will be started, lists and what they are for (type, heads, kv_heads, head_dim, scale, resident): host memory that
   // stays until that step has run. May come while another one runs; start() has less to do then. Another step may be started all the same.
   virtual void prepare(const Step&) {}
-  // What is kept of steps whose lists stay goes. None of them runs.
-  virtual void forget_lists() {}
+  // What is kept of the step with this work, whose lists stay, goes. It does not run.
+  virtual void forget_lists(const Work*) {}
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;

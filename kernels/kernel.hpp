@@ -81,7 +81,7 @@ struct Step {
   std::span<const Tile> tiles;
   std::span<const int32_t> head_lists;  // query heads of the Work items
   std::span<const MaskBits> masks;
-  bool lists_stay = false;  // these four, where and as they are, until Device::forget_lists()
+  bool lists_stay = false;  // these four, where and as they are, until Device::forget_lists(work)
 
   float* m = nullptr;  // [state rows][heads]
   float* l = nullptr;  // [state rows][heads]

@@ -237,7 +237,8 @@ void GpuDevice::prepare(const Step& next) {
   Lists& lists = lists_of(next);
   if (next.lists_stay && has_lists_of(lists.of, next)) return;
   lists.of = {};
-  lists.sent.wait();  // those that were prepared and never started
+  auto& [host, sent] = parcels_[next_parcel_++ % 2];
+  sent.wait();
   DeviceStep& step = lists.step;
   step.halves_at_a_time = takes_hopper(next) ? halves_at_a_time(next) : 2;
   const std::vector<Item> items = queue(next, step.halves_at_a_time);
@@ -245,7 +246,8 @@ void GpuDevice::prepare(const Step& next) {
   Parcel parcel;
   const size_t work = parcel.add(next.work), tiles = parcel.add(next.tiles), head_lists = parcel.add(next.head_lists),
                masks = parcel.add(next.masks), pairs = parcel.add(std::span<const Item>(items)), counter = parcel.add(std::span(&zero, 1));
-  parcel.send(lists.host, lists.memory, lists_in_);
+  parcel.send(host, lists.memory, lists_in_);
+  sent.record(lists_in_.get());
   lists.sent.record(lists_in_.get());
   step.step.work = parcel.span<Work>(work);
   step.step.tiles = parcel.span<Tile>(tiles);

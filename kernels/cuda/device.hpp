@@ -32,7 +32,7 @@ class GpuDevice : public Device {
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;
-  void forget_lists() override { kept_lists_.clear(); }
+  void forget_lists(const Work* work) override { kept_lists_.erase(work); }
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
@@ -54,7 +54,6 @@ class GpuDevice : public Device {
   struct Lists {
     Step of;          // in host memory; no work: none
     DeviceStep step;  // with pointers to `memory`
-    GrowingPinnedMemory host;
     DeviceMemory memory;
     Event sent;
   };
@@ -71,6 +70,11 @@ class GpuDevice : public Device {
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;
   std::map<const Work*, Lists> kept_lists_;
+  struct {
+    GrowingPinnedMemory host;
+    Event sent;
+  } parcels_[2];  // of lists, in turns
+  size_t next_parcel_ = 0;
   GrowingPinnedMemory places_host_, arrived_host_;
   DeviceMemory places_, arrived_;
   std::map<std::vector<int32_t>, DeviceMemory> head_lists_;  // as they were asked for: a job has few

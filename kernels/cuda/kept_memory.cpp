@@ -1,6 +1,7 @@
 #include "kernels/cuda/kept_memory.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "kernels/cuda/runtime.hpp"
 
@@ -13,11 +14,12 @@ std::byte* KeptMemory::take(int64_t bytes) {
   const std::lock_guard lock(mutex_);
   bytes = std::max<int64_t>(1, bytes);
   std::byte* memory = nullptr;
-  if (const auto fits = kept_.lower_bound(bytes); fits != kept_.end() && fits->first <= 2 * bytes) {
+  if (const auto fits = kept_.lower_bound(bytes); fits != kept_.end() && fits->first <= bytes + bytes / 4) {
     bytes = fits->first, memory = fits->second;
     kept_bytes_ -= bytes;
     kept_.erase(fits);
   } else {
+    keep_at_most(std::max<int64_t>(0, most_ - bytes_ - bytes));
     try {
       memory = allocate_device(bytes);
     } catch (...) {  // too much for what lies between the kept pieces
@@ -32,16 +34,21 @@ std::byte* KeptMemory::take(int64_t bytes) {
   return memory;
 }
 
-void KeptMemory::give_back(void* memory) {
-  const CurrentDevice current(ordinal_);
-  cudaDeviceSynchronize();  // an error here shows in the next call that can say so
+void KeptMemory::give_back(void* memory) noexcept {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(ordinal_);
+  const bool in_order = cudaDeviceSynchronize() == cudaSuccess;  // else the next call that can say so will
   const std::lock_guard lock(mutex_);
-  const auto found = in_use_.find(memory);
-  bytes_ -= found->second;
-  kept_bytes_ += found->second;
-  kept_.emplace(found->second, static_cast<std::byte*>(memory));
-  in_use_.erase(found);
-  keep_at_most(most_);
+  auto node = in_use_.extract(memory);
+  bytes_ -= node.mapped();
+  try {
+    if (in_order) kept_.emplace(node.mapped(), static_cast<std::byte*>(memory)), kept_bytes_ += node.mapped(), memory = nullptr;
+  } catch (const std::bad_alloc&) {  // it is not kept
+  }
+  if (memory != nullptr) cudaFree(memory);
+  keep_at_most(most_ - bytes_);
+  cudaSetDevice(before);
 }
 
 void KeptMemory::keep_at_most(int64_t bytes) {

@@ -17,10 +17,11 @@ class KeptMemory {
   KeptMemory(const KeptMemory&) = delete;
   KeptMemory& operator=(const KeptMemory&) = delete;
 
-  // Any thread. Error(device) when there is too little. No more is kept than was in use at once.
+  // Any thread. Error(device) when there is too little. What is kept and in use together is never more than was in use at once.
   std::byte* take(int64_t bytes);
-  // Waits for all that the device does, as cudaFree would: whoever gets the memory next uses other streams.
-  void give_back(void* memory);
+  // Waits for all that the device does, as cudaFree would: whoever gets the memory next uses other streams. After a failure of the device
+  // nothing is kept.
+  void give_back(void* memory) noexcept;
 
  private:
   // Frees kept memory, the smallest first, until at most so much is left.

@@ -7,6 +7,7 @@
 
 #include "bench/link.hpp"
 #include "bench/probe.hpp"
+#include "engine/list_maker.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::bench {
@@ -86,7 +87,8 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
   point.rates = rates;
   point.probe_flop_per_second = 4.0 * 64 * 64 * what.shape.head_dim / rates.full_quarter;
   // Rank 0 alone, as `plan` does without any rank.
-  rates.list_row = rates.list_entry = 0;  // the run that does not count has made the lists
+  const bool lists_stay = engine::ListMaker::can_keep(job.plan(), job.shared().memory.lists);
+  if (ranks.min(lists_stay ? 1 : 0) > 0) rates.list_row = rates.list_entry = 0;  // the run that does not count has made them
   if (ranks.rank() == 0) point.predicted = plan::predict(job.shared(), job.pattern(), job.blocks(), rates);
   ranks.barrier_at_rest();
   return point;

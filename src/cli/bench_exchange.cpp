@@ -119,6 +119,7 @@ int run_bench_exchange(const Settings& settings, const Context& context) {
   const std::optional<io::CorpusLayout> corpus = bench_corpus(ranks, settings);
   const auto times = static_cast<int>(settings.integer("iterations"));
   const BenchPlace place = bench_place(ranks, settings);
+  first.on_gpu = !place.device->memory_is_host();
   const std::unique_ptr<comm::Transport> transport = bench_transport(ranks, settings, place);
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);

@@ -149,6 +149,7 @@ MachineRates read_machine(const std::string& file, const Shape& shape, ElementTy
     return value.is_number_integer() ? value.get<int>() : 1;
   };
   const ordered_json& target = typical.at(machine, "target");
+  result.on_gpu = result.typical.lists_beside;
   result.measured_on = fmt::format("{} rank{} on {} host{}, {}, {} thread{} each", number("ranks"), number("ranks") == 1 ? "" : "s",
                                    number("hosts"), number("hosts") == 1 ? "" : "s", target.is_string() ? target.get<std::string>() : "?",
                                    number("threads"), number("threads") == 1 ? "" : "s");

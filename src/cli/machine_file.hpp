@@ -23,8 +23,9 @@
 namespace longspan::cli {
 
 struct MachineRates {
-  plan::Rates typical;               // medians over the ranks that were measured
-  plan::Rates worst;                 // of the slowest of them in each respect
+  plan::Rates typical;  // medians over the ranks that were measured
+  plan::Rates worst;    // of the slowest of them in each respect
+  bool on_gpu = false;
   std::string measured_on;           // "8 ranks on 2 hosts, AVX3_ZEN4, 2 threads each"
   std::vector<std::string> remarks;  // what had to be assumed
 };

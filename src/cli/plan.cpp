@@ -107,6 +107,7 @@ int run_plan(const Settings& settings, const Context& context) {
   std::optional<MachineRates> machine;
   if (options.machine) {
     machine = read_machine(*options.machine, options.subject.shape, planning.output_type);
+    planning.on_gpu = machine->on_gpu;
     for (plan::Rates* rates : {&machine->typical, &machine->worst}) {
       if (options.ranks_per_host) rates->ranks_per_host = *options.ranks_per_host;
       // The disk is one for all ranks.

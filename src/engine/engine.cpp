@@ -586,7 +586,13 @@ ExchangeTimes Engine::exchange(Input& input, kernels::Device& device, comm::Tran
     void write(int64_t, int64_t, const std::byte*, const float*) override {}
   } none;
   const std::unique_ptr<Kept> kept = take_kept(device, transport, options.keep);
-  return Run(*this, *kept, input, none, device, options).exchange(times);
+  Run run(*this, *kept, input, none, device, options);
+  try {
+    return run.exchange(times);
+  } catch (...) {
+    run.abandon();
+    throw;
+  }
 }
 
 }  // namespace longspan::engine

@@ -14,23 +14,27 @@ struct Engine::Kept {
   Kept(Engine& engine, kernels::Device& device_, comm::Transport& transport_)
       : device(device_),
         transport(transport_),
-        fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_, transport_),
         long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
-        heads(engine.pattern_, engine.shared_.shape) {}
+        heads(engine.pattern_, engine.shared_.shape),
+        fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_,
+                transport_) {}
   ~Kept() {
-    if (!lists.empty()) device.forget_lists();
+    for (const auto& of_stripe : lists) {
+      if (!of_stripe) continue;
+      for (const StepLists& step : of_stripe->steps) device.forget_lists(step.work.data());
+    }
   }
   Kept(const Kept&) = delete;
   Kept& operator=(const Kept&) = delete;
 
   kernels::Device& device;
   comm::Transport& transport;
-  Fetches fetches;
   LongRows long_rows;
   HeadSets heads;
   ListMaker::Kept lists;
   kernels::Buffer m, l, o;  // states of a stripe
   int64_t states = 0;
+  Fetches fetches;  // last: it goes first, since giving memory back waits for all that the device does, and so for other ranks
 };
 
 }  // namespace longspan::engine

@@ -7,13 +7,17 @@ namespace longspan::engine {
 
 ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept)
     : plan_(plan), bytes_(bytes), make_(std::move(make)), kept_(kept) {
-  int64_t all = 0;
-  for (const plan::Stripe& stripe : plan.stripes) all += stripe.list_bytes;
-  if (all > bytes) kept_ = nullptr;
+  if (!can_keep(plan, bytes)) kept_ = nullptr;
   if (kept_ != nullptr) kept_->resize(plan.stripes.size());
   if (threads <= 1) return;
   threads_.emplace(threads);
   thread_.emplace();
+}
+
+bool ListMaker::can_keep(const plan::RankPlan& plan, int64_t bytes) {
+  int64_t all = 0;
+  for (const plan::Stripe& stripe : plan.stripes) all += stripe.list_bytes;
+  return all <= bytes / 2;
 }
 
 ListMaker::~ListMaker() { ended_ = true; }

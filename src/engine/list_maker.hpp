@@ -26,13 +26,15 @@ namespace longspan::engine {
 
 class ListMaker {
  public:
+  using Kept = std::vector<std::shared_ptr<const StripeLists>>;  // by stripe
+  // Whether all of a plan's lists together take half of `bytes` at most: a GPU has them too, with more for each step.
+  static bool can_keep(const plan::RankPlan& plan, int64_t bytes);
+
   // Called for one stripe after another, by the caller's thread (`threads` is null) or by the maker's.
   using Make = std::function<StripeLists(size_t stripe, kernels::cpu::ThreadPool* threads)>;
   // `plan`, and what `make` uses, outlive the maker. `bytes`: of lists that may be there at one time, those in use among them
   // (plan::Memory::lists). `threads`: how many the lists may take; 1: only the caller's.
-  // `kept` (null: none) has the lists of runs before, by stripe; those that this one makes are kept with them, if all together take
-  // `bytes` at most.
-  using Kept = std::vector<std::shared_ptr<const StripeLists>>;
+  // `kept` (null: none) has the lists of runs before; those that this one makes are kept with them, if can_keep().
   ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept = nullptr);
   ~ListMaker();  // those that have not been begun are not made any more
 

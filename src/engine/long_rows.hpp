@@ -44,9 +44,9 @@ class LongRows {
   struct States {
     float *m, *l, *o;
   };
-  // Where the pieces have states of their own, as they do on a GPU that has them all in one stripe and in little memory (256 MiB with what
-  // comes of others, beside what the plan says): then they are merged when the rows' results are wanted, and nobody waits for others'
-  // before that. Else they lie where those of the next stripe will.
+  // Where the pieces have states of their own, as they do on a GPU that has them all in one stripe and in little memory (with what comes
+  // of others a sixteenth of plan::Options::memory and 256 MiB at most, beside what the plan says): then they are merged when the rows'
+  // results are wanted, and nobody waits for others' before that. Else they lie where those of the next stripe will.
   std::optional<States> own_states() const;
   // After a stripe of long rows: its states of others' rows start home, those of own rows start coming.
   void send_states(const plan::Stripe& stripe, const Layout& layout, const States& states);

@@ -74,11 +74,11 @@ class Attention {
   // shape's type; o [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that
   // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; no tensor is kept.
   // Where a rank computes on a GPU, tensors may lie
-  //   in that GPU's memory (cudaMalloc), without gaps: Q is read, and O and LSE are written, where they lie, if aligned to 16 bytes;
-  //   whoever
-  //     makes the inputs has ended when forward() is called. Tensors with gaps there are refused: Error(usage), the same on all ranks;
-  //   in pinned memory (cudaHostAlloc, cudaHostRegister), without gaps: they are copied straight;
+  //   in that GPU's memory (cudaMalloc), without gaps: Q is read, and O and LSE are written, where they lie, if aligned to 16 bytes. What
+  //     makes them must be over when forward() is called;
+  //   in pinned memory (cudaHostAlloc, cudaHostRegister) or that of another GPU, without gaps: they are copied straight;
   //   anywhere else in the host's memory: through buffers, which is slower.
+  // In a GPU's memory tensors with gaps are refused: Error(usage), the same on all ranks.
   // CPUs use tensors without gaps where they lie too, and take none in a GPU's memory. Memory that is computed in stays with the object,
   // for the next time. A failure on one rank alone (lost connection) ends the job with MPI_Abort.
   void forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse = nullptr);

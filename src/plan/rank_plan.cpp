@@ -152,7 +152,7 @@ int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
 // fro.
 int64_t worthwhile_groups(const Shared& shared, const Stripe& stripe, const std::vector<Intervals>& fetched, int64_t unit_bytes) {
   constexpr int64_t kFew = 4;
-  if (!shared.options.on_gpu || stripe.is_long()) return kFew;
+  if (!shared.options.on_gpu || stripe.is_long() || !own_keys_first(shared)) return kFew;
   constexpr double kTileSeconds = 1e-10;        // of a head_dim of one: 13 ns for 128 at 640 TFLOP/s, an H100
   constexpr double kLinkBytesPerSecond = 25e9;  // between hosts; within one it is more
   constexpr double kTilesOfAStep = 16;          // of a row: a state of 128 elements is read and written in the time of four tiles
