@@ -77,6 +77,7 @@ class Engine::Run {
         kept_(kept),
         fetches_(kept.fetches),
         long_rows_(kept.long_rows),
+        rows_(kept.rows),
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
             options.keep ? &kept.lists : nullptr) {
@@ -93,13 +94,15 @@ class Engine::Run {
     prepare_beside_loading();
     finish_loading_keys();
     may_start_first_ = false;
-    fetches_.start_first();  // beside the reading of queries
+    {
+      const Timed timed(record_.exchange);
+      fetches_.start_first();  // beside the reading of queries
+    }
     size_t t = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
       begin_stripe(s);
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
-        fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
-        finish_fetch(t);
+        fetch(t);
         attend(s, step);
         if (!stripe(s).is_long()) finish_sending_states();  // it had a step's time
         finish_passing_on(t);
@@ -131,8 +134,7 @@ class Engine::Run {
       const auto start = std::chrono::steady_clock::now();
       fetches_.start_first();
       for (size_t t = 0; t < fetches_.order().size(); ++t) {
-        fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
-        finish_fetch(t);
+        fetch(t);
         finish_passing_on(t);
         fetches_.release(t);
       }
@@ -167,6 +169,7 @@ class Engine::Run {
   Interval tokens_of(Interval run) const { return {engine_.blocks_.tokens(run.begin).begin, engine_.blocks_.tokens(run.end - 1).end}; }
 
   void allocate() {
+    const Timed timed(record_.plan);
     std::vector<Intervals> tokens(plan_.stripes.size());
     int64_t most_states = 0, long_queries = 0;
     for (size_t s = 0; s < plan_.stripes.size(); ++s) {
@@ -177,7 +180,7 @@ class Engine::Run {
       most_states = std::max(most_states, layout.state_rows);
       long_queries = std::max(long_queries, layout.q_rows);
     }
-    rows_.emplace(copies_, device_, shape_, shared_.options.output_type, tokens, long_queries);
+    rows_.begin(copies_, tokens, long_queries);
     const int64_t states = most_states * shape_.heads;
     if (kept_.states < states) {
       kept_.m = device_.allocate(states * 4);
@@ -185,7 +188,7 @@ class Engine::Run {
       kept_.o = device_.allocate(states * shape_.head_dim * 4);
       kept_.states = states;
     }
-    record_.rows_bytes = rows_->bytes() + states * (shape_.head_dim + 2) * 4;
+    record_.rows_bytes = rows_.bytes() + states * (shape_.head_dim + 2) * 4;
     long_rows_.make_room(plan_.stripes);
     record_.pool_bytes = fetches_.pool().bytes();
   }
@@ -277,9 +280,9 @@ class Engine::Run {
 
   void read_ahead(size_t s) {
     if (s >= plan_.stripes.size()) return;
-    next_q_ = rows_->q_in_place(s);
+    next_q_ = rows_.q_in_place(s);
     if (next_q_ != nullptr) return;
-    std::byte* to = rows_->q_buffer(read_++);
+    std::byte* to = rows_.q_buffer(read_++);
     next_q_ = to;
     reading_ = io_.submit([this, to, s] {
       const Timed timed(record_.queries_in);
@@ -298,8 +301,9 @@ class Engine::Run {
     });
   }
 
-  void finish_fetch(size_t t) {
+  void fetch(size_t t) {
     const Timed timed(record_.exchange);
+    fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
     fetches_.finish(t);
   }
   void finish_passing_on(size_t t) {
@@ -332,7 +336,7 @@ class Engine::Run {
       fetches_.hand_over();
       std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
       long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
-      device_.upload(q.data(), static_cast<int64_t>(q.size()), rows_->long_q());
+      device_.upload(q.data(), static_cast<int64_t>(q.size()), rows_.long_q());
       const auto [m, l, o] = states_of(s);
       device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m, l, o);
     } else if (!stripe(s).query_blocks.empty()) {
@@ -347,7 +351,7 @@ class Engine::Run {
         turn_ = written_++ % 2;
         wait_for_io(writes_[turn_]);
       }
-      results_now_ = rows_->results(s, turn_);
+      results_now_ = rows_.results(s, turn_);
       if (!long_rows_.own_states()) merge_long_rows();  // what came while this rank waited for queries
       clear_rows_that_see_nothing(s);
     } else {
@@ -423,7 +427,7 @@ class Engine::Run {
     fetches_.pool().slots_of(lists.resident, slots_);
     key_rows_ = engine_.blocks_.rows(lists.resident);
     kernels::Step arguments = listed(*lists_, lists);
-    arguments.q = stripe(s).is_long() ? rows_->long_q() : q_now_;
+    arguments.q = stripe(s).is_long() ? rows_.long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
     arguments.key_rows = key_rows_.data();
@@ -498,7 +502,7 @@ class Engine::Run {
   void write_results(size_t s) {
     writes_[turn_] = io_.submit([this, s, from = results_now_] {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
-      if (!rows_->results_in_place(s))
+      if (!rows_.results_in_place(s))
         device_.store_rows(
             from, size_of(tokens), shape_.heads, shape_.head_dim,
             [&](int64_t first, int64_t count) { return copies_.place(tokens, first, count); },
@@ -543,10 +547,8 @@ class Engine::Run {
   LongRows& long_rows_;
   LongRows::Layout layout_;
   bool states_to_merge_ = false;  // of the stripe of layout_
-
   std::shared_ptr<const StripeLists> lists_;
-
-  std::optional<StripeRows> rows_;
+  StripeRows& rows_;
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
   size_t read_ = 0, written_ = 0, begun_ = 0, turn_ = 0;

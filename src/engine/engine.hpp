@@ -29,8 +29,8 @@ namespace longspan::engine {
 // Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
 struct Record {
   double load = 0;      // waiting for own keys, when this thread has nothing else to make ready
-  double plan = 0;      // tile lists that no compute hid, and what is made ready of the first messages
-  double exchange = 0;  // waiting for keys, queries and states of other ranks, or for keys read again
+  double plan = 0;      // tile lists that no compute hid, memory, and what is made ready of the first messages
+  double exchange = 0;  // starting messages, waiting for keys, queries and states of other ranks, or for keys read again
   double attend = 0;    // compute of steps
   double finish = 0;    // merging and rounding
   double input = 0;     // waiting for queries

@@ -6,6 +6,7 @@
 #include "engine/list_maker.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/stripe_lists.hpp"
+#include "engine/stripe_rows.hpp"
 #include "kernels/device.hpp"
 
 namespace longspan::engine {
@@ -15,6 +16,7 @@ struct Engine::Kept {
       : device(device_),
         transport(transport_),
         long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
+        rows(device_, engine.shared_.shape, engine.shared_.options.output_type),
         heads(engine.pattern_, engine.shared_.shape),
         fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_,
                 transport_) {}
@@ -30,6 +32,7 @@ struct Engine::Kept {
   kernels::Device& device;
   comm::Transport& transport;
   LongRows long_rows;
+  StripeRows rows;
   HeadSets heads;
   ListMaker::Kept lists;
   kernels::Buffer m, l, o;  // states of a stripe

@@ -4,9 +4,8 @@
 
 namespace longspan::engine {
 
-StripeRows::StripeRows(const RowCopies& copies, kernels::Device& device, const Shape& shape, ElementType output_type,
-                       const std::vector<Intervals>& tokens, int64_t long_queries)
-    : output_type_(output_type), places_(tokens.size()) {
+void StripeRows::begin(const RowCopies& copies, const std::vector<Intervals>& tokens, int64_t long_queries) {
+  places_.assign(tokens.size(), {});
   int64_t most_q = 0, most_o = 0, most_lse = 0;  // rows
   for (size_t stripe = 0; stripe < tokens.size(); ++stripe) {
     const int64_t rows = size_of(tokens[stripe]);
@@ -17,19 +16,27 @@ StripeRows::StripeRows(const RowCopies& copies, kernels::Device& device, const S
     if (results.o == nullptr) most_o = std::max(most_o, rows);
     if (results.lse == nullptr) most_lse = std::max(most_lse, rows);
   }
-  const auto reserve = [&](kernels::Buffer& buffer, int64_t bytes) {
-    if (bytes == 0) return;
-    buffer = device.allocate(bytes);
-    bytes_ += bytes;
-  };
-  const int64_t states = shape.heads, elements = states * shape.head_dim;  // of a row
-  const int64_t q_row = elements * static_cast<int64_t>(size_of(shape.type));
+  const int64_t states = shape_.heads, elements = states * shape_.head_dim;  // of a row
+  const int64_t q_row = elements * static_cast<int64_t>(size_of(shape_.type));
   reserve(q_[0], most_q * q_row);
   reserve(q_[1], std::max(most_q, long_queries) * q_row);
   for (auto& [o, lse] : results_) {
-    reserve(o, most_o * elements * static_cast<int64_t>(size_of(output_type)));
+    reserve(o, most_o * elements * static_cast<int64_t>(size_of(output_type_)));
     reserve(lse, most_lse * states * static_cast<int64_t>(sizeof(float)));
   }
+}
+
+void StripeRows::reserve(Memory& memory, int64_t bytes) {
+  if (bytes <= memory.bytes) return;
+  memory.buffer.reset();
+  memory.buffer = device_.allocate(bytes);
+  memory.bytes = bytes;
+}
+
+int64_t StripeRows::bytes() const {
+  int64_t bytes = 0;
+  for (size_t turn = 0; turn < 2; ++turn) bytes += q_[turn].bytes + results_[turn].o.bytes + results_[turn].lse.bytes;
+  return bytes;
 }
 
 kernels::Results StripeRows::results(size_t stripe, size_t turn) const {

@@ -19,12 +19,14 @@ namespace longspan::engine {
 
 class StripeRows {
  public:
-  // Memory of `device` for stripes of these tokens (none: a stripe without own rows), and for so many queries of long stripes. Throws as
-  // Device::allocate.
-  StripeRows(const RowCopies& copies, kernels::Device& device, const Shape& shape, ElementType output_type,
-             const std::vector<Intervals>& tokens, int64_t long_queries);
+  StripeRows(kernels::Device& device, const Shape& shape, ElementType output_type)
+      : device_(device), shape_(shape), output_type_(output_type) {}
 
-  int64_t bytes() const { return bytes_; }
+  // A run with stripes of these tokens (none: a stripe without own rows), and so many queries of long stripes: memory for what is not in
+  // place, as far as runs before have not made it. Throws as Device::allocate.
+  void begin(const RowCopies& copies, const std::vector<Intervals>& tokens, int64_t long_queries);
+
+  int64_t bytes() const;                                                          // of the device's memory
   const std::byte* q_in_place(size_t stripe) const { return places_[stripe].q; }  // null: they are brought into a buffer
   bool results_in_place(size_t stripe) const { return places_[stripe].results.o != nullptr; }
   std::byte* q_buffer(size_t turn) const { return q_[turn % 2].get(); }
@@ -36,15 +38,22 @@ class StripeRows {
     const std::byte* q = nullptr;
     kernels::Device::ResultRows results;  // without LSE, that goes to a buffer and nowhere else
   };
-  struct ResultBuffers {
-    kernels::Buffer o, lse;
+  struct Memory {
+    kernels::Buffer buffer;
+    int64_t bytes = 0;
+    std::byte* get() const { return buffer.get(); }
   };
+  struct ResultBuffers {
+    Memory o, lse;
+  };
+  void reserve(Memory& memory, int64_t bytes);
 
+  kernels::Device& device_;
+  Shape shape_;
   ElementType output_type_;
   std::vector<Places> places_;  // by stripe
-  std::array<kernels::Buffer, 2> q_;
+  std::array<Memory, 2> q_;
   std::array<ResultBuffers, 2> results_;
-  int64_t bytes_ = 0;
 };
 
 }  // namespace longspan::engine
