@@ -199,6 +199,28 @@ TEST(RankPlan, KeysThatAreHereAreOneStep) {
   EXPECT_EQ(plan.stripes[1].steps(), first);
 }
 
+// On a GPU a further step costs a row's states: keys come in one where own ones take long enough, or where rows find little in them.
+TEST(RankPlan, GroupsThatAreWorthwhileOnAGpu) {
+  const Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = 16, .head_dim = 128, .type = ElementType::bfloat16};
+  const auto steps = [&](const char* text, int ranks, int rank, bool on_gpu, bool reproducible = false) {
+    const pattern::BoundPattern pattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, Documents::single(shape.tokens));
+    const Blocks blocks(pattern.documents());
+    Options options;
+    options.memory = int64_t{64} << 30;
+    options.stripes = 1;
+    options.reproducible = reproducible;
+    options.on_gpu = on_gpu;
+    const Shared shared = make_shared(pattern, blocks, shape, ranks, options);
+    return make_rank_plan(shared, pattern, blocks, rank).stripes.back().steps();
+  };
+  EXPECT_EQ(steps("causal", 2, 0, false), 5);
+  EXPECT_EQ(steps("causal", 2, 0, true), 2) << "own keys take longer than the others' to come";
+  EXPECT_EQ(steps("causal", 64, 33, true), 5) << "they do not, and rows find many tiles in each group";
+  EXPECT_GE(steps("block_random(64, 3, 1)", 4, 1, false), 5);
+  EXPECT_EQ(steps("block_random(64, 3, 1)", 4, 1, true), 2) << "few tiles";
+  EXPECT_EQ(steps("causal", 2, 1, true, true), steps("causal", 2, 1, false, true)) << "there is no step of own keys";
+}
+
 // Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
 // 131,072 rows of 4 KiB of queries and as much of results: 1 GiB on one rank, half of it on two.
 TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
