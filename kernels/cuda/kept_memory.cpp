@@ -47,7 +47,7 @@ void KeptMemory::give_back(void* memory) noexcept {
   } catch (const std::bad_alloc&) {  // it is not kept
   }
   if (memory != nullptr) cudaFree(memory);
-  keep_at_most(most_ - bytes_);
+  keep_at_most(in_order ? most_ - bytes_ : 0);
   cudaSetDevice(before);
 }
 

@@ -33,7 +33,7 @@ struct ScaleoutPoint {
   std::vector<double> seconds;  // of the slowest rank, each time
   double typical = 0;           // their median
   SectionTimes mean, slowest;   // over the ranks, of the time that is nearest to the median; of the slowest rank in it
-  double exposed = 0;           // share of the ranks' time that they wait for keys, queries and states of others
+  double exposed = 0;           // share of the ranks' time in which they start messages and wait for keys, queries and states of others
   double imbalance = 1;         // compute of the busiest rank over the mean
   double flop = 0;              // of all ranks
   int64_t kv_bytes_planned = 0, kv_bytes_moved = 0, kv_bytes_lower_bound = 0, row_bytes_moved = 0;  // of all ranks

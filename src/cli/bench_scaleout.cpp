@@ -201,7 +201,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
     log.info(
         "# efficiency: a rank's FLOP/s over those on one rank; cores give: the same of small jobs without exchange, as many ranks at "
         "once;\n"
-        "# of that: the one over the other. exposed: time that ranks wait for keys of others. moved: K and V of all ranks.\n"
+        "# of that: the one over the other. exposed: time in which ranks start messages and wait for others. moved: K and V of all ranks.\n"
         "# both: all tokens on all ranks, the last point of either mode. weak: ranks/all of the tokens.");
     if (settings.has("svg")) {
       std::vector<report::ScalingCurve> curves;

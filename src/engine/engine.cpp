@@ -80,7 +80,7 @@ class Engine::Run {
         rows_(kept.rows),
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
-            options.keep ? &kept.lists : nullptr) {
+            options.keep ? &kept.lists.of_stripes : nullptr) {
     long_rows_.begin(options.timeout);
     begin_fetches();
   }

@@ -11,6 +11,18 @@
 
 namespace longspan::engine {
 
+// Lists of which the device keeps what it has made ready.
+struct KeptLists {
+  kernels::Device& device;
+  ListMaker::Kept of_stripes;
+  ~KeptLists() {
+    for (const auto& of_stripe : of_stripes) {
+      if (!of_stripe) continue;
+      for (const StepLists& step : of_stripe->steps) device.forget_lists(step.work.data());
+    }
+  }
+};
+
 struct Engine::Kept {
   Kept(Engine& engine, kernels::Device& device_, comm::Transport& transport_)
       : device(device_),
@@ -20,12 +32,6 @@ struct Engine::Kept {
         heads(engine.pattern_, engine.shared_.shape),
         fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_,
                 transport_) {}
-  ~Kept() {
-    for (const auto& of_stripe : lists) {
-      if (!of_stripe) continue;
-      for (const StepLists& step : of_stripe->steps) device.forget_lists(step.work.data());
-    }
-  }
   Kept(const Kept&) = delete;
   Kept& operator=(const Kept&) = delete;
 
@@ -34,7 +40,7 @@ struct Engine::Kept {
   LongRows long_rows;
   StripeRows rows;
   HeadSets heads;
-  ListMaker::Kept lists;
+  KeptLists lists{device, {}};
   kernels::Buffer m, l, o;  // states of a stripe
   int64_t states = 0;
   Fetches fetches;  // last: it goes first, since giving memory back waits for all that the device does, and so for other ranks

@@ -73,6 +73,7 @@ const StripeLists* ListMaker::next() {
     if (first.done.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return nullptr;
     first.done.get();
   }
+  if (kept_ != nullptr) (*kept_)[taken_] = first.lists;  // the device may keep what it makes ready of them
   return first.lists.get();
 }
 

@@ -28,7 +28,7 @@ void StripeRows::begin(const RowCopies& copies, const std::vector<Intervals>& to
 
 void StripeRows::reserve(Memory& memory, int64_t bytes) {
   if (bytes <= memory.bytes) return;
-  memory.buffer.reset();
+  memory.buffer.reset(), memory.bytes = 0;
   memory.buffer = device_.allocate(bytes);
   memory.bytes = bytes;
 }

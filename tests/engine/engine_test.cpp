@@ -520,5 +520,51 @@ TEST_P(EngineTest, StatesAreTakenAlsoWhereAStripeIsDone) {
   }
 }
 
+// Keeps what is made ready of lists that stay, as a GPU does.
+class KeepsLists : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  void prepare(const kernels::Step& step) override {
+    if (step.lists_stay) ++prepared, kept.insert(step.work.data());
+  }
+  void forget_lists(const kernels::Work* work) override { kept.erase(work); }
+  std::set<const kernels::Work*> kept;
+  int prepared = 0;
+};
+
+// Whatever step the device was told of last, it knows none of them once the engine is gone: its next lists may lie where these lay.
+TEST(EngineKeepsTest, NothingStaysOnTheDeviceAfterARunThatFails) {
+  class Fails : public WholeInput {
+   public:
+    using WholeInput::WholeInput;
+    void read_q(int64_t begin, int64_t count, std::byte* out) override {
+      if (begin >= fail_from) throw std::runtime_error("unreadable");
+      WholeInput::read_q(begin, count, out);
+    }
+    void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // lists come first
+      WholeInput::read_k(begin, count, head, heads, out);
+    }
+    bool from_any_thread() const override { return false; }
+    int64_t fail_from = 0;
+  };
+  const comm::Communicator alone(MPI_COMM_SELF);
+  Problem problem(shape_of(ElementType::float32), Documents::single(3000), "causal");
+  for (int64_t fail_from : {int64_t{0}, int64_t{2000}, int64_t{3000}}) {
+    KeepsLists device(2);
+    comm::MpiTransport transport;
+    Fails input(problem);
+    input.fail_from = fail_from;
+    const auto run = [&] { attend_on(device, transport, alone, problem, {.stripes = 3, .twice = true}, {}, &input); };
+    if (fail_from < 3000) {
+      EXPECT_THROW(run(), std::runtime_error);
+    } else {
+      run();
+    }
+    EXPECT_TRUE(device.prepared > 0 || fail_from == 0);
+    EXPECT_TRUE(device.kept.empty());
+  }
+}
+
 }  // namespace
 }  // namespace longspan::testing

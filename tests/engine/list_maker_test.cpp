@@ -101,7 +101,13 @@ TEST_P(ListMakerTest, ThoseThatAreKeptAreNotMadeAgain) {
     for (int run = 0; run < 3; ++run) {
       ListMaker lists = maker(&kept);
       if (run == 1) lists.make_ahead();
-      for (int stripe = 0; stripe < 7; ++stripe) EXPECT_EQ(stripe_of(*lists.take(wait)), stripe);
+      for (size_t stripe = 0; stripe < 7; ++stripe) {
+        EXPECT_EQ(stripe_of(*lists.take(wait)), stripe);
+        // What was shown is kept too, even if the run ends there.
+        if (const StripeLists* next = lists.next(); next != nullptr && room == 14) {
+          EXPECT_EQ(kept.at(stripe + 1).get(), next);
+        }
+      }
       EXPECT_EQ(lists.next(), nullptr);
     }
     EXPECT_EQ(made_, room == 14 ? 7 : 21);
