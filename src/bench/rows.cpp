@@ -102,10 +102,10 @@ std::unique_ptr<RowSource> synthetic_rows(const Shape& shape, ElementType output
   return std::make_unique<SyntheticSource>(shape, output_type, rows, device, where);
 }
 
-HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::Device& device)
-    : RowsInMemory(reader.layout().shape, size_of(tokens), device), tokens_(std::move(tokens)) {
+HeldRows::HeldRows(const io::CorpusReader& reader, const Intervals& tokens, kernels::Device& device)
+    : RowsInMemory(reader.layout().shape, size_of(tokens), device), rows_(tokens) {
   int64_t row = 0;
-  for (const Interval& run : tokens_) {
+  for (const Interval& run : tokens) {
     const int64_t count = run.length();
     reader.read_q(run.begin, count, q_.get() + row * shape_.heads * row_bytes(shape_));
     reader.read_k(run.begin, count, 0, shape_.kv_heads, k_.get() + row * shape_.kv_heads * row_bytes(shape_));
@@ -115,22 +115,15 @@ HeldRows::HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::De
 }
 
 int64_t HeldRows::first_of(int64_t begin, int64_t count) const {
-  int64_t before = 0;
-  for (const Interval& run : tokens_) {
-    if (run.contains(begin)) return begin + count <= run.end ? before + begin - run.begin : -1;
-    before += run.length();
-  }
-  internal_error("rows that are not held were asked for");
+  const int64_t first = rows_.of(begin), last = rows_.of(begin + count - 1);
+  if (first < 0) internal_error("rows that are not held were asked for");
+  return last - first == count - 1 ? first : -1;
 }
 
 class DeviceRows::View : public engine::Input, public engine::Output {
  public:
-  View(std::shared_ptr<const DeviceRows> rows, Intervals tokens) : kept_(std::move(rows)), rows_(*kept_), tokens_(std::move(tokens)) {
-    for (const Interval& run : tokens_) {
-      first_.push_back(count_);
-      count_ += run.length();
-    }
-    if (count_ > rows_.rows_) internal_error("more rows are asked for than there are");
+  View(std::shared_ptr<const DeviceRows> rows, const Intervals& tokens) : kept_(std::move(rows)), rows_(*kept_), tokens_(tokens) {
+    if (tokens_.count() > rows_.rows_) internal_error("more rows are asked for than there are");
   }
   const std::byte* q_in_place(int64_t begin, int64_t) override { return place(rows_.q_, rows_.shape_.heads, begin); }
   const std::byte* k_in_place(int64_t begin, int64_t) override { return place(rows_.k_, rows_.shape_.kv_heads, begin); }
@@ -153,11 +146,9 @@ class DeviceRows::View : public engine::Input, public engine::Output {
 
  private:
   int64_t local(int64_t token) const {
-    const auto after =
-        std::upper_bound(tokens_.begin(), tokens_.end(), token, [](int64_t t, const Interval& run) { return t < run.begin; });
-    const auto run = static_cast<size_t>(after - tokens_.begin());
-    if (run == 0 || !tokens_[run - 1].contains(token)) internal_error("rows that are not held were asked for");
-    return first_[run - 1] + token - tokens_[run - 1].begin;
+    const int64_t row = tokens_.of(token);
+    if (row < 0) internal_error("rows that are not held were asked for");
+    return row;
   }
   std::byte* place(const kernels::Buffer& of, int heads, int64_t token) const {
     return of.get() + local(token) * heads * row_bytes(rows_.shape_);
@@ -172,9 +163,7 @@ class DeviceRows::View : public engine::Input, public engine::Output {
 
   std::shared_ptr<const DeviceRows> kept_;
   const DeviceRows& rows_;
-  Intervals tokens_;
-  std::vector<int64_t> first_;
-  int64_t count_ = 0;
+  Numbering tokens_;
 };
 
 void DeviceRows::fill(const Intervals& tokens, engine::Input& from) {

@@ -95,11 +95,11 @@ std::unique_ptr<RowSource> synthetic_rows(const Shape& shape, ElementType output
 class HeldRows : public RowsInMemory {
  public:
   // `tokens`: those that will be asked for, ascending. Throws Error(io), and Error(environment) where so much memory cannot be had.
-  HeldRows(const io::CorpusReader& reader, Intervals tokens, kernels::Device& device);
+  HeldRows(const io::CorpusReader& reader, const Intervals& tokens, kernels::Device& device);
 
  private:
   int64_t first_of(int64_t begin, int64_t count) const override;
-  Intervals tokens_;
+  Numbering rows_;  // of tokens
 };
 
 class Discard : public engine::Output {

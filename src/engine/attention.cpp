@@ -21,36 +21,19 @@ namespace longspan {
 
 namespace {
 
-// Local rows of a caller's tensors under global token numbers.
-class Rows {
- public:
-  explicit Rows(const Intervals& tokens) : tokens_(tokens) {
-    for (const Interval& run : tokens_) {
-      first_.push_back(count_);
-      count_ += run.length();
-    }
-  }
-  int64_t count() const { return count_; }
-  int64_t local(int64_t token) const {
-    const auto after =
-        std::upper_bound(tokens_.begin(), tokens_.end(), token, [](int64_t t, const Interval& run) { return t < run.begin; });
-    const auto run = static_cast<size_t>(after - tokens_.begin());
-    if (run == 0 || !tokens_[run - 1].contains(token)) internal_error("a row is asked for that this rank does not own");
-    return first_[run - 1] + token - tokens_[run - 1].begin;
-  }
-
- private:
-  const Intervals& tokens_;
-  std::vector<int64_t> first_;
-  int64_t count_ = 0;
-};
+// The row of a caller's tensors that holds the token.
+int64_t local_row(const Numbering& tokens, int64_t token) {
+  const int64_t row = tokens.of(token);
+  if (row < 0) internal_error("a row is asked for that this rank does not own");
+  return row;
+}
 
 // One of the caller's tensors, and how the device comes to it.
 class CallersTensor {
  public:
   // Throws Error(usage) for a tensor in a GPU's memory that has gaps.
   CallersTensor(const char* name, const void* data, int64_t row_stride, int64_t head_stride, int heads, int head_dim, ElementType type,
-                const Rows& rows, const kernels::Device& device)
+                const Numbering& rows, const kernels::Device& device)
       : heads_(heads), head_bytes_(head_dim * static_cast<int64_t>(size_of(type))), data_(const_cast<void*>(data)) {
     const auto element = static_cast<int64_t>(size_of(type));
     head_ = head_stride != 0 ? head_stride * element : head_bytes_;
@@ -118,7 +101,7 @@ class CallersTensor {
 
 class MemoryInput : public engine::Input {
  public:
-  MemoryInput(const Shape& shape, const Rows& rows, ConstTensor q, ConstTensor k, ConstTensor v, kernels::Device& device)
+  MemoryInput(const Shape& shape, const Numbering& rows, ConstTensor q, ConstTensor k, ConstTensor v, kernels::Device& device)
       : shape_(shape),
         rows_(rows),
         device_(device),
@@ -128,25 +111,25 @@ class MemoryInput : public engine::Input {
   void read_q(int64_t begin, int64_t count, std::byte* out) override { read(q_, begin, count, 0, shape_.heads, out); }
   void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { read(k_, begin, count, head, heads, out); }
   void read_v(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { read(v_, begin, count, head, heads, out); }
-  const std::byte* q_in_place(int64_t begin, int64_t) override { return q_.row_if_straight(rows_.local(begin)); }
-  const std::byte* k_in_place(int64_t begin, int64_t) override { return k_.row_if_straight(rows_.local(begin)); }
-  const std::byte* v_in_place(int64_t begin, int64_t) override { return v_.row_if_straight(rows_.local(begin)); }
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return q_.row_if_straight(local_row(rows_, begin)); }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return k_.row_if_straight(local_row(rows_, begin)); }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return v_.row_if_straight(local_row(rows_, begin)); }
   bool from_any_thread() const override { return q_.by_host() && k_.by_host() && v_.by_host(); }
 
  private:
   void read(const CallersTensor& from, int64_t begin, int64_t count, int head, int heads, std::byte* out) {
-    from.read(rows_.local(begin), count, head, heads, out, device_);
+    from.read(local_row(rows_, begin), count, head, heads, out, device_);
   }
 
   const Shape& shape_;
-  const Rows& rows_;
+  const Numbering& rows_;
   kernels::Device& device_;
   CallersTensor q_, k_, v_;
 };
 
 class MemoryOutput : public engine::Output {
  public:
-  MemoryOutput(const Shape& shape, ElementType type, const Rows& rows, Tensor o, float* lse, kernels::Device& device)
+  MemoryOutput(const Shape& shape, ElementType type, const Numbering& rows, Tensor o, float* lse, kernels::Device& device)
       : rows_(rows),
         device_(device),
         o_("o", o.data, o.row_stride, o.head_stride, shape.heads, shape.head_dim, type, rows, device),
@@ -154,18 +137,18 @@ class MemoryOutput : public engine::Output {
         wants_lse_(lse != nullptr) {}
   kernels::Device::ResultRows in_place(int64_t begin, int64_t) override {
     if (!o_.is_straight() || (wants_lse_ && !lse_.is_straight())) return {};
-    const int64_t first = rows_.local(begin);
+    const int64_t first = local_row(rows_, begin);
     return {o_.row(first), wants_lse_ ? reinterpret_cast<float*>(lse_.row(first)) : nullptr};
   }
   void write(int64_t begin, int64_t count, const std::byte* o, const float* lse) override {
-    const int64_t first = rows_.local(begin);
+    const int64_t first = local_row(rows_, begin);
     o_.write(first, count, o, device_);
     if (wants_lse_) lse_.write(first, count, reinterpret_cast<const std::byte*>(lse), device_);
   }
   bool from_any_thread() const override { return o_.by_host() && (!wants_lse_ || lse_.by_host()); }
 
  private:
-  const Rows& rows_;
+  const Numbering& rows_;
   kernels::Device& device_;
   CallersTensor o_, lse_;
   bool wants_lse_;
@@ -288,7 +271,7 @@ const Intervals& Attention::tokens() const { return state_->tokens; }
 int64_t Attention::local_rows() const { return size_of(state_->tokens); }
 
 void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, float* lse) {
-  const Rows rows(state_->tokens);
+  const Numbering rows(state_->tokens);
   std::optional<MemoryInput> input;
   std::optional<MemoryOutput> output;
   const auto look = [&] {

@@ -64,12 +64,6 @@ HeadSets::HeadSets(const pattern::BoundPattern& pattern, const Shape& shape) {
   }
 }
 
-int64_t StepLists::resident_index(int64_t block) const {
-  const auto next = std::upper_bound(resident.begin(), resident.end(), block, [](int64_t b, const Interval& run) { return b < run.begin; });
-  const auto run = static_cast<size_t>(next - resident.begin()) - 1;
-  return before_[run] + block - resident[run].begin;
-}
-
 Intervals step_blocks(const plan::Shared& shared, const plan::RankPlan& plan, const plan::Stripe& stripe, size_t key_class, int step) {
   const Intervals& need = stripe.need[key_class];
   const bool own_first = shared.keys_stay && !shared.options.reproducible;
@@ -178,11 +172,7 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
     StepLists& of_step = lists.steps[step];
     for (size_t c = 0; c < shared.classes.size(); ++c)
       of_step.resident = unite(of_step.resident, step_blocks(shared, plan, stripe, c, static_cast<int>(step)));
-    int64_t before = 0;
-    for (const Interval& run : of_step.resident) {
-      of_step.before_.push_back(before);
-      before += run.length();
-    }
+    of_step.numbering_ = Numbering(of_step.resident);
   }
 
   const std::vector<plan::StripeRow> rows = plan::rows_of(shared, pattern, stripe, plan.rank);

@@ -16,11 +16,11 @@ struct StepLists {
   std::vector<kernels::Work> work;  // dearest first
   std::vector<kernels::Tile> tiles;
   Intervals resident;  // key blocks that some class uses in this step: resident index = place in here
-  int64_t resident_index(int64_t block) const;
+  int64_t resident_index(int64_t block) const { return numbering_.of(block); }
 
  private:
   friend struct StripeLists;
-  std::vector<int64_t> before_;  // blocks before each interval of `resident`
+  Numbering numbering_;  // of `resident`
 };
 
 // Query heads of a head group that read one KV head.

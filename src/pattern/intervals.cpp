@@ -1,6 +1,8 @@
 #include "pattern/intervals.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace longspan {
 
@@ -81,6 +83,19 @@ Intervals first_of(const Intervals& set, int64_t count) {
     count -= interval.length();
   }
   return first;
+}
+
+Numbering::Numbering(Intervals set) : set_(std::move(set)) {
+  for (const Interval& run : set_) {
+    before_.push_back(count_);
+    count_ += run.length();
+  }
+}
+
+int64_t Numbering::of(int64_t x) const {
+  const auto next = std::upper_bound(set_.begin(), set_.end(), x, [](int64_t value, const Interval& run) { return value < run.begin; });
+  if (next == set_.begin() || !std::prev(next)->contains(x)) return -1;
+  return before_[static_cast<size_t>(next - set_.begin()) - 1] + x - std::prev(next)->begin;
 }
 
 }  // namespace longspan

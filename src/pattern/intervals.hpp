@@ -46,4 +46,18 @@ bool contains(const Intervals& set, int64_t x);
 // The first `count` integers of the set.
 Intervals first_of(const Intervals& set, int64_t count);
 
+// Counts the integers of a set from 0 on: of {[10, 12), [20, 30)}, 11 is number 1 and 20 number 2.
+class Numbering {
+ public:
+  Numbering() = default;
+  explicit Numbering(Intervals set);
+  int64_t count() const { return count_; }
+  int64_t of(int64_t x) const;  // −1 if it is not in the set
+
+ private:
+  Intervals set_;
+  std::vector<int64_t> before_;  // integers before each interval
+  int64_t count_ = 0;
+};
+
 }  // namespace longspan

@@ -76,6 +76,16 @@ TEST(Intervals, NormalisedTakesAnyOrder) {
   EXPECT_EQ(normalised({}), Intervals{});
 }
 
+TEST(Intervals, NumberingCountsInOrder) {
+  const Intervals set{{-3, -1}, {10, 12}, {20, 23}};
+  const Numbering numbering(set);
+  EXPECT_EQ(numbering.count(), 7);
+  int64_t number = 0;
+  for (int64_t x = -10; x < 30; ++x) EXPECT_EQ(numbering.of(x), contains(set, x) ? number++ : -1) << x;
+  EXPECT_EQ(Numbering().count(), 0);
+  EXPECT_EQ(Numbering().of(0), -1);
+}
+
 TEST(Intervals, EmptyRanges) {
   EXPECT_EQ(complement({}, {4, 4}), Intervals{});
   EXPECT_EQ(complement({}, {4, 6}), (Intervals{{4, 6}}));
