@@ -3,6 +3,7 @@
 //
 //   one thread:      allocate, clear, prepare and start a step, wait for it, finish, merge
 //   the I/O thread:  load_rows, load_units, store_rows, beside the compute
+//   either:          reach, upload, download
 //
 // "Device memory" is what allocate() returns; for CPUs it is plain memory and nothing is copied that need not be. Failures are thrown:
 // Error(device), or std::bad_alloc where memory is the host's.

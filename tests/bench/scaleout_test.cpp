@@ -29,11 +29,13 @@ TEST(BenchScaleout, PointsAreWhole) {
   const comm::Communicator world(MPI_COMM_WORLD);
   kernels::cpu::CpuDevice device(1);
   ScaleoutOptions options{.times = 2, .probe_seconds = 0.002, .link_bytes = 1 << 16};
-  options.rows = [](const PreparedJob& job) {
-    return JobRows{std::make_shared<SyntheticRows>(job.job().shape), std::make_shared<Discard>()};
+  // On the device they must not be written by anybody but its kernels.
+  options.rows = [&](const PreparedJob& job) {
+    return synthetic_rows(job.job().shape, job.job().output_type, size_of(job.tokens()), device, options.rows_in)->of(job.tokens());
   };
   options.transport = [](const comm::Communicator&) { return std::make_unique<comm::MpiTransport>(); };
   for (const char* text : {"causal & window(200)", "bigbird(64, 3, 3, 1, 0)"}) {
+    options.rows_in = options.rows_in == RowsIn::host ? RowsIn::device : RowsIn::host;
     Job job{.pattern = pattern::Pattern::parse(text),
             .shape = {.tokens = 3'000, .heads = 4, .kv_heads = 2, .head_dim = 16, .type = ElementType::float32},
             .documents = Documents({0, 1'000, 3'000}),
