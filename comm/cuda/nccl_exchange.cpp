@@ -26,6 +26,7 @@
 #include "comm/cuda/nccl_library.hpp"
 #include "comm/transport.hpp"
 #include "kernels/cuda/runtime.hpp"
+#include "kernels/cuda/small_copies.hpp"
 #include "kernels/cuda/units.hpp"
 
 namespace longspan::comm {
@@ -238,7 +239,7 @@ class NcclExchange : public PoolExchange {
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
-    before_.record(stream_.get());
+    if (is_first) before_.record(stream_.get()), to_begin_ = tag;
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
       check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
@@ -249,11 +250,31 @@ class NcclExchange : public PoolExchange {
           "ncclRecv");
     check_nccl(nccl().group_end(), "ncclGroupEnd");
     wait(tag, step.peers, "set up", [&] { return !comm_.is_busy(); });  // the first time connections are made; then the stream has it
-    if (is_first) let_it_begin(tag);
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
     latest_.record(stream_.get());
+  }
+
+  // Compute that is started before NCCL's kernel has its multiprocessors takes all of them and leaves none until its end; then those of the
+  // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
+  // it can as soon as what comes before it in the stream is over: here, the packing. Not for groups behind another one.
+  void let_it_begin() override {
+    const int tag = std::exchange(to_begin_, -1);
+    if (tag < 0 || latest_.done()) return;
+    constexpr auto kLaunch = std::chrono::microseconds(100);
+    constexpr double kPatience = 60;  // seconds, for a copy inside this GPU's memory
+    const auto start = Clock::now();
+    while (!before_.done()) {
+      sched_yield();
+      if (seconds_since(start) < kPatience) continue;
+      throw Error({.code = ExitCode::device,
+                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", tag, kPatience),
+                   .from = fmt::format("rank {}", ranks_.rank()),
+                   .mend = "see whether nvidia-smi finds the device in order"});
+    }
+    const auto launched = Clock::now();
+    while (Clock::now() - launched < kLaunch) sched_yield();
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
@@ -331,8 +352,7 @@ class NcclExchange : public PoolExchange {
       std::byte* data = memory.reserve(blocks * block_bytes, stream);
       slots.reserve(blocks * 4, stream);
       std::copy(all_slots.begin(), all_slots.end(), pinned);
-      cuda::check(cudaMemcpyAsync(slots.get(), pinned, static_cast<size_t>(blocks * 4), cudaMemcpyHostToDevice, stream.get()),
-                  "cudaMemcpyAsync");
+      cuda::copy_small(slots.get(), pinned, blocks * 4, stream.get());
       const auto* list = slots.as<int32_t>();
       for (Part& part : parts) {
         if (part.slots == nullptr) continue;
@@ -353,25 +373,6 @@ class NcclExchange : public PoolExchange {
     std::unique_ptr<cuda::PinnedMemory> list = std::move(*fits);
     idle_.lists.erase(fits);
     return list;
-  }
-
-  // Compute that is started before NCCL's kernel has its multiprocessors takes all of them and leaves none until its end; then those of the
-  // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
-  // it can as soon as what comes before it in the stream is over: here, the packing. Not for groups behind another one.
-  void let_it_begin(int tag) {
-    constexpr auto kLaunch = std::chrono::microseconds(100);
-    constexpr double kPatience = 60;  // seconds, for a copy inside this GPU's memory
-    const auto start = Clock::now();
-    while (!before_.done()) {
-      sched_yield();
-      if (seconds_since(start) < kPatience) continue;
-      throw Error({.code = ExitCode::device,
-                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", tag, kPatience),
-                   .from = fmt::format("rank {}", ranks_.rank()),
-                   .mend = "see whether nvidia-smi finds the device in order"});
-    }
-    const auto launched = Clock::now();
-    while (Clock::now() - launched < kLaunch) sched_yield();
   }
 
   // Until `done` says so; meanwhile errors in the background are seen, MPI moves on, and after the time-out the peers are named.
@@ -408,7 +409,8 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  cuda::Event before_, latest_;  // before the latest group; after it
+  cuda::Event before_, latest_;  // before the group of to_begin_; after the latest one
+  int to_begin_ = -1;            // tag of a group that began with none on its way and that nobody has let begin yet; -1: none
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;

@@ -11,6 +11,7 @@
 #include "kernels/cpu/thread_pool.hpp"
 #include "kernels/cuda/attention.hpp"
 #include "kernels/cuda/queue.hpp"
+#include "kernels/cuda/small_copies.hpp"
 #include "kernels/cuda/units.hpp"
 
 namespace longspan::kernels::cuda {
@@ -39,13 +40,16 @@ class Parcel {
     bytes_ += aligned(parts_.back().bytes);
     return parts_.size() - 1;
   }
-  // `pinned` stays until the stream has been here.
-  void send(GrowingPinnedMemory& pinned, DeviceMemory& memory, const Stream& stream) {
+  // `pinned` stays until the stream has been here. `beside_a_step`: not by a kernel, which would wait for it.
+  void send(GrowingPinnedMemory& pinned, DeviceMemory& memory, const Stream& stream, bool beside_a_step) {
     std::byte* host = pinned.reserve(bytes_);
     base_ = memory.reserve(bytes_, stream);
     for (const Part& part : parts_)
       if (part.bytes > 0) std::memcpy(host + part.at, part.from, static_cast<size_t>(part.bytes));
-    copy(base_, host, bytes_, cudaMemcpyHostToDevice, stream);
+    if (beside_a_step)
+      copy(base_, host, bytes_, cudaMemcpyHostToDevice, stream);
+    else
+      copy_small(base_, host, bytes_, stream.get());
   }
   template <typename T>
   const T* at(size_t part) const {
@@ -109,15 +113,17 @@ Reach GpuDevice::reach(const void* memory) const {
           .in_kernels = of_gpu && attributes.device == gpu_.ordinal};
 }
 
-void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
-  const CurrentDevice current(gpu_.ordinal);
-  copy(to, from, bytes, cudaMemcpyHostToDevice, compute_);
-  compute_.synchronize();
-}
+void GpuDevice::upload(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, from); }
+void GpuDevice::download(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, to); }
 
-void GpuDevice::download(const void* from, int64_t bytes, void* to) {
+// `host`: that of the two which is the host's.
+void GpuDevice::copy_now(void* to, const void* from, int64_t bytes, const void* host) {
   const CurrentDevice current(gpu_.ordinal);
-  copy(to, from, bytes, cudaMemcpyDeviceToHost, compute_);
+  const bool in_words = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(bytes)) % 4 == 0;
+  if (bytes <= kMostSmallBytes && in_words && reach(host).straight)
+    copy_small(to, from, bytes, compute_.get());
+  else
+    copy(to, from, bytes, cudaMemcpyDefault, compute_);
   compute_.synchronize();
 }
 
@@ -226,7 +232,7 @@ void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, 
   std::byte* host = arrived_host_.reserve(bytes);
   std::memcpy(host, slots.data(), slots.size_bytes());
   std::byte* list = arrived_.reserve(bytes, compute_);
-  copy(list, host, bytes, cudaMemcpyHostToDevice, compute_);
+  copy_small(list, host, bytes, compute_.get());
   arrived_sent_.record(compute_.get());
   flag_nonfinite(pool.units, reinterpret_cast<const int32_t*>(list), static_cast<int64_t>(slots.size()), type, head_dim, pool.nonfinite,
                  compute_.get());
@@ -246,7 +252,7 @@ void GpuDevice::prepare(const Step& next) {
   Parcel parcel;
   const size_t work = parcel.add(next.work), tiles = parcel.add(next.tiles), head_lists = parcel.add(next.head_lists),
                masks = parcel.add(next.masks), pairs = parcel.add(std::span<const Item>(items)), counter = parcel.add(std::span(&zero, 1));
-  parcel.send(host, lists.memory, lists_in_);
+  parcel.send(host, lists.memory, lists_in_, true);
   sent.record(lists_in_.get());
   lists.sent.record(lists_in_.get());
   step.step.work = parcel.span<Work>(work);
@@ -267,7 +273,7 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   Parcel places;
   const size_t slots = places.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = places.add(std::span(step.key_rows, static_cast<size_t>(step.resident)));
-  places.send(places_host_, places_, compute_);
+  places.send(places_host_, places_, compute_, false);
 
   DeviceStep device = lists.step;
   device.step = step;

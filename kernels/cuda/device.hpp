@@ -60,6 +60,7 @@ class GpuDevice : public Device {
 
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
+  void copy_now(void* to, const void* from, int64_t bytes, const void* host);
 
   Gpu gpu_;
   int64_t staging_bytes_;

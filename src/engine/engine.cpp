@@ -104,7 +104,7 @@ class Engine::Run {
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
         fetch(t);
         attend(s, step);
-        if (!stripe(s).is_long()) finish_sending_states();  // it had a step's time
+        if (!stripe(s).is_long() && !long_rows_.own_states()) finish_sending_states();  // it had a step's time
         finish_passing_on(t);
         fetches_.release(t);
       }
@@ -144,9 +144,7 @@ class Engine::Run {
     account();
     result.bytes_received = record_.bytes_received;
     result.bytes_sent = record_.bytes_sent;
-    for (const auto& stripe : engine_.schedule_.exchanges)
-      for (const StepExchange& step : stripe)
-        result.messages_received += static_cast<int64_t>(step.receive.size() + step.given_receive.size());
+    result.messages_received = engine_.schedule_.messages_received();
     return result;
   }
 
@@ -234,18 +232,18 @@ class Engine::Run {
   // What the first stripes need of this thread, while the I/O thread loads the keys: messages, long rows' queries, and lists.
   void prepare_beside_loading() {
     if (!loading_.valid() || plan_.stripes.empty()) return;
+    if (stripe(0).is_long()) start_queries(0);
     {
       const Timed timed(record_.plan);
       fetches_.prepare_first();
     }
-    may_start_first_ = !stripe(0).is_long();
+    may_start_first_ = true;
     const auto list_more = [&] {
       const Timed timed(record_.plan);
       return list_maker_.make_ahead();
     };
     list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
-    may_start_first_ = true;
     prepare_next(-1);
     while (loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready && list_more()) continue;
   }
@@ -263,8 +261,8 @@ class Engine::Run {
     task.get();
   }
 
-  // Who gives states to others is asked for each several times, and the rank that takes them has nothing else to do.
-  double poll() const { return long_rows_.is_sending() ? kPoll / 10 : kPoll; }
+  // States travel in many small parts, each of which asks both sides to look.
+  double poll() const { return long_rows_.is_moving() ? kPoll / 10 : kPoll; }
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
     fetches_.progress();
@@ -322,6 +320,11 @@ class Engine::Run {
     long_rows_.finish_sending();
   }
 
+  void start_queries(size_t s) {
+    const Timed timed(record_.exchange);
+    if (queries_started_ <= s) long_rows_.start_queries(stripe(s), input_), queries_started_ = s + 1;
+  }
+
   void begin_stripe(size_t s) {
     if (s < begun_) return;
     begun_ = s + 1;
@@ -332,11 +335,11 @@ class Engine::Run {
     if (stripe(s).is_long()) {
       merge_long_rows();
       layout_ = long_rows_.layout(stripe(s));
+      start_queries(s);
       const Timed timed(record_.exchange);
       fetches_.hand_over();
-      std::vector<std::byte> q(static_cast<size_t>(layout_.q_rows * q_row_bytes()));
-      long_rows_.bring_queries(stripe(s), layout_, input_, q.data());
-      device_.upload(q.data(), static_cast<int64_t>(q.size()), rows_.long_q());
+      long_rows_.finish_queries(layout_, rows_.long_q_on_host());
+      if (!device_.memory_is_host()) device_.upload(rows_.long_q_on_host(), layout_.q_rows * q_row_bytes(), rows_.long_q());
       const auto [m, l, o] = states_of(s);
       device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m, l, o);
     } else if (!stripe(s).query_blocks.empty()) {
@@ -354,8 +357,8 @@ class Engine::Run {
       results_now_ = rows_.results(s, turn_);
       if (!long_rows_.own_states()) merge_long_rows();  // what came while this rank waited for queries
       clear_rows_that_see_nothing(s);
-    } else {
-      if (!long_rows_.own_states()) merge_long_rows();  // nothing to compute here, but others wait to be rid of their states
+    } else if (!long_rows_.own_states()) {
+      merge_long_rows();  // nothing to compute here, but others wait to be rid of their states
     }
   }
 
@@ -422,8 +425,12 @@ class Engine::Run {
 
   void attend(size_t s, int step) {
     const StepLists& lists = lists_->steps[static_cast<size_t>(step)];
-    const Timed timed(record_.attend);
     if (lists.work.empty()) return;
+    {
+      const Timed timed(record_.exchange);
+      fetches_.let_it_begin();
+    }
+    const Timed timed(record_.attend);
     fetches_.pool().slots_of(lists.resident, slots_);
     key_rows_ = engine_.blocks_.rows(lists.resident);
     kernels::Step arguments = listed(*lists_, lists);
@@ -551,11 +558,11 @@ class Engine::Run {
   StripeRows& rows_;
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
-  size_t read_ = 0, written_ = 0, begun_ = 0, turn_ = 0;
+  size_t read_ = 0, written_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
   std::vector<int32_t> slots_, key_rows_;
   std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
-  // The first fetches may start as these come: where the first stripe waits for queries of other ranks, not before it has them, since a
-  // start may wait until all ranks have come to it.
+  // The first fetches may start as these come, once the first stripe's long queries are on their way: a start may wait for other ranks,
+  // which may wait for those.
   bool may_start_first_ = false;
   std::future<void> loading_, reading_, writes_[2];
   IoThread io_;           // its tasks use everything above,

@@ -221,6 +221,11 @@ void Fetches::hand_over() {
   if (inside_host_) inside_host_->hand_over();
 }
 
+void Fetches::let_it_begin() {
+  exchange_->let_it_begin();
+  if (inside_host_) inside_host_->let_it_begin();
+}
+
 void Fetches::abandon() {
   exchange_->abandon();
   if (inside_host_) inside_host_->abandon();

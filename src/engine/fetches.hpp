@@ -67,6 +67,7 @@ class Fetches {
   void release(size_t t);            // after a step: lets go of the units that nobody needs any more
   void finish_sends();               // of all steps
   void progress();                   // moves messages
+  void let_it_begin();               // as comm::PoolExchange::let_it_begin, before a step is computed
   void note_arrivals();              // for in_flight(); where this rank has nothing else to do
   void hand_over();                  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
   void abandon();                    // as comm::PoolExchange::abandon

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <set>
 
 namespace longspan::engine {
 
@@ -52,60 +50,58 @@ LongRows::Layout LongRows::layout(const plan::Stripe& stripe) const {
   return layout;
 }
 
-void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, Input& input, std::byte* q) {
+void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
   const Shape& shape = shared_.shape;
   const auto head_bytes = static_cast<int64_t>(size_of(shape.type)) * shape.head_dim;
-  // Which ranks need the queries of which long row.
-  std::map<int, std::set<int>> receivers;
+  std::map<int, std::set<int>> computed_by;  // by long row
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    receivers[piece.row].insert(piece.rank);
+    computed_by[piece.row].insert(piece.rank);
   }
-  struct Packed {
-    int row, peer, tag;
-    bool incoming;
-    std::shared_ptr<std::vector<std::byte>> bytes;  // one copy for all peers
-  };
-  std::vector<Packed> messages;
+  queries_ = {.tag = static_cast<int>(stripe.pieces.begin % kTags)};
+  // One message for each peer, of all its rows in ascending order: a message of its own for each would cost more than what is in it.
+  std::map<int, std::vector<comm::BlockExchange::Piece>> from, to;
   std::vector<std::byte> all;  // the queries of one own block, all heads: the rows of its groups stand side by side
   int64_t block_of_all = -1;
-  for (const auto& [number, ranks] : receivers) {
+  for (const auto& [number, ranks] : computed_by) {
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
     const int home = shared_.partition.rank_of(row.block);
-    const int64_t rows = blocks_.rows(row.block);
-    const std::vector<int>& heads = pattern_.groups()[static_cast<size_t>(row.group)].heads;
-    const int64_t bytes = states_of(row) * head_bytes;
-    const int tag = number % kTags;
-    if (home == rank_) {
-      if (block_of_all != row.block) {
-        all.resize(static_cast<size_t>(rows * shape.heads * head_bytes));
-        input.read_q(blocks_.tokens(row.block).begin, rows, all.data());
-        block_of_all = row.block;
-      }
-      const auto packed = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(bytes));
-      std::byte* to = packed->data();
-      for (int64_t r = 0; r < rows; ++r)
-        for (int head : heads)
-          std::memcpy(to, all.data() + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), to += head_bytes;
-      for (int peer : ranks) messages.push_back({number, peer, tag, false, packed});
-    } else if (ranks.count(rank_) != 0) {
-      messages.push_back({number, home, tag, true, std::make_shared<std::vector<std::byte>>(static_cast<size_t>(bytes))});
+    const bool is_here = ranks.count(rank_) != 0;
+    if (is_here) queries_.computed_here.insert(number);
+    if (home != rank_ && !is_here) continue;
+    std::vector<std::byte>& packed = queries_.of_row[number];
+    packed.resize(static_cast<size_t>(states_of(row) * head_bytes));
+    const comm::BlockExchange::Piece piece{packed.data(), static_cast<int64_t>(packed.size()) / kWord};
+    if (home != rank_) {
+      from[home].push_back(piece);
+      continue;
     }
+    const int64_t rows = blocks_.rows(row.block);
+    if (block_of_all != row.block) {
+      all.resize(static_cast<size_t>(rows * shape.heads * head_bytes));
+      input.read_q(blocks_.tokens(row.block).begin, rows, all.data());
+      block_of_all = row.block;
+    }
+    std::byte* into = packed.data();
+    for (int64_t r = 0; r < rows; ++r)
+      for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads)
+        std::memcpy(into, all.data() + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), into += head_bytes;
+    for (int peer : ranks)
+      if (peer != rank_) to[peer].push_back(piece);
   }
-  // One start per tag: all peers of a row's queries together.
-  std::map<int, std::pair<std::vector<comm::BlockExchange::Message>, std::vector<comm::BlockExchange::Message>>> by_tag;
-  for (Packed& message : messages) {
-    if (message.peer == rank_) continue;
-    auto& [receives, sends] = by_tag[message.tag];
-    (message.incoming ? receives : sends)
-        .push_back({message.peer, {{message.bytes->data(), static_cast<int64_t>(message.bytes->size()) / kWord}}});
-  }
-  for (auto& [tag, both] : by_tag) exchange_.start(tag, both.first, both.second);
-  for (auto& [tag, both] : by_tag) exchange_.finish_receives(tag);
-  for (const Packed& message : messages) {
-    if (!message.incoming && message.peer != rank_) continue;
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(message.row)];
-    const std::byte* from = message.bytes->data();
+  std::vector<comm::BlockExchange::Message> receives, sends;
+  for (auto& [peer, pieces] : from) receives.push_back({peer, std::move(pieces)});
+  for (auto& [peer, pieces] : to) sends.push_back({peer, std::move(pieces)});
+  exchange_.start(queries_.tag, receives, sends);
+}
+
+void LongRows::finish_queries(const Layout& layout, std::byte* q) {
+  const Shape& shape = shared_.shape;
+  const auto head_bytes = static_cast<int64_t>(size_of(shape.type)) * shape.head_dim;
+  exchange_.finish_receives(queries_.tag);
+  for (int number : queries_.computed_here) {
+    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
+    const std::byte* from = queries_.of_row.at(number).data();
     const int64_t first = layout.q_row.at(row.block);
     for (int64_t r = 0; r < blocks_.rows(row.block); ++r) {
       for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads) {
@@ -114,7 +110,8 @@ void LongRows::bring_queries(const plan::Stripe& stripe, const Layout& layout, I
       }
     }
   }
-  for (auto& [tag, both] : by_tag) exchange_.finish_sends(tag);
+  exchange_.finish_sends(queries_.tag);
+  queries_ = {};
 }
 
 int64_t LongRows::packed_bytes(const plan::LongRow& row) const {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -36,8 +37,10 @@ class LongRows {
   };
   Layout layout(const plan::Stripe& stripe) const;
 
-  // Brings the queries of the stripe's pieces on this rank into q [q_rows][heads][head_dim], host memory; sends those of own long rows.
-  void bring_queries(const plan::Stripe& stripe, const Layout& layout, Input& input, std::byte* q);
+  // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns; then, with
+  // those of this rank's pieces in q [q_rows][heads][head_dim], host memory. One stripe at a time.
+  void start_queries(const plan::Stripe& stripe, Input& input);
+  void finish_queries(const Layout& layout, std::byte* q);
   // Memory for the states that travel, for the stripe that needs most. Before the first stripe, when nobody waits for it.
   void make_room(const std::vector<plan::Stripe>& stripes);
   // The device's memory: m, l [rows][heads], o [rows][heads][head_dim].
@@ -64,6 +67,7 @@ class LongRows {
 
   void progress() { exchange_.progress(); }
   bool is_sending() const { return !sending_.empty(); }
+  bool is_moving() const { return exchange_.messages_in_flight() > 0; }                     // something, in or out
   int64_t bytes_received() const { return exchange_.bytes_received() - received_before_; }  // of this run
 
  private:
@@ -86,6 +90,11 @@ class LongRows {
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
   int64_t received_before_ = 0;              // bytes
+  struct Queries {                           // of a stripe, on their way
+    int tag = 0;
+    std::map<int, std::vector<std::byte>> of_row;  // [rows][group heads][head_dim], of own long rows and of those that this rank computes
+    std::set<int> computed_here;
+  } queries_;
   // All memory is made before the first stripe and given back at the end: a GPU may wait for all that it does then, and so for other ranks.
   kernels::Buffer piece_states_;  // m, l and o of the pieces, if they have their own
   int64_t piece_states_count_ = 0;

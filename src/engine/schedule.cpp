@@ -236,6 +236,13 @@ class HostAgreement {
 
 }  // namespace
 
+int64_t Schedule::messages_received() const {
+  int64_t messages = 0;
+  for (const std::vector<StepExchange>& stripe : exchanges)
+    for (const StepExchange& step : stripe) messages += static_cast<int64_t>(step.receive.size() + step.given_receive.size());
+  return messages;
+}
+
 int64_t Schedule::total_steps() const { return std::accumulate(steps.begin(), steps.end(), int64_t{0}); }
 
 Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,

@@ -51,6 +51,7 @@ struct Schedule {
   int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and those of the steps ahead; and those held for others
 
   int64_t total_steps() const;
+  int64_t messages_received() const;  // by this rank
 };
 
 // Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where

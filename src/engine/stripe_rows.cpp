@@ -20,6 +20,7 @@ void StripeRows::begin(const RowCopies& copies, const std::vector<Intervals>& to
   const int64_t q_row = elements * static_cast<int64_t>(size_of(shape_.type));
   reserve(q_[0], most_q * q_row);
   reserve(q_[1], std::max(most_q, long_queries) * q_row);
+  if (long_queries > 0 && !long_q_on_host_ && !device_.memory_is_host()) long_q_on_host_ = device_.allocate_host(long_queries * q_row);
   for (auto& [o, lse] : results_) {
     reserve(o, most_o * elements * static_cast<int64_t>(size_of(output_type_)));
     reserve(lse, most_lse * states * static_cast<int64_t>(sizeof(float)));

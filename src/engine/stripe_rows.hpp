@@ -31,6 +31,7 @@ class StripeRows {
   bool results_in_place(size_t stripe) const { return places_[stripe].results.o != nullptr; }
   std::byte* q_buffer(size_t turn) const { return q_[turn % 2].get(); }
   std::byte* long_q() const { return q_[1].get(); }
+  std::byte* long_q_on_host() const { return long_q_on_host_ ? long_q_on_host_.get() : long_q(); }  // on its way there; on CPUs there
   kernels::Results results(size_t stripe, size_t turn) const;
 
  private:
@@ -53,6 +54,7 @@ class StripeRows {
   ElementType output_type_;
   std::vector<Places> places_;  // by stripe
   std::array<Memory, 2> q_;
+  kernels::Buffer long_q_on_host_;  // a GPU's
   std::array<ResultBuffers, 2> results_;
 };
 

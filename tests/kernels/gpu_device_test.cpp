@@ -30,6 +30,24 @@ std::vector<float> random_floats(size_t count, uint32_t seed) {
   return values;
 }
 
+// Little that lies in pinned memory is copied by a kernel, in words; the rest by the copy engines.
+TEST_F(GpuDeviceTest, PinnedBytesOfAnySizeAndPlaceAreCopied) {
+  Device& gpu = *test_gpu();
+  constexpr int64_t kMost = (int64_t{16} << 20) + 20;
+  const Buffer pinned = gpu.allocate_host(kMost + 8), memory = gpu.allocate(kMost + 8), back = gpu.allocate_host(kMost + 8);
+  std::mt19937 random(7);
+  for (int64_t i = 0; i < kMost + 8; ++i) pinned.get()[i] = static_cast<std::byte>(random());
+  for (const int64_t bytes : {int64_t{1}, int64_t{4}, int64_t{6}, int64_t{1020}, int64_t{200'004}, kMost - 20, kMost - 16, kMost}) {
+    for (const int64_t shift : {0, 2, 4}) {
+      std::memset(back.get(), 0x5a, static_cast<size_t>(kMost + 8));
+      gpu.upload(pinned.get() + shift, bytes, memory.get() + shift);
+      gpu.download(memory.get() + shift, bytes, back.get() + shift);
+      EXPECT_EQ(std::memcmp(back.get() + shift, pinned.get() + shift, static_cast<size_t>(bytes)), 0) << bytes << " at " << shift;
+      EXPECT_EQ(back.get()[shift + bytes], std::byte{0x5a}) << bytes << " at " << shift;
+    }
+  }
+}
+
 TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
   Device& gpu = *test_gpu();
   cpu::CpuDevice cpu(1);
