@@ -17,13 +17,26 @@ namespace {
 // Only partial tiles: around the diagonal, and one to each side.
 constexpr const char* kPartialTiles = "window(100, 100)";
 constexpr const char* kFullTiles = "full";
-// A list for each KV head, of tiles that lie apart.
+// A list for each KV head, of tiles that lie apart, one quarter of each (but where two blocks happen to lie in one).
 constexpr const char* kManyEntries = "block_random(64, 12, 1)";
 // Each block of queries looks at this many blocks of keys, anywhere.
 constexpr const char* kFarKeys = "block_random(128, 8, 1)";
 constexpr int kFarBlocks = 8;
 
 }  // namespace
+
+PartialRates partial_rates(const TimedStep& few_tiles, const TimedStep& many_tiles, double full_quarter) {
+  const auto partial = [&](const TimedStep& step) { return std::max(0.0, step.seconds - step.work.full_quarters * full_quarter); };
+  const plan::StepWork &few = few_tiles.work, &many = many_tiles.work;
+  const double of_few = partial(few_tiles), of_many = partial(many_tiles);
+  const PartialRates alike{.quarter = of_few / std::max(1.0, few.partial_quarters)};
+  const double determinant = few.partial_tiles * many.partial_quarters - few.partial_quarters * many.partial_tiles;
+  // Unlike enough that noise does not decide.
+  if (std::abs(determinant) < 0.2 * few.partial_quarters * many.partial_tiles) return alike;
+  const PartialRates rates{.quarter = (few.partial_tiles * of_many - many.partial_tiles * of_few) / determinant,
+                           .tile = (many.partial_quarters * of_few - few.partial_quarters * of_many) / determinant};
+  return rates.quarter > 0 && rates.tile > 0 ? rates : alike;
+}
 
 // A job of this rank alone.
 class Probe::SelfJob {
@@ -33,6 +46,10 @@ class Probe::SelfJob {
 
   engine::Record run(RowSource& rows, kernels::Device& device) { return prepared_.run(rows.of(prepared_.tokens()), device, transport_); }
   double quarters() const { return static_cast<double>(plan().weighted_quarters()); }
+  // Of its only step.
+  plan::StepWork work() const {
+    return plan::work_of(prepared_.shared(), prepared_.pattern(), prepared_.blocks(), plan(), 1).stripes.front().steps.front();
+  }
   double list_rows() const { return static_cast<double>(plan().stripes.front().list_rows); }
   double entries() const { return static_cast<double>(plan().stripes.front().list_entries); }
   double states() const { return static_cast<double>(shape().tokens * shape().heads); }
@@ -148,6 +165,7 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
     const int64_t blocks = blocks_for(ranks, kFirst, std::min(most, kMostBytes / block_bytes), seconds, power, taken);
     *job = std::make_unique<SelfJob>(ranks, shape, blocks, text, output_type);
   }
+  partial_work_ = partial_->work(), listed_work_ = listed_->work();
 }
 
 Probe::~Probe() = default;
@@ -170,11 +188,14 @@ void Probe::also_move(const Job& like, comm::Transport& transport) {
 
 void Probe::sample() {
   double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
-  double partial_lists = 0;  // seconds
-  for (auto [job, quarter] : {std::pair(full_.get(), &full_quarter_), std::pair(partial_.get(), &partial_quarter_)}) {
+  double partial_lists = 0, partial_attend = 0;  // seconds
+  for (const auto& job : {full_.get(), partial_.get()}) {
     ranks_.barrier();
     const engine::Record record = job->run(*rows_, device_);
-    quarter->push_back(record.attend / job->quarters());
+    if (job == full_.get())
+      full_quarter_.push_back(record.attend / job->quarters());
+    else
+      partial_attend = record.attend;
     state_.push_back(record.finish / job->states());
     if (job == partial_.get()) partial_lists = record.lists;
     // The job that has more of something tells better what it costs.
@@ -183,7 +204,10 @@ void Probe::sample() {
     load = std::max(load, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
   ranks_.barrier();
-  const double many_lists = listed_->run(*rows_, device_).lists;
+  const engine::Record many = listed_->run(*rows_, device_);
+  const double many_lists = many.lists;
+  const auto [quarter, tile] = partial_rates({partial_work_, partial_attend}, {listed_work_, many.attend}, full_quarter_.back());
+  partial_quarter_.push_back(quarter), partial_tile_.push_back(tile);
   if (moving_) {
     ranks_.barrier();
     moving_->sample(*rows_, device_);
@@ -203,6 +227,7 @@ plan::Rates Probe::rates() const {
   plan::Rates rates;
   rates.full_quarter = over_ranks(full_quarter_);
   rates.partial_quarter = over_ranks(partial_quarter_);
+  rates.partial_tile = over_ranks(partial_tile_);
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);

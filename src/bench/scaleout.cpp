@@ -31,12 +31,24 @@ SectionTimes sections_of(const engine::Record& record) {
           .total = record.total};
 }
 
+// What the links are measured with: messages as large as the job's largest between GPUs, where NCCL gives one of 1 GiB three times the rate
+// of one of 16 MiB.
+int64_t link_bytes(const comm::Communicator& ranks, const PreparedJob& job, int64_t least) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (!job.job().on_gpu || job.job().through_host_memory) return least;
+  int64_t largest = 0;
+  for (const plan::StripeWork& stripe : plan::work_of(job.shared(), job.pattern(), job.blocks(), job.plan(), 1, 1).stripes)
+    for (const plan::StepWork& step : stripe.steps) largest = std::max(largest, step.bytes_across / std::max(1, step.messages_across));
+  return std::clamp(ranks.max(largest), least, kMost);
+}
+
 ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const JobRows& rows, kernels::Device& device,
                       comm::Transport& transport, const ScaleoutOptions& options) {
   const Job& what = job.job();
   const std::vector<int>& hosts = ranks.host_of_rank();
+  const int64_t bytes = link_bytes(ranks, job, options.link_bytes);
   const auto link = [&](const Neighbours& neighbours, plan::LinkRates& to) {
-    const LinkSpeed speed = measure_link(ranks, neighbours, device, transport, options.link_bytes, kLinkTimes);
+    const LinkSpeed speed = measure_link(ranks, neighbours, device, transport, bytes, kLinkTimes);
     if (speed.bytes_per_second > 0) to = {.latency = speed.latency, .bytes_per_second = speed.bytes_per_second};
   };
   plan::LinkRates within, across;

@@ -69,8 +69,7 @@ double compute_seconds(const comm::Communicator& ranks, const job::AttendJob& jo
   const plan::Blocks blocks(job.pattern().documents());
   double seconds = 0;
   for (const plan::StripeWork& stripe : plan::work_of(job.shared(), job.pattern(), blocks, job.plan(), ranks.size()).stripes)
-    for (const plan::StepWork& step : stripe.steps)
-      seconds += step.full_quarters * rates.full_quarter + step.partial_quarters * rates.partial_quarter;
+    for (const plan::StepWork& step : stripe.steps) seconds += plan::compute_seconds(step, rates);
   const std::vector<double> all = ranks.all_gather(seconds);
   return *std::max_element(all.begin(), all.end());
 }

@@ -296,7 +296,7 @@ std::vector<Command> make_commands() {
                          .collective = true};
   const Command doctor{
       .name = "doctor",
-      .summary = "check ranks, hosts, links and disk before a big job, on all ranks of mpirun or srun; exit code 0 or 4",
+      .summary = "check ranks, hosts, GPUs, links and disk before a big job, on all ranks of mpirun or srun; exit code 0 or 4",
       .usage = "[--folder DIR --save machine.json]",
       .options =
           {{.name = "folder", .value = "DIR", .fallback = ".", .help = "where the output of the job will be"},
@@ -313,11 +313,15 @@ std::vector<Command> make_commands() {
             .fallback = "2",
             .help = "a rank is unfit when it is so many times slower than the median one (latency: 5 times as many)"},
            {.name = "save", .value = "FILE", .help = "write the measured rates as JSON, for plan --machine", .when_absent = "not written"},
+           kDevice,
+           kShareGpu,
+           kTransport,
            kThreads,
            kBind},
       .more =
-          "Compares the program, clocks, system limits, attention and memory rates, free memory, MPI within and across hosts, and the "
-          "folder's disk. Unfit are also: clocks 1 s apart, less than 256 MiB of memory a rank, less than 20 MB/s of disk in all, a folder "
+          "Compares the program, clocks, system limits, attention and memory rates, free memory, MPI within and across hosts, the "
+          "folder's disk, and where a job would compute on GPUs: theirs, the way to them, and NCCL between them. Unfit are also: clocks 1 "
+          "s apart, less than 256 MiB of memory a rank, less than 20 MB/s of disk in all, a folder "
           "that is not the same on all hosts.",
       .collective = true};
   // What both benchmarks of several ranks take: the job, and what it runs on.

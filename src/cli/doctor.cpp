@@ -1,4 +1,4 @@
-// longspan doctor: a minute's check of the ranks, hosts, links and disk of a launch before the big job.
+// longspan doctor: a minute's check of the ranks, hosts, GPUs, links and disk of a launch before the big job.
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
@@ -6,16 +6,23 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 
+#include "bench/kernel.hpp"
+#include "bench/link.hpp"
 #include "cli/commands.hpp"
 #include "cli/effective.hpp"
 #include "cli/rank_map.hpp"
 #include "comm/link_rate.hpp"
+#include "comm/transport.hpp"
 #include "doctor/check.hpp"
 #include "doctor/compute_rate.hpp"
 #include "doctor/disk_rate.hpp"
+#include "doctor/gpu_rate.hpp"
 #include "doctor/memory_rate.hpp"
 #include "kernels/cpu/attention.hpp"
+#include "kernels/gpus.hpp"
+#include "launch/gpu_choice.hpp"
 #include "launch/topology.hpp"
 #include "report/format.hpp"
 #include "report/log.hpp"
@@ -32,6 +39,7 @@ using doctor::Verdict;
 using nlohmann::ordered_json;
 
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNcclTimeout = 60;     // seconds for NCCL to come up on all ranks
 constexpr double kLatencyPatience = 5;  // latencies scatter: theirs is so many times the tolerance
 
 // A figure's unit, and what it is divided by to be read.
@@ -214,6 +222,92 @@ ordered_json examine_link(const comm::Communicator& ranks, comm::Link link, cons
   return json;
 }
 
+constexpr ElementType kTypes[] = {ElementType::bfloat16, ElementType::float16, ElementType::float32};
+constexpr int kHeadDims[] = {64, 128};
+
+// Seconds for a 64×64 quarter in full tiles and in partial ones, of this rank, as a row of the record.
+ordered_json examine_compute(const comm::Communicator& ranks, const std::string& name, ElementType type, int head_dim,
+                             const doctor::ComputeRate& rate, Examination& examination) {
+  const auto seconds = [&](double one) {
+    return ordered_json{{"seconds_per_quarter", spread_json(doctor::spread_of(ranks.all_gather(one), Better::lower))}};
+  };
+  ordered_json row = {
+      {"type", longspan::name_of(type)}, {"head_dim", head_dim}, {"full", seconds(rate.full)}, {"partial", seconds(rate.partial)}};
+  row["flop_per_second"] = spread_json(examination.add(fmt::format("{} {}, head_dim {}", name, longspan::name_of(type), head_dim),
+                                                       kGigaflop, fmt::format("{}_{}_flop_per_second", longspan::name_of(type), head_dim),
+                                                       4.0 * 64 * 64 * head_dim / rate.full, Better::higher));
+  return row;
+}
+
+// A GPU's kernels: dense, and with three partial tiles a row.
+doctor::ComputeRate compute_rate(ElementType type, int head_dim, kernels::Device& device) {
+  constexpr int kTimes = 7;
+  const auto quarter = [&](const char* pattern, int64_t tokens, int kv_heads) {
+    const Shape shape{.tokens = tokens, .heads = 16, .kv_heads = kv_heads, .head_dim = head_dim, .type = type};
+    const bench::KernelMeasure measure = bench::measure_kernel(pattern::Pattern::parse(pattern), shape, kTimes, device, [] { return 1.0; });
+    return 4.0 * 64 * 64 * head_dim / measure.rate();
+  };
+  return {.full = quarter("full", 8192, 16), .partial = quarter("window(100, 100)", 32768, 1)};
+}
+
+// One message to the neighbour and one from it, all ranks at once, through what carries keys between GPUs.
+ordered_json examine_gpu_link(const comm::Communicator& ranks, const bench::Neighbours& neighbours, const std::string& name,
+                              const std::string& key, kernels::Device& device, comm::Transport& transport, Examination& examination) {
+  constexpr int kTimes = 5;
+  if (ranks.max(neighbours.to >= 0 ? 1 : 0) == 0) return nullptr;
+  const auto seconds = [&](int64_t bytes, int times) {
+    const double typical = bench::median(bench::exchange_seconds(ranks, neighbours, device, transport, bytes, times));
+    return typical > 0 ? typical : kNone;
+  };
+  ordered_json json;
+  json["latency_seconds"] = spread_json(examination.add(name + ", latency", kMicroseconds, key + "_latency_seconds",
+                                                        seconds(8, 10 * kTimes), Better::lower, kLatencyPatience));
+  ordered_json& sizes = json["sizes"] = ordered_json::array();
+  double rate = kNone;
+  for (const int64_t bytes : {int64_t{1} << 20, int64_t{16} << 20, int64_t{64} << 20, int64_t{256} << 20}) {
+    rate = static_cast<double>(bytes) / seconds(bytes, kTimes);
+    sizes.push_back(
+        {{"bytes", bytes}, {"bytes_per_second", number_or_null(doctor::spread_of(ranks.all_gather(rate), Better::higher).median)}});
+  }
+  json["bytes_per_second"] =
+      spread_json(examination.add(name + ", all at once", kGigabytes, key + "_bytes_per_second", rate, Better::higher));
+  return json;
+}
+
+// All ranks work at the same time, as in a job. Enters the GPUs' figures in `machine` in place of the CPUs'.
+void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choice, kernels::Device& device, comm::Transport& transport,
+                  ordered_json& machine, Examination& examination) {
+  machine["device"] = "cuda";
+  machine["target"] = device.name();
+  machine["row_seconds_per_state"] = 0.0;  // kernels round the results
+  machine["compute"] = ordered_json::array();
+  for (const ElementType type : kTypes) {
+    for (const int head_dim : kHeadDims) {
+      ranks.barrier();
+      machine["compute"].push_back(
+          examine_compute(ranks, "GPU attention", type, head_dim, compute_rate(type, head_dim, device), examination));
+    }
+  }
+  ranks.barrier();
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const doctor::GpuRate rate = doctor::gpu_rate(*choice.gpu, device, kBytes);
+  ordered_json& memory = machine["gpu_memory"];
+  const auto enter = [&](const char* name, const std::string& key, double value) {
+    memory[key] = spread_json(examination.add(name, kGigabytes, "gpu_" + key, value, Better::higher));
+  };
+  enter("GPU memory copy", "copy_bytes_per_second", rate.copy);
+  enter("host to GPU", "to_gpu_bytes_per_second", rate.to_gpu);
+  enter("GPU to host", "from_gpu_bytes_per_second", rate.from_gpu);
+  memory["free_bytes"] = spread_json(
+      examination.add("GPU memory free", kGibibytes, "gpu_free_bytes", static_cast<double>(choice.free_memory), Better::higher));
+  const std::vector<int> hosts = ranks.host_of_rank();
+  const std::string name = transport.passes_host_memory() ? "GPUs by MPI" : transport.name();
+  machine["links"]["within_host"] = examine_gpu_link(ranks, bench::neighbours_within_host(hosts, ranks.rank()), name + " in a host",
+                                                     "gpu_within_host", device, transport, examination);
+  machine["links"]["across_hosts"] = examine_gpu_link(ranks, bench::neighbours_across_hosts(hosts, ranks.rank()), name + " across hosts",
+                                                      "gpu_across_hosts", device, transport, examination);
+}
+
 }  // namespace
 
 int run_doctor(const Settings& settings, const Context& context) {
@@ -224,7 +318,10 @@ int run_doctor(const Settings& settings, const Context& context) {
   const std::optional<std::string> save = settings.maybe_text("save");
   std::optional<int> asked;
   if (const auto threads = settings.maybe_integer("threads")) asked = static_cast<int>(*threads);
-  const Launch launched = launch_ranks(ranks, settings.text("bind") == "cores", asked);
+  Launch launched = launch_ranks(ranks, settings.text("bind") == "cores", asked);
+  const launch::GpuChoice choice =
+      launch::choose_gpu(ranks, device_kind_named(settings.text("device")).value(), settings.flag("share-gpu"));
+  if (choice.gpu) launched.place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
   const std::vector<launch::Place> places = gather_places(ranks, launched.place);
   report::Log log(report::Level::info, ranks.rank() == 0, save == "-" ? stderr : stdout);
   log.info(version_text());
@@ -251,20 +348,12 @@ int run_doctor(const Settings& settings, const Context& context) {
   // All ranks work at the same time, as in a job.
   {
     kernels::cpu::ThreadPool pool(launched.place.threads);
-    for (const ElementType type : {ElementType::bfloat16, ElementType::float16, ElementType::float32}) {
-      for (const int head_dim : {64, 128}) {
+    for (const ElementType type : kTypes) {
+      for (const int head_dim : kHeadDims) {
+        if (choice.gpu) continue;
         ranks.barrier();
-        const doctor::ComputeRate rate = doctor::compute_rate(type, head_dim, pool);
-        const double flop = 4.0 * 64 * 64 * head_dim;
-        const std::string key = fmt::format("{}_{}", longspan::name_of(type), head_dim);
-        const auto seconds = [&](double one) {
-          return ordered_json{{"seconds_per_quarter", spread_json(doctor::spread_of(ranks.all_gather(one), Better::lower))}};
-        };
-        ordered_json row = {
-            {"type", longspan::name_of(type)}, {"head_dim", head_dim}, {"full", seconds(rate.full)}, {"partial", seconds(rate.partial)}};
-        row["flop_per_second"] = spread_json(examination.add(fmt::format("attention {}, head_dim {}", longspan::name_of(type), head_dim),
-                                                             kGigaflop, key + "_flop_per_second", flop / rate.full, Better::higher));
-        machine["compute"].push_back(std::move(row));
+        machine["compute"].push_back(
+            examine_compute(ranks, "attention", type, head_dim, doctor::compute_rate(type, head_dim, pool), examination));
       }
     }
     ranks.barrier();
@@ -277,12 +366,17 @@ int run_doctor(const Settings& settings, const Context& context) {
     machine["memory"]["free_bytes"] = spread_json(examination.add("memory free", kGibibytes, "free_bytes", static_cast<double>(free),
                                                                   Better::higher, 1, static_cast<double>(doctor::kLeastMemory)));
   }
-  // GPUs and NCCL: a build with them adds their figures here, before the links of the hosts.
-
   const int64_t message = std::min(int64_t{64} << 20, launched.share.memory / 8);
   machine["links"]["within_host"] = examine_link(ranks, comm::Link::within_host, "MPI in a host", "within_host", message, examination);
   machine["links"]["across_hosts"] =
       examine_link(ranks, comm::Link::across_hosts, "MPI across hosts", "across_hosts", message, examination);
+  if (choice.gpu) {
+    std::unique_ptr<kernels::Device> device;
+    ranks.agreed([&] { device = kernels::open_gpu(*choice.gpu); });
+    const std::unique_ptr<comm::Transport> transport = comm::make_transport(
+        ranks, comm::transport_kind_named(settings.text("transport")).value(), choice.gpu->ordinal, choice.sharers > 1, kNcclTimeout);
+    examine_gpus(ranks, choice, *device, *transport, machine, examination);
+  }
 
   const std::string folder = settings.text("folder");
   const doctor::DiskRate disk = doctor::disk_rate(ranks, folder, settings.integer("disk-bytes"));
@@ -307,7 +401,10 @@ int run_doctor(const Settings& settings, const Context& context) {
   if (machine["disk"].is_object())
     log.info(fmt::format("Disk, all ranks together: {:.3g} GB/s written and synced, {:.3g} GB/s read", disk.write_bytes_per_second / 1e9,
                          disk.read_bytes_per_second / 1e9));
-  log.info("GPUs and NCCL: not checked, there is no GPU support in this build");
+  if (!choice.gpu)
+    log.info("GPUs: not checked; " + (settings.text("device") == "cpu" ? "--device cpu"
+                                      : choice.remark.empty()          ? kernels::find_gpus().why_none
+                                                                       : choice.remark));
   if (const std::string remark = binding_remark(places, launch::slurm_allotment(), launch::Machine().cpus()); !remark.empty())
     log.info("NOTE " + remark);
   for (const std::string& remark : examination.remarks()) log.info(remark);

@@ -60,7 +60,7 @@ class Reader {
 };
 
 struct ComputeRow {
-  double full = 0, partial = 0;
+  double full = 0, partial = 0, partial_tile = 0;
   int head_dim = 0;
 };
 
@@ -75,7 +75,9 @@ ComputeRow compute_row(const Reader& reader, const ordered_json& machine, const 
     const auto full = reader.figure(reader.at(row, "full"), "seconds_per_quarter", false);
     if (!full || *full <= 0 || dim < 1) continue;
     if (best.head_dim != 0 && std::abs(dim - shape.head_dim) >= std::abs(best.head_dim - shape.head_dim)) continue;
-    best = {*full, reader.figure(reader.at(row, "partial"), "seconds_per_quarter", false).value_or(*full), dim};
+    const ordered_json& partial = reader.at(row, "partial");
+    best = {*full, reader.figure(partial, "seconds_per_quarter", false).value_or(*full),
+            reader.figure(partial, "seconds_per_tile", false).value_or(0), dim};
   }
   if (best.head_dim == 0)
     reader.refuse(fmt::format("the machine was not measured for {}", name_of(shape.type)), "no such row in \"compute\"",
@@ -96,25 +98,32 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   const double scale = static_cast<double>(shape.head_dim) / row.head_dim;
   rates.full_quarter = row.full * scale;
   rates.partial_quarter = row.partial * scale;
+  rates.partial_tile = row.partial_tile * scale;
   if (row.head_dim != shape.head_dim)
     remarks.push_back(fmt::format("compute rates are those of head_dim {}, scaled to {}", row.head_dim, shape.head_dim));
 
-  const auto copy = reader.figure(reader.at(machine, "memory"), "copy_bytes_per_second", true);
+  const bool on_gpu = reader.at(machine, "device") == "cuda";
+  const ordered_json& gpu = reader.at(machine, "gpu_memory");
+  const auto copy = reader.figure(on_gpu ? gpu : reader.at(machine, "memory"), "copy_bytes_per_second", true);
   const auto element = static_cast<double>(size_of(shape.type)), result = static_cast<double>(size_of(output_type));
   // What was not measured itself goes by the rate of memory: queries are copied, states cleared, read, and results written and copied.
   const double state_bytes = shape.head_dim * (2 * element + 4 + 4 + 3 * result);
   const auto state = reader.figure(machine, "row_seconds_per_state", false);
   rates.state = state ? *state : copy && *copy > 0 ? state_bytes / *copy : 0;
-  rates.state_in = reader.figure(machine, "row_read_seconds_per_state", false).value_or(0);
-  rates.state_out = reader.figure(machine, "row_write_seconds_per_state", false).value_or(0);
-  const auto load = reader.figure(machine, "key_load_bytes_per_second", true);
+  const auto to_gpu = reader.figure(gpu, "to_gpu_bytes_per_second", true), from_gpu = reader.figure(gpu, "from_gpu_bytes_per_second", true);
+  const double in = to_gpu && *to_gpu > 0 ? shape.head_dim * element / *to_gpu : 0;
+  const double out = from_gpu && *from_gpu > 0 ? (shape.head_dim * result + 4) / *from_gpu : 0;
+  rates.state_in = reader.figure(machine, "row_read_seconds_per_state", false).value_or(in);
+  rates.state_out = reader.figure(machine, "row_write_seconds_per_state", false).value_or(out);
+  auto load = reader.figure(machine, "key_load_bytes_per_second", true);
+  if (!load) load = to_gpu;
   if (load && *load > 0)
     rates.key_bytes_per_second = *load;
   else if (copy && *copy > 0)
     rates.key_bytes_per_second = *copy / 4;  // copied twice, read and written each time
   rates.list_row = reader.figure(machine, "list_seconds_per_row", false).value_or(0);
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
-  rates.lists_beside = reader.at(machine, "device") == "cuda";
+  rates.lists_beside = on_gpu;
   rates.hidden_byte = reader.figure(machine, "compute_seconds_per_moved_byte", false).value_or(0);
   rates.link_slowdown = std::max(1.0, reader.figure(machine, "link_slowdown", false).value_or(1));
 
@@ -180,11 +189,13 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"device", on.device},
           {"target", on.target},
           {"threads", on.threads},
-          {"compute", ordered_json::array({{{"type", name_of(shape.type)},
-                                            {"head_dim", shape.head_dim},
-                                            {"full", {{"seconds_per_quarter", spread(rates.full_quarter)}}},
-                                            {"partial", {{"seconds_per_quarter", spread(rates.partial_quarter)}}},
-                                            {"flop_per_second", spread(4.0 * 64 * 64 * shape.head_dim / rates.full_quarter)}}})},
+          {"compute",
+           ordered_json::array(
+               {{{"type", name_of(shape.type)},
+                 {"head_dim", shape.head_dim},
+                 {"full", {{"seconds_per_quarter", spread(rates.full_quarter)}}},
+                 {"partial", {{"seconds_per_quarter", spread(rates.partial_quarter)}, {"seconds_per_tile", spread(rates.partial_tile)}}},
+                 {"flop_per_second", spread(4.0 * 64 * 64 * shape.head_dim / rates.full_quarter)}}})},
           {"row_seconds_per_state", number(rates.state)},
           {"row_read_seconds_per_state", number(rates.state_in)},
           {"row_write_seconds_per_state", number(rates.state_out)},

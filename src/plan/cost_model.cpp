@@ -61,6 +61,7 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
       if (tile.form != kernels::Tile::Form::full) {
         const double quarters = __builtin_popcount(tile.quarters) * heads;
         put(tile.key).partial_quarters += quarters;
+        put(tile.key).partial_tiles += heads;
         seen += quarters;
         continue;
       }
@@ -80,7 +81,7 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
     for (size_t r = 0; r < rows.size() && seen == 0; ++r) look_at(rows[r]);
   lists.clear();
   const double scale = seen > 0 ? static_cast<double>(stripe.weighted_quarters) / seen : 0;
-  for (StepWork& step : work.steps) step.full_quarters *= scale, step.partial_quarters *= scale;
+  for (StepWork& step : work.steps) step.full_quarters *= scale, step.partial_quarters *= scale, step.partial_tiles *= scale;
 }
 
 }  // namespace
@@ -174,6 +175,10 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
       }
     }
   }
+}
+
+double compute_seconds(const StepWork& step, const Rates& rates) {
+  return step.full_quarters * rates.full_quarter + step.partial_quarters * rates.partial_quarter + step.partial_tiles * rates.partial_tile;
 }
 
 RankTime play(const RankWork& work, const Rates& rates) {
@@ -291,7 +296,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     for (size_t step = 0; step < stripe.steps.size(); ++step, ++t) {
       start_fetches(t + static_cast<size_t>(work.ahead));
       wait_for(arrival[t], time.exchange);
-      double compute = stripe.steps[step].full_quarters * rates.full_quarter + stripe.steps[step].partial_quarters * rates.partial_quarter;
+      double compute = compute_seconds(stripe.steps[step], rates);
       if (t + 1 < order.size() && compute > 0)
         compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;
       if (!rates.lists_beside && static_cast<int64_t>(step) + 1 == last && s + 1 < work.stripes.size() && s + 1 >= listed)

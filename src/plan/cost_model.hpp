@@ -27,7 +27,8 @@ struct LinkRates {
 // costs nothing.
 struct Rates {
   double full_quarter = 0;     // seconds for one 64×64 quarter of one query head, 4·64·64·head_dim FLOP, in a run of full tiles
-  double partial_quarter = 0;  // the same in a partial tile, per visited quarter
+  double partial_quarter = 0;  // the same in a partial tile, per visited quarter,
+  double partial_tile = 0;     // and for the tile
   double state = 0;            // seconds per row and query head that no thread does beside: states cleared and rounded
   double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
   double state_out = 0;        // and to take results away
@@ -45,6 +46,7 @@ struct Rates {
 // One step of one stripe.
 struct StepWork {
   double full_quarters = 0, partial_quarters = 0;  // 64×64 quarters × query heads
+  double partial_tiles = 0;                        // × query heads
   int64_t bytes_within = 0, bytes_across = 0;      // of keys fetched from ranks of this host, and of others
   int messages_within = 0, messages_across = 0;
   int64_t bytes_read = 0;  // of keys read again
@@ -71,6 +73,9 @@ struct RankWork {
   double most_list_bytes = kUnlimited;              // of tile lists that are there at one time
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending
 };
+
+// Of the step's kernel, by itself.
+double compute_seconds(const StepWork& step, const Rates& rates);
 
 // From one rank's plan. How a stripe's quarters spread over its steps comes from `sampled_rows` of its rows at most.
 RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, const RankPlan& plan, int ranks_per_host,

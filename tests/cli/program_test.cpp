@@ -343,6 +343,21 @@ TEST_F(Program, PlanPredictsTimesFromAMachine) {
   // 10,240 ranks: blocks hardly suffice, and still there is an answer.
   EXPECT_GT(predict("--ranks 10240 --ranks-per-host 8", "m.json")["seconds"], 0);
   EXPECT_GT(predict("--ranks 64 --rank 5", "m.json")["seconds"], 0);
+  // A GPU's keys, queries and results go by the rates between it and the host, not by the host's memory: 256 bytes of K, of V, of Q and
+  // of results (and 4 of LSE) for each of 2^20 rows, at 1 GB/s. One stripe after the other; the keys and queries of the first one first.
+  nlohmann::json gpu = nlohmann::json::parse(machine_of(40e-9));
+  gpu["machine"]["device"] = "cuda";
+  gpu["machine"]["row_seconds_per_state"] = 0.0;
+  gpu["machine"]["gpu_memory"] = {{"copy_bytes_per_second", 2e12}, {"to_gpu_bytes_per_second", 1e9}, {"from_gpu_bytes_per_second", 1e9}};
+  gpu["machine"]["disk"] = nullptr;
+  std::ofstream(file("gpu.json")) << gpu.dump();
+  const Outcome on_gpu = run_program("plan --pattern 'window(0)' --tokens 1Mi --heads 1 --ranks 1 --machine " + file("gpu.json") +
+                                     " --json=" + file("p.json"));
+  EXPECT_EQ(on_gpu.code, 0) << on_gpu.text;
+  const nlohmann::json moved = nlohmann::json::parse(std::ifstream(file("p.json")))["prediction"]["sections"];
+  const double seconds = 1.048576e-3 * 256;  // of 2^20 rows of 256 bytes
+  EXPECT_NEAR(moved["load"]["slowest"], 2 * seconds, 0.01 * seconds) << moved;
+  EXPECT_NEAR(moved["rows"]["slowest"], (2 + 4.0 / 256) * seconds, 0.05 * seconds) << moved;
   // Another head_dim is scaled, and that is told.
   const Outcome scaled = run_program("plan --pattern causal --tokens 64Ki --head-dim 64 --ranks 2 --machine " + file("m.json"));
   EXPECT_EQ(scaled.code, 0) << scaled.text;

@@ -10,7 +10,7 @@ using ::testing::Not;
 class Doctor : public JobFolder {
  protected:
   Outcome doctor(int ranks, const std::string& options) const {
-    return run(mpirun(ranks, "doctor --disk-bytes 1Mi --threads 1 " + options), folder_, 60 * LONGSPAN_SLOWDOWN);
+    return run(mpirun(ranks, "doctor --device cpu --disk-bytes 1Mi --threads 1 " + options), folder_, 60 * LONGSPAN_SLOWDOWN);
   }
 };
 
@@ -18,8 +18,8 @@ TEST_F(Doctor, AFitHostIsFitAndItsRatesAreSaved) {
   for (const int ranks : {1, 3}) {
     const Outcome outcome = doctor(ranks, "--tolerance 1e6 --folder " + folder_ + " --save " + file("machine.json"));
     EXPECT_EQ(outcome.code, 0) << outcome.text;
-    for (const char* line :
-         {"same on all", "attention bfloat16, head_dim 128", "memory read", "disk write, fsynced", "no GPU support in this build", "Fit."})
+    for (const char* line : {"same on all", "attention bfloat16, head_dim 128", "memory read", "disk write, fsynced",
+                             "GPUs: not checked; --device cpu", "Fit."})
       EXPECT_THAT(outcome.text, HasSubstr(line));
     EXPECT_EQ(occurrences(outcome.text, "MPI in a host, latency") > 0, ranks > 1);
     EXPECT_THAT(names(), ::testing::ElementsAre("machine.json")) << "what was written to measure the disk is gone";
@@ -50,6 +50,44 @@ TEST_F(Doctor, AFitHostIsFitAndItsRatesAreSaved) {
     EXPECT_GT(machine["disk"]["write_bytes_per_second"], 0);
     EXPECT_EQ(machine["disk"]["folder"], folder_);
   }
+}
+
+TEST_F(Doctor, GpusAndTheWayBetweenThemAreExamined) {
+  if (!on_gpus()) GTEST_SKIP() << "LONGSPAN_DEVICE=cuda is not set";
+  for (const int ranks : {1, 2}) {
+    const Outcome outcome = run(mpirun(ranks, "doctor --share-gpu --disk-bytes 1Mi --threads 1 --tolerance 1e6 --folder " + folder_ +
+                                                  " --save " + file("machine.json")),
+                                folder_, 120 * LONGSPAN_SLOWDOWN);
+    EXPECT_EQ(outcome.code, 0) << outcome.text;
+    for (const char* line : {"GPU attention bfloat16, head_dim 128", "GPU memory copy", "host to GPU", "GPU memory free", "Fit."})
+      EXPECT_THAT(outcome.text, HasSubstr(line));
+    EXPECT_THAT(outcome.text, Not(HasSubstr("not checked")));
+    const nlohmann::json machine = record_of(file("machine.json"))["machine"];
+    EXPECT_EQ(machine["device"], "cuda");
+    ASSERT_EQ(machine["compute"].size(), 6u);
+    for (const nlohmann::json& row : machine["compute"]) {
+      EXPECT_GT(row["full"]["seconds_per_quarter"]["median"], 0);
+      EXPECT_GT(row["partial"]["seconds_per_quarter"]["median"], 0);
+    }
+    for (const char* rate : {"copy_bytes_per_second", "to_gpu_bytes_per_second", "from_gpu_bytes_per_second"})
+      EXPECT_GT(machine["gpu_memory"][rate]["min"], 0) << rate;
+    EXPECT_EQ(machine["links"]["within_host"].is_null(), ranks == 1);
+    if (ranks > 1) {
+      EXPECT_GT(machine["links"]["within_host"]["bytes_per_second"]["min"], 0);
+      EXPECT_GT(machine["links"]["within_host"]["latency_seconds"]["min"], 0);
+    }
+    const Outcome plan = run({LONGSPAN_PROGRAM, "plan", "--pattern", "causal", "--tokens", "64Ki", "--ranks", std::to_string(ranks),
+                              "--machine", file("machine.json")},
+                             folder_, 60 * LONGSPAN_SLOWDOWN);
+    EXPECT_EQ(plan.code, 0) << plan.text;
+  }
+}
+
+TEST_F(Doctor, AGpuThatIsAskedForAndNotThereIsAnErrorOfTheDevice) {
+  if (!kernels::find_gpus().usable.empty()) GTEST_SKIP() << "there is a GPU";
+  const Outcome outcome = run(mpirun(2, "doctor --device cuda"), folder_, 60 * LONGSPAN_SLOWDOWN);
+  EXPECT_EQ(outcome.code, 5) << outcome.text;
+  EXPECT_EQ(occurrences(outcome.text, "no GPU to compute on"), 1) << outcome.text;
 }
 
 TEST_F(Doctor, AFolderThatIsNotThereIsUnfit) {

@@ -262,8 +262,8 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
       EXPECT_LT(time.exposed, 1);
       EXPECT_GT(time.memory, 0);
       before = time.seconds;
-      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::state, &Rates::list_row, &Rates::list_entry,
-                                  &Rates::hidden_byte, &Rates::link_slowdown}) {
+      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::partial_tile, &Rates::state, &Rates::list_row,
+                                  &Rates::list_entry, &Rates::hidden_byte, &Rates::link_slowdown}) {
         Rates slower = some_rates();
         slower.*rate = 2 * slower.*rate + 1e-9;
         EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
@@ -274,6 +274,18 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
       EXPECT_GE(job.time(slower).exposed, time.exposed - 1e-12);
     }
   }
+}
+
+// A window of 64 sees of each block of 128 rows its own keys and the 64 before: two partial tiles with 3 and 1 quarters, but for the first
+// block, which has one. 32 blocks, 4 heads.
+TEST(CostModel, PartialTilesAreCountedBesideTheirQuarters) {
+  const Case job("causal & window(64)", 32 * 128, 1, 1);
+  const RankWork work = job.work(0);
+  double tiles = 0, quarters = 0;
+  for (const StripeWork& stripe : work.stripes)
+    for (const StepWork& step : stripe.steps) tiles += step.partial_tiles, quarters += step.partial_quarters;
+  EXPECT_NEAR(quarters, 4 * (32 * 3 + 31), 1e-6);
+  EXPECT_NEAR(tiles, 4 * (32 + 31), 1e-6);
 }
 
 TEST(CostModel, KeysReadAgainComeFromTheFile) {
