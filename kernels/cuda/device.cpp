@@ -261,6 +261,9 @@ void GpuDevice::prepare(const Step& next) {
   step.step.masks = parcel.span<MaskBits>(masks);
   step.items = parcel.at<Item>(pairs);
   step.item_count = static_cast<int64_t>(items.size());
+  step.state_rows = 0;
+  for (const Work& one : next.work)
+    if (!one.begins) step.state_rows = std::max(step.state_rows, one.state_row + one.rows);
   step.counter = const_cast<uint32_t*>(parcel.at<uint32_t>(counter));
   lists.of = next;
 }

@@ -24,7 +24,8 @@ using namespace hopper;
 template <typename Element, class S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map,
-                   const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map) {
+                   const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map,
+                   const __grid_constant__ CUtensorMap state_map) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<S>*>(memory);
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes
@@ -39,15 +40,16 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       barrier_init(&shared.item_full[item], S::kConsumers), barrier_init(&shared.item_empty[item], S::kConsumerThreads + kQueryWarps);
     barrier_init_done();
     prefetch(&q_map), prefetch(&tile_map), prefetch(&half_map);
+    if (S::kContinues && S::kLists == 1) prefetch(&state_map);
   }
   __syncthreads();
 
   if (warp < kGroup / 32) {
     registers_decrease<S::kProducerRegisters>();
     const bool one = threadIdx.x % 32 == 0;
-    if (warp == 0) produce<S>(a, shared, tile_map, half_map);
+    if (warp == 0) produce<S>(a, shared, tile_map, half_map, state_map);
     if ((warp == 1 || warp == 2) && one) load_queries<S>(shared, q_map, warp - 1);
-    if (warp == 3 && one) copy_values<S>(shared, tile_map, half_map);
+    if (warp == 3 && one) copy_values<S>(shared, tile_map, half_map, state_map);
   } else {
     registers_increase<S::kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
@@ -66,10 +68,10 @@ void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) fail(std::string(call) + " failed", cudaGetErrorString(status));
 }
 
-// A tensor of 16-bit elements with panels of 64 elements as boxes' rows. Dimensions fastest first; strides in bytes, from dimension 1 on.
+// A tensor with 128 bytes as boxes' rows. Dimensions fastest first; strides in bytes, from dimension 1 on.
 template <size_t Rank>
-CUtensorMap tensor_map(ElementType type, const std::byte* base, std::array<cuuint64_t, Rank> size, std::array<cuuint64_t, Rank - 1> stride,
-                       std::array<cuuint32_t, Rank> box) {
+CUtensorMap tensor_map(CUtensorMapDataType type, const void* base, std::array<cuuint64_t, Rank> size,
+                       std::array<cuuint64_t, Rank - 1> stride, std::array<cuuint32_t, Rank> box) {
   static const auto encode = [] {  // through the runtime, so that no program links with the driver's library
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found{};
@@ -80,8 +82,7 @@ CUtensorMap tensor_map(ElementType type, const std::byte* base, std::array<cuuin
   std::array<cuuint32_t, Rank> step;
   step.fill(1);
   const CUresult result =
-      encode(&map, type == ElementType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, Rank,
-             const_cast<std::byte*>(base), size.data(), stride.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
+      encode(&map, type, Rank, const_cast<void*>(base), size.data(), stride.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail("cuTensorMapEncodeTiled failed", std::to_string(result).c_str());
   return map;
@@ -98,10 +99,16 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<S>)), "cudaFuncSetAttribute");
 
   const cuuint64_t row_bytes = D * 2, rows = static_cast<cuuint64_t>(in.pool_slots) * 2 * kTile;
-  const CUtensorMap q = tensor_map<3>(step.type, step.q, {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.q_rows)},
+  const CUtensorMapDataType type = step.type == ElementType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUtensorMap q = tensor_map<3>(type, step.q, {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.q_rows)},
                                       {row_bytes, row_bytes * step.heads}, {kPanel, 1, kRows});
-  const CUtensorMap tile = tensor_map<2>(step.type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
-  const CUtensorMap half = tensor_map<2>(step.type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
+  const CUtensorMap tile = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
+  const CUtensorMap half = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
+  CUtensorMap states{};
+  if (S::kContinues && S::kLists == 1)
+    states = tensor_map<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, step.o,
+                           {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.state_rows)},
+                           {D * 4, D * 4 * static_cast<cuuint64_t>(step.heads)}, {kStateColumns, 1, kRows});
   const Arguments arguments{.work = step.work.data(),
                             .tiles = step.tiles.data(),
                             .masks = step.masks.data(),
@@ -121,7 +128,7 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
                             .lse = in.lse,
                             .counter = in.counter};
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, in.item_count));
-  kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, q, tile, half);
+  kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, q, tile, half, states);
   check(cudaGetLastError(), "forward_hopper");
 }
 
@@ -136,12 +143,13 @@ void forward_hopper(const DeviceStep& step, cudaStream_t stream) {
   const auto of_type = [&]<class S>(S) {
     step.step.type == ElementType::bfloat16 ? launch<__nv_bfloat16, S>(step, stream) : launch<__half, S>(step, stream);
   };
+  const bool continues = step.state_rows > 0;
   if (step.step.head_dim == 128) {
-    of_type(Shape<128, 2>{});
+    continues ? of_type(Shape<128, 2, true>{}) : of_type(Shape<128, 2, false>{});
   } else if (step.halves_at_a_time == 2) {
-    of_type(Shape<64, 2>{});
+    continues ? of_type(Shape<64, 2, true>{}) : of_type(Shape<64, 2, false>{});
   } else {
-    of_type(Shape<64, 3>{});
+    of_type(Shape<64, 3, true>{});
   }
 }
 

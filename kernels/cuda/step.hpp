@@ -24,6 +24,7 @@ struct DeviceStep {
   std::byte* out = nullptr;              // [rows][heads][head_dim] of output_type, row = Work::q_row + r; for Work::ends
   float* lse = nullptr;                  // [rows][heads]
   int64_t q_rows = 0;                    // rows of step.q (bound of the tensor map)
+  int64_t state_rows = 0;                // rows of step.o, aligned to 16 bytes, with all that Work continues; 0: all Work begins
   int64_t pool_slots = 0;                // units of the pool
   const uint8_t* nonfinite_v = nullptr;  // [pool_slots] or null: unit's V holds NaN or ∞; a partial tile with one takes the slower path
   const Item* items = nullptr;           // as they are taken

@@ -161,7 +161,8 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
   const auto batch = std::find_if(stripes.begin(), stripes.end(), is_long);
   if (!device_.memory_is_host() && std::count_if(stripes.begin(), stripes.end(), is_long) == 1) {
     const int64_t most_bytes = std::min(int64_t{256} << 20, shared_.options.memory / 16);
-    const int64_t states = layout(*batch).state_rows * shared_.shape.heads, bytes = states * (shared_.shape.head_dim + 2) * kWord;
+    const int64_t states = (layout(*batch).state_rows * shared_.shape.heads + 3) / 4 * 4;  // so that o is aligned to 16 bytes, as m
+    const int64_t bytes = states * (shared_.shape.head_dim + 2) * kWord;
     if (bytes + static_cast<int64_t>(most_pieces) * most <= most_bytes) {
       piece_states_ = device_.allocate(bytes);
       piece_states_count_ = states;

@@ -161,6 +161,7 @@ class Call(ctypes.Structure):
                                                      "m", "l", "o", "out", "lse", "counter")]
     _fields_ += [(name, ctypes.c_int64) for name in ("rows", "resident", "pool_slots", "tile_count", "work_count", "item_count")]
     _fields_ += [(name, ctypes.c_int32) for name in ("heads", "kv_heads", "head_dim", "halves_at_a_time")]
+    _fields_ += [("state_rows", ctypes.c_int64)]
 
 
 def on_device(array):
@@ -206,7 +207,7 @@ class Longspan:
                                    work=self.keep[-2].data_ptr(), items=self.keep[-1].data_ptr(), out=self.out.data_ptr(), lse=self.lse.data_ptr(),
                                    counter=self.counter.data_ptr(), rows=tokens, resident=blocks, pool_slots=kv_heads * blocks,
                                    tile_count=len(tiles), work_count=len(work), item_count=count, heads=heads, kv_heads=kv_heads, head_dim=dim,
-                                   halves_at_a_time=at_a_time, **pointers))
+                                   halves_at_a_time=at_a_time, state_rows=tokens if step > 0 else 0, **pointers))
 
     def __call__(self):
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

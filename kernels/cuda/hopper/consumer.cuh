@@ -402,9 +402,10 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       m[r] = -kInfinity, l[r] = 0, sum[r] = 0;
-      const bool read = !part.begins && own_row + 8 * r < part.rows;
+      const bool read = S::kContinues && !part.begins && own_row + 8 * r < part.rows;
       const int64_t state = (part.state_row + own_row + 8 * r) * a.heads + head;
       if (read) m[r] = a.m[state], l[r] = a.l[state];
+      if constexpr (!S::kContinues || S::kLists == 1) continue;
       const auto* from = reinterpret_cast<const float2*>(a.o + state * D) + lane % 4;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
@@ -412,6 +413,30 @@ struct Consumer {
         o[4 * n + 2 * r] = pair.x, o[4 * n + 2 * r + 1] = pair.y;
       }
     }
+    if constexpr (!S::kContinues) {
+#pragma unroll
+      for (int i = 0; i < D / 2; ++i) o[i] = 0;
+    }
+  }
+
+  // O from the item's first entry: zeros if the item begins; rows that are not the item's have some other's, which nobody wants.
+  __device__ __forceinline__ void take_states() {
+    const int slot = walk.slot;
+    const uint32_t parity = walk.parity(slot);
+    wait(&shared.k_full[slot], parity), wait(&shared.v_full[slot], parity);
+    walk.pass(kTwoSlots);
+    const auto& panels = group == 0 ? shared.k : shared.v;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int line = (own_row + 8 * r) * kPanel;  // of 16-byte pieces that are swizzled
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        const uint16_t* part = &panels[n / 8][(slot + n / 4 % 2) * kPanelElements + line];
+        const auto pair = *reinterpret_cast<const float2*>(part + ((2 * (n % 4) + lane % 4 / 2) ^ lane / 4) * 8 + lane % 2 * 4);
+        o[4 * n + 2 * r] = pair.x, o[4 * n + 2 * r + 1] = pair.y;
+      }
+    }
+    arrive(&shared.k_empty[slot]), arrive(&shared.v_empty[slot]);
   }
 
   __device__ __forceinline__ void write_state(int head, const Part& part) const {
@@ -482,6 +507,7 @@ struct Consumer {
       if constexpr (S::kLists == 2) list = part.list, row = part.half * kRows + own_row;
       read_state(head, part);
       wait(&shared.q_full[group], count % 2);
+      if constexpr (S::kContinues && S::kLists == 1) take_states();  // not before Q is there (2 % faster)
       entries();
       if (part.ends) {
         write_output(head, part);

@@ -11,7 +11,7 @@ namespace longspan::kernels::cuda::hopper {
 
 __device__ inline void prefetch(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
-// The box whose first element has these coordinates, fastest dimension first. What lies past the tensor's end arrives as zeros.
+// The box whose first element has these coordinates, fastest dimension first. What lies outside of the tensor arrives as zeros.
 __device__ inline void load_box(void* to, const CUtensorMap* map, uint64_t* full, int c0, int c1) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
                    shared_address(to)),

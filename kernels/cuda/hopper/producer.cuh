@@ -70,6 +70,14 @@ struct Copier {
       for (int panel = 0; panel < Ring::kPanels; ++panel)
         load_box(&to[panel][walk.slot * kPanelElements], halves == 2 ? &tile_map : &half_map, full, panel * kPanel, row);
   }
+
+  // O of 64 rows from `row` on, 32 columns to each slot of a panel: as many bytes as the K or V of an entry.
+  __device__ __forceinline__ void copy_states(Panels& to, uint64_t* full, const CUtensorMap& state_map, int head, int row) const {
+    static_assert(2 * kSlotKeys * kPanel * 2 == kRows * 2 * kStateColumns * 4);
+    arrive_expect(full, kRows * S::kHeadDim * 4);
+    for (int part = 0; part < S::kHeadDim / kStateColumns; ++part)
+      load_box(&to[part / 2][(walk.slot + part % 2) * kPanelElements], &state_map, full, part * kStateColumns, head, row);
+  }
 };
 
 // An entry of the ring as warp 0 makes it.
@@ -205,7 +213,8 @@ struct Entries {
 
 // Warp 0. An entry is sent when its successor is known: consumers must know which one is the item's last.
 template <class S>
-__device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map) {
+__device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map,
+                        const CUtensorMap& state_map) {
   constexpr uint32_t kAll = 0xffffffff;
   constexpr int kLanes = Entries<S>::kLanes;
   const int lane = threadIdx.x % 32, list = lane / kLanes;
@@ -243,6 +252,15 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
     if (stop && lane == 0) announce({.message = {.flags = kStop}});
     if (stop) return;
 
+    if constexpr (S::kContinues && S::kLists == 1) {                                // at an even slot, as every item
+      constexpr uint32_t flags = kState | kTwoSlots | 0xf;                          // a consumer without rows takes it, too
+      const int row = first->begins ? -kTile : static_cast<int>(first->state_row);  // what lies before the tensor arrives as zeros
+      if (lane == 0) {
+        announce({{flags, item.head}, row});
+        keys.copy_states(shared.k, &shared.k_full[keys.walk.slot], state_map, item.head, row);
+      }
+      keys.walk.pass(flags);
+    }
     const Work* work = list == 0 ? first : second;
     const Share share = list == 0 ? Share{0, item.from_half, of_first} : Share{of_first, 0, of_second};
     Entries<S> entries{a,
@@ -287,20 +305,23 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
 
 // One thread of warp 3.
 template <class S>
-__device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map) {
+__device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map, const CUtensorMap& state_map) {
   Copier<S> values{shared, tile_map, half_map, {}};
   while (true) {
     const int slot = values.walk.slot;
     wait(&shared.announced[slot], values.walk.parity(slot));
     const uint32_t flags = shared.messages[slot].flags;
-    const int unit = shared.units[slot];
+    const int unit = shared.units[slot], head = shared.messages[slot].keys;
     arrive(&shared.k_empty[slot]);
     if (flags & kStop) return;
     values.wait_for(shared.v_empty, flags);
     int absent = 0;
     for (int consumer = 0; consumer < S::kConsumers; ++consumer) absent += !need(flags, consumer);
     if (absent) arrive(&shared.v_empty[slot], absent * kGroup);
-    values.copy(shared.v, &shared.v_full[slot], flags, unit * 2 * kTile + kTile);
+    if (S::kContinues && S::kLists == 1 && flags & kState)
+      values.copy_states(shared.v, &shared.v_full[slot], state_map, head, unit + kRows);
+    else
+      values.copy(shared.v, &shared.v_full[slot], flags, unit * 2 * kTile + kTile);
     values.walk.pass(flags);
   }
 }

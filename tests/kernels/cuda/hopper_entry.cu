@@ -53,6 +53,7 @@ struct LongspanCall {
   uint32_t* counter;
   int64_t rows, resident, pool_slots, tile_count, work_count, item_count;
   int32_t heads, kv_heads, head_dim, halves_at_a_time;
+  int64_t state_rows;
 };
 
 extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) try {
@@ -66,6 +67,7 @@ extern "C" int longspan_forward(const LongspanCall* call, cudaStream_t stream) t
   step.step.masks = {call->masks, 0};  // the kernel does not look at how many
   step.step.m = call->m, step.step.l = call->l, step.step.o = call->o;
   step.out = call->out, step.lse = call->lse, step.q_rows = call->rows, step.pool_slots = call->pool_slots;
+  step.state_rows = call->state_rows;
   step.items = call->items, step.item_count = call->item_count, step.counter = call->counter;
   step.halves_at_a_time = call->halves_at_a_time;
   cuda::forward_hopper(step, stream);

@@ -340,6 +340,8 @@ struct Problem {
     s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
     s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
     s.counter = counter.data, s.halves_at_a_time = halves, s.nonfinite_v = nonfinite.data;
+    for (const Work& one : work)
+      if (!one.begins) s.state_rows = std::max(s.state_rows, one.state_row + one.rows);
     return s;
   }
   void poison() {
