@@ -39,7 +39,15 @@ GpuChoice choose_gpu(const comm::Communicator& ranks, DeviceKind kind, bool shar
                         .from = fmt::format("option --device {}", name_of(DeviceKind::cuda)),
                         .mend = "start the job where nvidia-smi lists a GPU, or take --device cpu"});
   }
-  if (kind == DeviceKind::automatic && ranks.max(static_cast<int64_t>(problems.size())) > 0) return choice;
+  if (const std::vector<int64_t> without = ranks.all_gather(static_cast<int64_t>(problems.size()));
+      kind == DeviceKind::automatic && std::count(without.begin(), without.end(), 1) > 0) {
+    std::vector<int> who;
+    for (size_t rank = 0; rank < without.size(); ++rank)
+      if (without[rank] > 0) who.push_back(static_cast<int>(rank));
+    if (who.size() < without.size())
+      choice.remark = fmt::format("no GPU for {}, unlike others; the job computes on CPUs", comm::describe_ranks(who));
+    return choice;
+  }
   ranks.agree(problems);
 
   const kernels::Gpu& gpu = gpus.usable[static_cast<size_t>(ranks.local_rank()) % gpus.usable.size()];

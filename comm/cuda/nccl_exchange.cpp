@@ -19,6 +19,7 @@
 #include <chrono>
 #include <exception>
 #include <map>
+#include <optional>
 #include <span>
 #include <thread>
 #include <utility>
@@ -239,7 +240,7 @@ class NcclExchange : public PoolExchange {
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
-    if (is_first) before_.record(stream_.get()), to_begin_ = tag;
+    if (is_first) before_.record(stream_.get()), to_begin_ = tag, packed_.reset();
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
       check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
@@ -260,27 +261,28 @@ class NcclExchange : public PoolExchange {
   // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
   // it can as soon as what comes before it in the stream is over: here, the packing. Not for groups behind another one.
   void let_it_begin() override {
-    const int tag = std::exchange(to_begin_, -1);
-    if (tag < 0 || latest_.done()) return;
     constexpr auto kLaunch = std::chrono::microseconds(100);
     constexpr double kPatience = 60;  // seconds, for a copy inside this GPU's memory
     const auto start = Clock::now();
-    while (!before_.done()) {
+    while (to_begin_ >= 0 && !latest_.done() && (!packed_ || Clock::now() - *packed_ < kLaunch)) {
+      progress();
       sched_yield();
-      if (seconds_since(start) < kPatience) continue;
+      if (packed_ || seconds_since(start) < kPatience) continue;
       throw Error({.code = ExitCode::device,
-                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", tag, kPatience),
+                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", to_begin_, kPatience),
                    .from = fmt::format("rank {}", ranks_.rank()),
                    .mend = "see whether nvidia-smi finds the device in order"});
     }
-    const auto launched = Clock::now();
-    while (Clock::now() - launched < kLaunch) sched_yield();
+    to_begin_ = -1;
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
   bool starts_in_one_order() const override { return true; }
 
-  void progress() override { comm_.is_busy(); }
+  void progress() override {
+    comm_.is_busy();
+    if (to_begin_ >= 0 && !packed_ && before_.done()) packed_ = Clock::now();
+  }
   void abandon() override { comm_.abort(); }
 
   bool received(int tag) override {
@@ -409,8 +411,9 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  cuda::Event before_, latest_;  // before the group of to_begin_; after the latest one
-  int to_begin_ = -1;            // tag of a group that began with none on its way and that nobody has let begin yet; -1: none
+  cuda::Event before_, latest_;              // before the group of to_begin_; after the latest one
+  int to_begin_ = -1;                        // tag of a group that began with none on its way and that nobody has let begin yet; -1: none
+  std::optional<Clock::time_point> packed_;  // when its packing was seen to be over
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;

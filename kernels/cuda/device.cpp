@@ -116,11 +116,13 @@ Reach GpuDevice::reach(const void* memory) const {
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, from); }
 void GpuDevice::download(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, to); }
 
-// `host`: that of the two which is the host's.
+// `host`: that of the two which is the host's. The other one may be another GPU's, which kernels of this one do not reach.
 void GpuDevice::copy_now(void* to, const void* from, int64_t bytes, const void* host) {
   const CurrentDevice current(gpu_.ordinal);
   const bool in_words = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(bytes)) % 4 == 0;
-  if (bytes <= kMostSmallBytes && in_words && reach(host).straight)
+  const auto is_pinned = [&](const void* memory) { return reach(memory).straight && reach(memory).by_host; };
+  if (bytes > 0 && bytes <= kMostSmallBytes && in_words && is_pinned(host) && is_pinned(static_cast<const std::byte*>(host) + bytes - 1) &&
+      reach(host == to ? from : to).in_kernels)
     copy_small(to, from, bytes, compute_.get());
   else
     copy(to, from, bytes, cudaMemcpyDefault, compute_);

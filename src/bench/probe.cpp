@@ -32,7 +32,7 @@ PartialRates partial_rates(const TimedStep& few_tiles, const TimedStep& many_til
   const PartialRates alike{.quarter = of_few / std::max(1.0, few.partial_quarters)};
   const double determinant = few.partial_tiles * many.partial_quarters - few.partial_quarters * many.partial_tiles;
   // Unlike enough that noise does not decide.
-  if (std::abs(determinant) < 0.2 * few.partial_quarters * many.partial_tiles) return alike;
+  if (std::abs(determinant) <= 0.2 * few.partial_quarters * many.partial_tiles) return alike;
   const PartialRates rates{.quarter = (few.partial_tiles * of_many - many.partial_tiles * of_few) / determinant,
                            .tile = (many.partial_quarters * of_few - few.partial_quarters * of_many) / determinant};
   return rates.quarter > 0 && rates.tile > 0 ? rates : alike;
@@ -206,8 +206,7 @@ void Probe::sample() {
   ranks_.barrier();
   const engine::Record many = listed_->run(*rows_, device_);
   const double many_lists = many.lists;
-  const auto [quarter, tile] = partial_rates({partial_work_, partial_attend}, {listed_work_, many.attend}, full_quarter_.back());
-  partial_quarter_.push_back(quarter), partial_tile_.push_back(tile);
+  partial_seconds_.push_back(partial_attend), listed_seconds_.push_back(many.attend);
   if (moving_) {
     ranks_.barrier();
     moving_->sample(*rows_, device_);
@@ -226,8 +225,9 @@ plan::Rates Probe::rates() const {
   const auto over_ranks = [&](const std::vector<double>& values) { return median(ranks_.all_gather(median(values))); };
   plan::Rates rates;
   rates.full_quarter = over_ranks(full_quarter_);
-  rates.partial_quarter = over_ranks(partial_quarter_);
-  rates.partial_tile = over_ranks(partial_tile_);
+  const PartialRates partial =
+      partial_rates({partial_work_, over_ranks(partial_seconds_)}, {listed_work_, over_ranks(listed_seconds_)}, rates.full_quarter);
+  rates.partial_quarter = partial.quarter, rates.partial_tile = partial.tile;
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);

@@ -60,7 +60,7 @@ class Probe {
   std::unique_ptr<SelfJob> full_, partial_, listed_;
   plan::StepWork partial_work_, listed_work_;
   std::unique_ptr<MovingJob> moving_;
-  std::vector<double> full_quarter_, partial_quarter_, partial_tile_, state_, state_in_, state_out_, list_row_, entry_, load_;
+  std::vector<double> full_quarter_, partial_seconds_, listed_seconds_, state_, state_in_, state_out_, list_row_, entry_, load_;
 };
 
 }  // namespace longspan::bench

@@ -336,6 +336,10 @@ int run_doctor(const Settings& settings, const Context& context) {
   examination.add("clock offset", kMilliseconds, "clock_offset_seconds", ranks.local_rank() == 0 ? offset : kNone, Better::lower, HUGE_VAL,
                   doctor::kMostClockOffset);
   examination.add("threads", kCount, "", launched.place.threads, Better::higher);
+  if (settings.text("device") == "auto" && !choice.gpu) {
+    const kernels::Gpus gpus = kernels::find_gpus();
+    if (ranks.max(gpus.usable.empty() ? 0 : 1) > 0) examination.add_fact("GPUs", gpus.why_none, "on all ranks");
+  }
 
   ordered_json machine = {{"ranks", ranks.size()},
                           {"hosts", ranks.hosts()},
@@ -370,11 +374,12 @@ int run_doctor(const Settings& settings, const Context& context) {
   machine["links"]["within_host"] = examine_link(ranks, comm::Link::within_host, "MPI in a host", "within_host", message, examination);
   machine["links"]["across_hosts"] =
       examine_link(ranks, comm::Link::across_hosts, "MPI across hosts", "across_hosts", message, examination);
+  const std::unique_ptr<comm::Transport> transport =
+      comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(),
+                           choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, kNcclTimeout);
   if (choice.gpu) {
     std::unique_ptr<kernels::Device> device;
     ranks.agreed([&] { device = kernels::open_gpu(*choice.gpu); });
-    const std::unique_ptr<comm::Transport> transport = comm::make_transport(
-        ranks, comm::transport_kind_named(settings.text("transport")).value(), choice.gpu->ordinal, choice.sharers > 1, kNcclTimeout);
     examine_gpus(ranks, choice, *device, *transport, machine, examination);
   }
 

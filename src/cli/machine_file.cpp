@@ -98,7 +98,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   const double scale = static_cast<double>(shape.head_dim) / row.head_dim;
   rates.full_quarter = row.full * scale;
   rates.partial_quarter = row.partial * scale;
-  rates.partial_tile = row.partial_tile * scale;
+  rates.partial_tile = row.partial_tile;  // its mask and its entry, whatever head_dim
   if (row.head_dim != shape.head_dim)
     remarks.push_back(fmt::format("compute rates are those of head_dim {}, scaled to {}", row.head_dim, shape.head_dim));
 

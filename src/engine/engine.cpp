@@ -21,12 +21,6 @@
 
 namespace longspan::engine {
 
-namespace {
-
-constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
-
-}  // namespace
-
 Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pattern, const plan::Blocks& blocks,
                const plan::Shared& shared, plan::RankPlan plan, const std::vector<bool>& done, std::vector<int> host_of_rank)
     : ranks_(ranks),
@@ -104,7 +98,7 @@ class Engine::Run {
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
         fetch(t);
         attend(s, step);
-        if (!stripe(s).is_long() && !long_rows_.own_states()) finish_sending_states();  // it had a step's time
+        if (!stripe(s).is_long() && !long_rows_.own_states()) finish_sending_states();  // it had a step's time (own_states(): has more)
         finish_passing_on(t);
         fetches_.release(t);
       }
@@ -154,11 +148,7 @@ class Engine::Run {
   }
   const plan::Stripe& stripe(size_t s) const { return plan_.stripes[s]; }
   int64_t q_row_bytes() const { return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type)); }
-  int64_t rows_of(size_t s) const {
-    int64_t rows = 0;
-    for (const Interval& run : stripe(s).query_blocks) rows += tokens_of(run).length();
-    return rows;
-  }
+  int64_t rows_of(size_t s) const { return size_of(tokens_of(stripe(s).query_blocks)); }
   Intervals tokens_of(const Intervals& blocks) const {
     Intervals tokens;
     for (const Interval& run : blocks) tokens.push_back(tokens_of(run));
@@ -245,11 +235,12 @@ class Engine::Run {
     list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     prepare_next(-1);
-    while (loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready && list_more()) continue;
+    const auto still_loads = [&] { return loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; };
+    if (still_loads()) record_.plan += std::exchange(record_.exchange, 0.0);  // nothing has waited for other ranks
+    while (still_loads() && list_more()) continue;
   }
 
   void finish_loading_keys() {
-    if (!loading_.valid()) return;
     const Timed timed(record_.load);
     wait_for_io(loading_);
   }
@@ -261,8 +252,8 @@ class Engine::Run {
     task.get();
   }
 
-  // States travel in many small parts, each of which asks both sides to look.
-  double poll() const { return long_rows_.is_moving() ? kPoll / 10 : kPoll; }
+  static constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
+  double poll() const { return long_rows_.is_moving() ? kPoll / 10 : kPoll; }  // in many small parts: both sides have to look for each
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
     fetches_.progress();
@@ -362,8 +353,7 @@ class Engine::Run {
     }
   }
 
-  // Of the long stripe before this one. Not at its end, since others have yet to end theirs.
-  void merge_long_rows() {
+  void merge_long_rows() {  // of the long stripe before this one; not at its end, since others have yet to end theirs
     if (!std::exchange(states_to_merge_, false)) return;
     const Timed timed(record_.exchange);
     fetches_.hand_over();

@@ -23,7 +23,7 @@ constexpr size_t kTogetherOnHost = 1, kTogetherOnGpu = 16;
 
 LongRows::LongRows(const comm::Communicator& ranks, const plan::Shared& shared, const pattern::BoundPattern& pattern,
                    const plan::Blocks& blocks, int rank, kernels::Device& device)
-    : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), exchange_(ranks, kWord), device_(device) {
+    : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), device_(device), exchange_(ranks, kWord) {
   for (const pattern::HeadGroup& group : pattern.groups()) heads_.emplace_back(group.heads.begin(), group.heads.end());
 }
 

@@ -86,7 +86,6 @@ class LongRows {
   const pattern::BoundPattern& pattern_;
   const plan::Blocks& blocks_;
   int rank_;
-  comm::BlockExchange exchange_;  // in pieces of 4 bytes
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
   int64_t received_before_ = 0;              // bytes
@@ -108,6 +107,7 @@ class LongRows {
   std::vector<int> sending_;          // tags
   Interval pieces_;                   // of the stripe whose states were sent last
   std::vector<int64_t> others_;       // of them, those that other ranks have computed for this one
+  comm::BlockExchange exchange_;      // in pieces of 4 bytes; last: what is on its way is cancelled before its memory goes
 };
 
 }  // namespace longspan::engine

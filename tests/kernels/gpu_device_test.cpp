@@ -9,6 +9,7 @@
 
 #include "gpu_problem.hpp"
 #include "kernels/cpu/device.hpp"
+#include "kernels/gpus.hpp"
 
 namespace longspan::kernels {
 namespace {
@@ -46,6 +47,19 @@ TEST_F(GpuDeviceTest, PinnedBytesOfAnySizeAndPlaceAreCopied) {
       EXPECT_EQ(back.get()[shift + bytes], std::byte{0x5a}) << bytes << " at " << shift;
     }
   }
+}
+
+TEST_F(GpuDeviceTest, MemoryOfAnotherGpuIsReachedByCopies) {
+  const Gpus gpus = find_gpus();
+  if (gpus.usable.size() < 2) GTEST_SKIP() << "there is one GPU";
+  constexpr int64_t kBytes = 4096;
+  const std::unique_ptr<Device> one = open_gpu(gpus.usable[0]), other = open_gpu(gpus.usable[1]);
+  const Buffer pinned = one->allocate_host(2 * kBytes), memory = other->allocate(kBytes);
+  EXPECT_FALSE(one->reach(memory.get()).in_kernels);
+  for (int64_t i = 0; i < kBytes; ++i) pinned.get()[i] = static_cast<std::byte>(i * 7);
+  one->upload(pinned.get(), kBytes, memory.get());
+  one->download(memory.get(), kBytes, pinned.get() + kBytes);
+  EXPECT_EQ(std::memcmp(pinned.get(), pinned.get() + kBytes, kBytes), 0);
 }
 
 TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {

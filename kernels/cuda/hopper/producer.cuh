@@ -311,7 +311,9 @@ __device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, cons
     const int slot = values.walk.slot;
     wait(&shared.announced[slot], values.walk.parity(slot));
     const uint32_t flags = shared.messages[slot].flags;
-    const int unit = shared.units[slot], head = shared.messages[slot].keys;
+    const int unit = shared.units[slot];
+    int head = 0;  // of states
+    if constexpr (S::kContinues && S::kLists == 1) head = shared.messages[slot].keys;
     arrive(&shared.k_empty[slot]);
     if (flags & kStop) return;
     values.wait_for(shared.v_empty, flags);

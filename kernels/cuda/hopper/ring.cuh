@@ -7,7 +7,8 @@
 //   announced         one arrival: the message and the unit are there for warp 3, which has V copied;
 //   k_full, v_full    one arrival and the bytes of the copy;
 //   k_empty           one arrival of each consumer thread and one of warp 3, which has read the message;
-//   v_empty           one arrival of each consumer thread, or of warp 3 for those that do not look at the entry.
+//   v_empty           one arrival of each consumer thread, or of warp 3 for those that do not look at the entry (an item's states are taken
+//                     by all, those without rows, too).
 #pragma once
 
 #include <cstddef>
