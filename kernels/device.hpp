@@ -120,6 +120,8 @@ class Device {
   virtual void merge(const Merge& merge) = 0;
   // Lists of heads are in host memory, here and in finish(); `packed` in the device's.
   virtual void pack_states(const StateBlock& block, float* packed) = 0;
+  // All of them at once: hundreds of small pieces by themselves would take a GPU a millisecond.
+  virtual void merge_blocks(std::span<const MergeBlocks> all) = 0;
   // Done on return: the I/O thread may take the results.
   virtual void finish(std::span<const Finish> all) = 0;
   void finish(const Finish& one) { finish(std::span(&one, 1)); }

@@ -126,4 +126,11 @@ struct StateBlock {
   int64_t packed_floats() const { return states() * (head_dim + 2); }
 };
 
+// States of the same rows and heads, each time of other keys, into one, packed: those of the first block, with the others' merged into them
+// one after the other, as Merge does. `packed` overlaps none of them.
+struct MergeBlocks {
+  std::span<const StateBlock> blocks;
+  float* packed = nullptr;
+};
+
 }  // namespace longspan::kernels

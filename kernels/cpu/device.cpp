@@ -106,4 +106,21 @@ void CpuDevice::pack_states(const StateBlock& block, float* packed) {
   }
 }
 
+void CpuDevice::merge_blocks(std::span<const MergeBlocks> all) {
+  std::vector<float> packed;
+  for (const auto& [blocks, into] : all) {
+    for (const StateBlock& block : blocks) {
+      const int64_t states = block.states();
+      if (&block == &blocks.front()) {
+        pack_states(block, into);
+        continue;
+      }
+      packed.resize(static_cast<size_t>(block.packed_floats()));
+      const float* from = packed.data();
+      pack_states(block, packed.data());
+      merge({block.head_dim, states, from, from + states, from + 2 * states, into, into + states, into + 2 * states});
+    }
+  }
+}
+
 }  // namespace longspan::kernels::cpu

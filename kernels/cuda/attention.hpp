@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/cuda/step.hpp"
 #include "kernels/kernel.hpp"
@@ -33,5 +34,11 @@ void merge(const Merge& merge, cudaStream_t stream);
 void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cudaStream_t stream);
 
 void pack_states(const StateBlock& block, float* packed, cudaStream_t stream);
+// MergeBlocks: `count` of `blocks` from the first-th on. All arrays lie in device memory; no block has more than `most_states`.
+struct BlocksToMerge {
+  int64_t first = 0, count = 0;
+  float* packed = nullptr;
+};
+void merge_blocks(const StateBlock* blocks, std::span<const BlocksToMerge> merges, int64_t most_states, cudaStream_t stream);
 
 }  // namespace longspan::kernels::cuda

@@ -347,4 +347,25 @@ void GpuDevice::pack_states(const StateBlock& block, float* packed) {
   cuda::pack_states(here, packed, compute_.get());
 }
 
+void GpuDevice::merge_blocks(std::span<const MergeBlocks> all) {
+  const CurrentDevice current(gpu_.ordinal);
+  std::vector<StateBlock> blocks;
+  std::vector<BlocksToMerge> merges;
+  int64_t most = 0;
+  for (const MergeBlocks& one : all) {
+    if (one.blocks.empty()) continue;
+    merges.push_back(
+        {.first = static_cast<int64_t>(blocks.size()), .count = static_cast<int64_t>(one.blocks.size()), .packed = one.packed});
+    most = std::max(most, one.blocks.front().states());
+    for (const StateBlock& block : one.blocks) blocks.emplace_back(block).head_list = on_device(block.head_list);
+  }
+  if (most == 0) return;
+  merges_sent_.wait();  // those of the call before
+  Parcel parcel;
+  const size_t of_blocks = parcel.add(std::span<const StateBlock>(blocks)), of_merges = parcel.add(std::span<const BlocksToMerge>(merges));
+  parcel.send(merges_host_, merges_, compute_, false);
+  merges_sent_.record(compute_.get());
+  cuda::merge_blocks(parcel.at<StateBlock>(of_blocks), parcel.span<BlocksToMerge>(of_merges), most, compute_.get());
+}
+
 }  // namespace longspan::kernels::cuda

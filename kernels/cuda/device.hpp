@@ -40,6 +40,7 @@ class GpuDevice : public Device {
   void finish(std::span<const Finish> all) override;
   void merge(const Merge& merge) override;
   void pack_states(const StateBlock& block, float* packed) override;
+  void merge_blocks(std::span<const MergeBlocks> all) override;
 
  private:
   // A pinned buffer, its twin on the device for what cannot be copied straight to its place, and when its last use is over.
@@ -76,10 +77,10 @@ class GpuDevice : public Device {
     Event sent;
   } parcels_[2];  // of lists, in turns
   size_t next_parcel_ = 0;
-  GrowingPinnedMemory places_host_, arrived_host_;
-  DeviceMemory places_, arrived_;
+  GrowingPinnedMemory places_host_, arrived_host_, merges_host_;
+  DeviceMemory places_, arrived_, merges_;
   std::map<std::vector<int32_t>, DeviceMemory> head_lists_;  // as they were asked for: a job has few
-  Event step_done_, arrived_sent_;
+  Event step_done_, arrived_sent_, merges_sent_;
 };
 
 }  // namespace longspan::kernels::cuda

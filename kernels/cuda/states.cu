@@ -34,23 +34,63 @@ __global__ void finish_states(Finish finish, int64_t states) {
   });
 }
 
+// Two states m, l and their O into one: take() for l, o() for the elements of O.
+struct Merging {
+  // l = 0 says "has seen nothing" better than m = −∞ does: a row of NaN scores has l = NaN, and must stay NaN.
+  __device__ Merging(float m, float l, float from_m, float from_l) : nothing(from_l == 0), takes_over(l == 0) {
+    const float maximum = fmaxf(m, from_m), shift = finite_shift(maximum);
+    ours = exp2f(m - shift), theirs = exp2f(from_m - shift);
+    new_m = takes_over ? from_m : maximum;
+    new_l = takes_over ? from_l : fmaf(l, ours, from_l * theirs);
+  }
+  __device__ float o(float o, float from_o) const { return takes_over ? from_o : fmaf(o, ours, from_o * theirs); }
+  bool nothing, takes_over;  // where there is nothing, all stays as it is
+  float ours, theirs, new_m, new_l;
+};
+
 __global__ void merge_states(Merge merge) {
   for_each_state(merge.count, [&](int64_t state, int lane) {
-    const float m = merge.m[state], l = merge.l[state], from_m = merge.from_m[state], from_l = merge.from_l[state];
-    // l = 0 says "has seen nothing" better than m = −∞ does: a row of NaN scores has l = NaN, and must stay NaN.
-    if (from_l == 0) return;
-    const bool takes_over = l == 0;
-    const float maximum = fmaxf(m, from_m), shift = finite_shift(maximum);
-    const float ours = exp2f(m - shift), theirs = exp2f(from_m - shift);
+    const Merging merging(merge.m[state], merge.l[state], merge.from_m[state], merge.from_l[state]);
+    if (merging.nothing) return;
     for (int d = lane; d < merge.head_dim; d += 32) {
       const int64_t at = state * merge.head_dim + d;
-      merge.o[at] = takes_over ? merge.from_o[at] : fmaf(merge.o[at], ours, merge.from_o[at] * theirs);
+      merge.o[at] = merging.o(merge.o[at], merge.from_o[at]);
     }
     __syncwarp();  // every lane has read m and l
-    if (lane == 0) {
-      merge.m[state] = takes_over ? from_m : maximum;
-      merge.l[state] = takes_over ? from_l : fmaf(l, ours, from_l * theirs);
+    if (lane == 0) merge.m[state] = merging.new_m, merge.l[state] = merging.new_l;
+  });
+}
+
+// blockIdx.y: which of the merges.
+__global__ void merge_all(const StateBlock* blocks, const BlocksToMerge* merges) {
+  constexpr int kMostParts = 8;  // of 32 elements: head_dim is at most 256
+  const BlocksToMerge merge = merges[blockIdx.y];
+  const StateBlock& front = blocks[merge.first];
+  const int64_t states = front.rows * static_cast<int64_t>(front.head_list.size());
+  const int head_dim = front.head_dim;
+  for_each_state(states, [&](int64_t state, int lane) {
+    float m = 0, l = 0, o[kMostParts];
+    for (int64_t i = 0; i < merge.count; ++i) {
+      const StateBlock& block = blocks[merge.first + i];
+      const auto listed = static_cast<int64_t>(block.head_list.size());
+      const int64_t there = (block.first_row + state / listed) * block.heads + block.head_list.data()[state % listed];
+      const float from_m = block.m[there], from_l = block.l[there];
+      const float* from_o = block.o + there * head_dim;
+      const Merging merging(m, l, from_m, from_l);
+      if (i > 0 && merging.nothing) continue;
+#pragma unroll
+      for (int part = 0; part < kMostParts; ++part) {
+        const int d = 32 * part + lane;
+        if (d < head_dim) o[part] = i == 0 ? from_o[d] : merging.o(o[part], from_o[d]);
+      }
+      m = i == 0 ? from_m : merging.new_m, l = i == 0 ? from_l : merging.new_l;
     }
+#pragma unroll
+    for (int part = 0; part < kMostParts; ++part) {
+      const int d = 32 * part + lane;
+      if (d < head_dim) merge.packed[2 * states + state * head_dim + d] = o[part];
+    }
+    if (lane == 0) merge.packed[state] = m, merge.packed[states + state] = l;
   });
 }
 
@@ -95,6 +135,15 @@ void pack_states(const StateBlock& block, float* packed, cudaStream_t stream) {
   if (block.states() == 0) return;
   pack<<<blocks_for(block.states()), kThreads, 0, stream>>>(block, packed);
   check(cudaGetLastError(), "launch of pack");
+}
+
+void merge_blocks(const StateBlock* blocks, std::span<const BlocksToMerge> merges, int64_t most_states, cudaStream_t stream) {
+  constexpr size_t kMostAtOnce = 65535;  // of a grid's second dimension
+  for (size_t first = 0; first < merges.size(); first += kMostAtOnce) {
+    const dim3 grid(blocks_for(most_states), static_cast<unsigned>(std::min(kMostAtOnce, merges.size() - first)));
+    merge_all<<<grid, kThreads, 0, stream>>>(blocks, merges.data() + first);
+    check(cudaGetLastError(), "launch of merge_all");
+  }
 }
 
 }  // namespace longspan::kernels::cuda

@@ -25,6 +25,7 @@ LongRows::LongRows(const comm::Communicator& ranks, const plan::Shared& shared, 
                    const plan::Blocks& blocks, int rank, kernels::Device& device)
     : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), device_(device), exchange_(ranks, kWord) {
   for (const pattern::HeadGroup& group : pattern.groups()) heads_.emplace_back(group.heads.begin(), group.heads.end());
+  for (int head = 0; head < shared.shape.heads; ++head) all_heads_.push_back(head);
 }
 
 int64_t LongRows::states_of(const plan::LongRow& row) const {
@@ -232,7 +233,44 @@ void LongRows::post(size_t first) {
   }
 }
 
+// Where all of others' pieces have come: together with the own ones, row by row.
+void LongRows::merge_at_once(const Layout& layout, const States& states_of_stripe) {
+  for (const int64_t other : others_) exchange_.finish_receives(tag_of(other));
+  if (!others_.empty())
+    device_.upload(coming(0), place_together(others_.size() - 1) + packed_bytes(row_of(others_.back())), passing_.get());
+  std::map<int, std::vector<kernels::StateBlock>> blocks;  // by long row, in ascending order of keys, as the pieces are
+  size_t taken = 0;
+  for (int64_t p = pieces_.begin; p < pieces_.end; ++p) {
+    if (home_of(p) != rank_) continue;
+    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
+    const plan::LongRow& row = row_of(p);
+    if (piece.rank == rank_) {
+      blocks[piece.row].push_back(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), states_of_stripe));
+      continue;
+    }
+    auto* const packed = reinterpret_cast<float*>(passing_.get() + place_together(taken++));
+    const auto heads = heads_[static_cast<size_t>(row.group)].size();
+    blocks[piece.row].push_back({.heads = static_cast<int>(heads),
+                                 .head_dim = shared_.shape.head_dim,
+                                 .rows = blocks_.rows(row.block),
+                                 .head_list = std::span(all_heads_).first(heads),
+                                 .m = packed,
+                                 .l = packed + states_of(row),
+                                 .o = packed + 2 * states_of(row)});
+  }
+  std::vector<kernels::MergeBlocks> all;
+  for (const auto& [row, of_row] : blocks) {
+    merged_[row] = reinterpret_cast<float*>(states_.get() + place_.at(row));
+    all.push_back({of_row, merged_.at(row)});
+  }
+  device_.merge_blocks(all);
+}
+
 void LongRows::merge_states(const Layout& layout, const States& states_of_stripe) {
+  if (piece_states_) {
+    merge_at_once(layout, states_of_stripe);
+    return;
+  }
   std::byte* packed = passing_.get() + (together_ > 1 ? static_cast<int64_t>(together_) * piece_bytes_ : 0);  // an own piece meanwhile
   // Pieces are in ascending order of keys for every row, so merging them as they stand is the order wanted.
   size_t taken = 0;

@@ -78,6 +78,7 @@ class LongRows {
   int home_of(int64_t piece) const;
   kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, const States& states) const;
   void pack(int64_t piece, const Layout& layout, const States& states, std::byte* into);
+  void merge_at_once(const Layout& layout, const States& states);
   void post(size_t first);
   int64_t place_together(size_t other) const;
   std::byte* coming(size_t other) const;
@@ -88,6 +89,7 @@ class LongRows {
   int rank_;
   kernels::Device& device_;
   std::vector<std::vector<int32_t>> heads_;  // of each head group
+  std::vector<int32_t> all_heads_;           // 0, 1, …: of packed states
   int64_t received_before_ = 0;              // bytes
   struct Queries {                           // of a stripe, on their way
     int tag = 0;

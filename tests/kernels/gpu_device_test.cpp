@@ -62,6 +62,74 @@ TEST_F(GpuDeviceTest, MemoryOfAnotherGpuIsReachedByCopies) {
   EXPECT_EQ(std::memcmp(pinned.get(), pinned.get() + kBytes, kBytes), 0);
 }
 
+// Two heads of five of three blocks, one of them packed and some of which have seen nothing: as packing and merging them one by one.
+TEST(StateBlocks, AreMergedOneAfterTheOtherOnEveryDevice) {
+  constexpr int kHeads = 5;
+  const std::vector<int32_t> two{4, 1}, packed_heads{0, 1};
+  for (const int dim : {8, 40, 256}) {
+    constexpr int64_t kRows = 130, kStates = kRows * kHeads, kPacked = 2 * 128;
+    std::vector<std::vector<float>> states;
+    for (uint32_t block = 0; block < 2; ++block) states.push_back(random_floats(static_cast<size_t>(kStates * (dim + 2)), block));
+    states.push_back(random_floats(static_cast<size_t>(kPacked * (dim + 2)), 2));
+    for (std::vector<float>& of : states) {
+      const auto count = static_cast<int64_t>(of.size()) / (dim + 2);
+      for (int64_t state = 0; state < count; ++state) {
+        float& l = of[static_cast<size_t>(count + state)];
+        l = std::abs(l) + 0.1f;
+        if ((state + count) % 3 == 0) of[static_cast<size_t>(state)] = -kInfinity, l = 0;
+      }
+    }
+    cpu::CpuDevice cpu(1);
+    std::vector<std::vector<float>> merged;
+    std::vector<Device*> devices{&cpu};
+    if (test_gpu() != nullptr) devices.push_back(test_gpu());
+    for (Device* device : devices) {
+      std::vector<Buffer> memory;
+      std::vector<StateBlock> blocks;
+      for (size_t b = 0; b < states.size(); ++b) {
+        const auto bytes = static_cast<int64_t>(states[b].size() * 4), count = static_cast<int64_t>(states[b].size()) / (dim + 2);
+        memory.push_back(device->allocate(bytes));
+        device->upload(states[b].data(), bytes, memory.back().get());
+        auto* const m = reinterpret_cast<float*>(memory.back().get());
+        blocks.push_back({.heads = b < 2 ? kHeads : 2,
+                          .head_dim = dim,
+                          .first_row = b < 2 ? static_cast<int64_t>(b) : 0,
+                          .rows = 128,
+                          .head_list = b < 2 ? std::span<const int32_t>(two) : packed_heads,
+                          .m = m,
+                          .l = m + count,
+                          .o = m + 2 * count});
+      }
+      // All three; the last one alone; none.
+      const int64_t floats = kPacked * (dim + 2);
+      const Buffer all = device->allocate(floats * 4), one = device->allocate(floats * 4), by_hand = device->allocate(2 * floats * 4);
+      device->merge_blocks(std::vector<MergeBlocks>{{blocks, reinterpret_cast<float*>(all.get())},
+                                                    {std::span(blocks).last(1), reinterpret_cast<float*>(one.get())}});
+      device->merge_blocks({});
+      auto *into = reinterpret_cast<float*>(by_hand.get()), *from = into + floats;
+      device->pack_states(blocks[0], into);
+      for (size_t b = 1; b < 3; ++b) {
+        device->pack_states(blocks[b], from);
+        device->merge({dim, kPacked, from, from + kPacked, from + 2 * kPacked, into, into + kPacked, into + 2 * kPacked});
+      }
+      std::vector<float> expected(static_cast<size_t>(floats)), last(expected.size());
+      merged.emplace_back(expected.size());
+      device->download(all.get(), floats * 4, merged.back().data());
+      device->download(one.get(), floats * 4, last.data());
+      device->download(by_hand.get(), floats * 4, expected.data());
+      EXPECT_TRUE(merged.back() == expected) << device->name() << ", head_dim " << dim;
+      EXPECT_TRUE(last == states[2]) << device->name() << ", head_dim " << dim;
+      EXPECT_FALSE(merged.back() == last);
+    }
+    for (size_t i = 0; merged.size() > 1 && i < merged[0].size(); ++i) {
+      if (std::isinf(merged[0][i]))
+        ASSERT_EQ(merged[0][i], merged[1][i]) << i;
+      else
+        ASSERT_NEAR(merged[0][i], merged[1][i], 1e-5 * (1 + std::abs(merged[0][i]))) << i;
+    }
+  }
+}
+
 TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
   Device& gpu = *test_gpu();
   cpu::CpuDevice cpu(1);
