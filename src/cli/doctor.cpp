@@ -47,8 +47,8 @@ struct Unit {
   const char* name;
   double size;
 };
-constexpr Unit kGigabytes{"GB/s", 1e9}, kGibibytes{"GiB", 1 << 30}, kGigaflop{"GFLOP/s", 1e9}, kMicroseconds{"µs", 1e-6},
-    kMilliseconds{"ms", 1e-3}, kCount{"", 1};
+constexpr Unit kGigabytes{"GB/s", 1e9}, kGibibytes{"GiB", 1 << 30}, kGigaflop{"GFLOP/s", 1e9}, kTeraflop{"TFLOP/s", 1e12},
+    kMicroseconds{"µs", 1e-6}, kMilliseconds{"ms", 1e-3}, kCount{"", 1};
 
 const char* name_of(Verdict verdict) { return verdict == Verdict::ok ? "ok" : verdict == Verdict::slow ? "slow" : "UNFIT"; }
 
@@ -226,15 +226,15 @@ constexpr ElementType kTypes[] = {ElementType::bfloat16, ElementType::float16, E
 constexpr int kHeadDims[] = {64, 128};
 
 // Seconds for a 64×64 quarter in full tiles and in partial ones, of this rank, as a row of the record.
-ordered_json examine_compute(const comm::Communicator& ranks, const std::string& name, ElementType type, int head_dim,
+ordered_json examine_compute(const comm::Communicator& ranks, const std::string& name, const Unit& unit, ElementType type, int head_dim,
                              const doctor::ComputeRate& rate, Examination& examination) {
   const auto seconds = [&](double one) {
     return ordered_json{{"seconds_per_quarter", spread_json(doctor::spread_of(ranks.all_gather(one), Better::lower))}};
   };
   ordered_json row = {
       {"type", longspan::name_of(type)}, {"head_dim", head_dim}, {"full", seconds(rate.full)}, {"partial", seconds(rate.partial)}};
-  row["flop_per_second"] = spread_json(examination.add(fmt::format("{} {}, head_dim {}", name, longspan::name_of(type), head_dim),
-                                                       kGigaflop, fmt::format("{}_{}_flop_per_second", longspan::name_of(type), head_dim),
+  row["flop_per_second"] = spread_json(examination.add(fmt::format("{} {}, head_dim {}", name, longspan::name_of(type), head_dim), unit,
+                                                       fmt::format("{}_{}_flop_per_second", longspan::name_of(type), head_dim),
                                                        4.0 * 64 * 64 * head_dim / rate.full, Better::higher));
   return row;
 }
@@ -285,7 +285,7 @@ void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choi
     for (const int head_dim : kHeadDims) {
       ranks.barrier();
       machine["compute"].push_back(
-          examine_compute(ranks, "GPU attention", type, head_dim, compute_rate(type, head_dim, device), examination));
+          examine_compute(ranks, "GPU attention", kTeraflop, type, head_dim, compute_rate(type, head_dim, device), examination));
     }
   }
   ranks.barrier();
@@ -357,7 +357,7 @@ int run_doctor(const Settings& settings, const Context& context) {
         if (choice.gpu) continue;
         ranks.barrier();
         machine["compute"].push_back(
-            examine_compute(ranks, "attention", type, head_dim, doctor::compute_rate(type, head_dim, pool), examination));
+            examine_compute(ranks, "attention", kGigaflop, type, head_dim, doctor::compute_rate(type, head_dim, pool), examination));
       }
     }
     ranks.barrier();
