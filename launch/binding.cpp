@@ -4,7 +4,11 @@
 #include <hwloc.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
+#include <tuple>
+
+#include "longspan/error.hpp"
 
 namespace longspan::launch {
 
@@ -110,15 +114,45 @@ std::vector<std::vector<int>> split_cores(const std::vector<std::vector<int>>& c
   return split;
 }
 
-Bound bind_ranks(const comm::Communicator& ranks, const Machine& machine, const Allotment& allotment) {
-  const std::vector<std::vector<int>> open = cpus_of_host(ranks);
+std::vector<int> parts_near(const std::vector<std::vector<int>>& parts, const std::vector<std::vector<int>>& near) {
+  std::vector<int> given(near.size(), -1);
+  std::vector<bool> taken(parts.size(), false);
+  for (const bool has_device : {true, false}) {
+    for (size_t rank = 0; rank < near.size(); ++rank) {
+      if (near[rank].empty() == has_device) continue;
+      std::vector<double> share;  // of each part's CPUs, near the device
+      for (const std::vector<int>& part : parts) {
+        const auto there =
+            std::count_if(part.begin(), part.end(), [&](int cpu) { return std::binary_search(near[rank].begin(), near[rank].end(), cpu); });
+        share.push_back(static_cast<double>(there) / static_cast<double>(part.size()));
+      }
+      const auto away = [&](int part) {  // from the nearest part that has some
+        int least = static_cast<int>(parts.size());
+        for (int other = 0; other < static_cast<int>(parts.size()); ++other)
+          if (share[static_cast<size_t>(other)] > 0) least = std::min(least, std::abs(part - other));
+        return least;
+      };
+      const auto worth = [&](int part) { return std::tuple(share[static_cast<size_t>(part)], -away(part), -part); };
+      int best = -1;
+      for (int part = 0; part < static_cast<int>(parts.size()); ++part)
+        if (!taken[static_cast<size_t>(part)] && (best < 0 || worth(part) > worth(best))) best = part;
+      if (best < 0) internal_error("fewer parts of a host than ranks");
+      given[rank] = best, taken[static_cast<size_t>(best)] = true;
+    }
+  }
+  return given;
+}
+
+Bound bind_ranks(const comm::Communicator& ranks, const Machine& machine, const Allotment& allotment, const std::vector<int>& near) {
+  const std::vector<std::vector<int>> open = cpus_of_host(ranks), near_each = lists_of_host(ranks, near);
   const std::vector<int>& own = open[static_cast<size_t>(ranks.local_rank())];
   if (open.size() == 1) return static_cast<int>(own.size()) < machine.cpus() ? Bound::by_launcher : Bound::no;
   if (std::any_of(open.begin(), open.end(), [&](const std::vector<int>& cpus) { return cpus != own; })) return Bound::by_launcher;
   if (allotment.cpus.value_or(static_cast<int64_t>(own.size())) < static_cast<int64_t>(own.size())) return Bound::no;
   const std::vector<std::vector<int>> parts = split_cores(machine.cores(own), static_cast<int>(open.size()));
   if (parts.empty()) return Bound::no;
-  return machine.bind(parts[static_cast<size_t>(ranks.local_rank())]) ? Bound::by_longspan : Bound::no;
+  const int part = parts_near(parts, near_each)[static_cast<size_t>(ranks.local_rank())];
+  return machine.bind(parts[static_cast<size_t>(part)]) ? Bound::by_longspan : Bound::no;
 }
 
 Place place_of(const comm::Communicator& ranks, const Machine& machine, Bound bound, int threads) {

@@ -37,15 +37,22 @@ class Machine {
 //   4 cores of 2 CPUs for 2: {0-3}, {4-7}    for 3: one, one and two cores    for 8: one CPU each    for 9: nothing
 std::vector<std::vector<int>> split_cores(const std::vector<std::vector<int>>& cores, int parts);
 
+// Which of the parts each rank gets, near[r] being the CPUs near its device (empty: it has none). Ranks with devices choose first, by
+// number: the part with the largest share of CPUs near the device; where none has any, the one next to such a part; of equal ones the
+// first.
+//   parts {0-3}, {4-7}, {8-11}, {12-15}, GPUs of ranks 0 and 1 near 8-15, of 2 and 3 near 0-7:   2, 3, 0, 1
+std::vector<int> parts_near(const std::vector<std::vector<int>>& parts, const std::vector<std::vector<int>>& near);
+
 enum class Bound : uint8_t { no, by_launcher, by_longspan };
 
-// Collective. Gives each rank of a host its own part of the cores if all of them may run on the same CPUs. Does nothing
+// Collective. Gives each rank of a host its own part of the cores, near its device if it has one (`near`: that one's CPUs), if all of them
+// may run on the same CPUs. Does nothing
 //   - when their CPUs differ: the launcher has bound them already;
 //   - for a rank that is alone on its host;
 //   - when there are more ranks than CPUs;
 //   - when Slurm granted fewer CPUs than are open to them (`allotment`): nobody knows which ones are other jobs'.
 // Threads started before keep their CPUs.
-Bound bind_ranks(const comm::Communicator& ranks, const Machine& machine, const Allotment& allotment);
+Bound bind_ranks(const comm::Communicator& ranks, const Machine& machine, const Allotment& allotment, const std::vector<int>& near = {});
 
 // Where a rank runs, as the run's head and record show it.
 struct Place {

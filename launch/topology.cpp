@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -190,11 +191,23 @@ Allotment slurm_allotment(const Variable& variable) {
   return allotment;
 }
 
-std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator) {
+std::vector<int> cpus_near(const std::string& pci_address, const fs::path& root) {
+  const std::vector<std::string> words = words_of(root / "sys/bus/pci/devices" / (pci_address + ".0") / "local_cpulist");  // "0-15,32-47"
+  std::vector<int> cpus;
+  std::istringstream ranges(words.empty() ? "" : words.front());
+  for (std::string range; std::getline(ranges, range, ',');) {
+    const size_t dash = range.find('-');
+    const auto first = integer(range.substr(0, dash)), last = dash == std::string::npos ? first : integer(range.substr(dash + 1));
+    if (!first || !last || *first < 0 || *last > std::numeric_limits<int>::max()) return {};
+    for (int64_t cpu = *first; cpu <= *last; ++cpu) cpus.push_back(static_cast<int>(cpu));
+  }
+  return cpus;
+}
+
+std::vector<std::vector<int>> lists_of_host(const comm::Communicator& communicator, const std::vector<int>& own) {
   using comm::check;
   MPI_Comm host = MPI_COMM_NULL;
   check(MPI_Comm_split_type(communicator.handle(), MPI_COMM_TYPE_SHARED, communicator.rank(), MPI_INFO_NULL, &host), "MPI_Comm_split_type");
-  const std::vector<int> own = available_cpus();
   const int own_count = static_cast<int>(own.size());
   std::vector<int> counts(static_cast<size_t>(communicator.local_size()));
   check(MPI_Allgather(&own_count, 1, MPI_INT, counts.data(), 1, MPI_INT, host), "MPI_Allgather");
@@ -203,10 +216,12 @@ std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicato
   std::vector<int> all(static_cast<size_t>(begins.back() + counts.back()));
   check(MPI_Allgatherv(own.data(), own_count, MPI_INT, all.data(), counts.data(), begins.data(), MPI_INT, host), "MPI_Allgatherv");
   check(MPI_Comm_free(&host), "MPI_Comm_free");
-  std::vector<std::vector<int>> cpus;
-  for (size_t r = 0; r < counts.size(); ++r) cpus.emplace_back(all.begin() + begins[r], all.begin() + begins[r] + counts[r]);
-  return cpus;
+  std::vector<std::vector<int>> lists;
+  for (size_t r = 0; r < counts.size(); ++r) lists.emplace_back(all.begin() + begins[r], all.begin() + begins[r] + counts[r]);
+  return lists;
 }
+
+std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator) { return lists_of_host(communicator, available_cpus()); }
 
 Share share_of_host(const comm::Communicator& communicator, const Allotment& allotment) {
   using comm::check;

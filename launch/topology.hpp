@@ -49,8 +49,12 @@ struct Allotment {
 };
 Allotment slurm_allotment(const Variable& variable = environment_variable);  // empty outside a Slurm job
 
-// available_cpus() of each rank of this rank's host, by local rank. Collective.
-std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator);
+// The CPUs near a PCI device ("0000:3b:00", as kernels::Gpu has it), ascending; none where the system does not say.
+std::vector<int> cpus_near(const std::string& pci_address, const std::filesystem::path& root = "/");
+
+// What each rank of this rank's host has given, by local rank. Collective.
+std::vector<std::vector<int>> lists_of_host(const comm::Communicator& communicator, const std::vector<int>& own);
+std::vector<std::vector<int>> cpus_of_host(const comm::Communicator& communicator);  // available_cpus() of each
 
 // What a rank may use unless the user says otherwise. Equal splits are fair only if all ranks of a host agree: collective.
 struct Share {

@@ -180,8 +180,8 @@ int run_attend(const Settings& settings, const Context& context) {
   AttendOptions options;
   ranks.agreed([&] { options = attend_options(settings); });
   ranks.on_root([&] { check_record(settings, options.record); });
-  const Launch launched = launch_ranks(ranks, options.bind, options.threads);
   const launch::GpuChoice choice = launch::choose_gpu(ranks, options.device, options.share_gpu);
+  const Launch launched = launch_ranks(ranks, options.bind, options.threads, choice.gpu);
   std::unique_ptr<kernels::Device> device;
   ranks.agreed([&] {
     if (choice.gpu)
@@ -221,9 +221,7 @@ int run_attend(const Settings& settings, const Context& context) {
   const plan::Blocks blocks(job.pattern().documents());
   std::vector<int> shown;
   const auto figures = gather_figures(ranks, figures_of(job.shared(), job.plan(), blocks), shown);
-  launch::Place place = launched.place;
-  if (choice.gpu) place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
-  const std::vector<launch::Place> places = gather_places(ranks, place);
+  const std::vector<launch::Place> places = gather_places(ranks, launched.place);
 
   // Start block: versions, effective options, shape, where it runs, the plan.
   log.info(version_text());

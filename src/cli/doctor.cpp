@@ -318,10 +318,9 @@ int run_doctor(const Settings& settings, const Context& context) {
   const std::optional<std::string> save = settings.maybe_text("save");
   std::optional<int> asked;
   if (const auto threads = settings.maybe_integer("threads")) asked = static_cast<int>(*threads);
-  Launch launched = launch_ranks(ranks, settings.text("bind") == "cores", asked);
   const launch::GpuChoice choice =
       launch::choose_gpu(ranks, device_kind_named(settings.text("device")).value(), settings.flag("share-gpu"));
-  if (choice.gpu) launched.place.device = fmt::format("{} ({})", choice.gpu->name, choice.gpu->id);
+  const Launch launched = launch_ranks(ranks, settings.text("bind") == "cores", asked, choice.gpu);
   const std::vector<launch::Place> places = gather_places(ranks, launched.place);
   report::Log log(report::Level::info, ranks.rank() == 0, save == "-" ? stderr : stdout);
   log.info(version_text());

@@ -16,12 +16,14 @@ const char* name_of(launch::Bound bound) {
 
 }  // namespace
 
-Launch launch_ranks(const comm::Communicator& ranks, bool bind, std::optional<int> threads) {
+Launch launch_ranks(const comm::Communicator& ranks, bool bind, std::optional<int> threads, const std::optional<kernels::Gpu>& gpu) {
   const launch::Machine machine;
   const launch::Allotment allotment = launch::slurm_allotment();
-  const launch::Bound bound = bind ? launch::bind_ranks(ranks, machine, allotment) : launch::Bound::no;
+  const std::vector<int> near = gpu ? launch::cpus_near(gpu->id) : std::vector<int>{};
+  const launch::Bound bound = bind ? launch::bind_ranks(ranks, machine, allotment, near) : launch::Bound::no;
   Launch result{.share = launch::share_of_host(ranks, allotment)};
   result.place = launch::place_of(ranks, machine, bound, threads.value_or(result.share.threads));
+  if (gpu) result.place.device = fmt::format("{} ({})", gpu->name, gpu->id);
   return result;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "kernels/gpus.hpp"
 #include "launch/binding.hpp"
 
 namespace longspan::cli {
@@ -14,8 +15,8 @@ struct Launch {
   launch::Share share;
   launch::Place place;  // this rank's
 };
-// `threads`: what the user asks for, else the share's. Collective.
-Launch launch_ranks(const comm::Communicator& ranks, bool bind, std::optional<int> threads);
+// `threads`: what the user asks for, else the share's. Near `gpu`, if there is one. Collective.
+Launch launch_ranks(const comm::Communicator& ranks, bool bind, std::optional<int> threads, const std::optional<kernels::Gpu>& gpu);
 
 // All ranks' places on rank 0, in order; empty elsewhere. Collective.
 std::vector<launch::Place> gather_places(const comm::Communicator& ranks, const launch::Place& mine);

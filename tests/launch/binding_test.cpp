@@ -30,6 +30,18 @@ TEST(SplitCores, CpusWhenCoresAreFewAndNothingWhenCpusAreTooFew) {
   EXPECT_TRUE(split_cores(cores, 0).empty());
 }
 
+TEST(PartsNear, EachRankGetsOneNearItsDeviceOrNextToSuch) {
+  const std::vector<Cpus> parts{{0, 1}, {2, 3}, {4, 5}, {6, 7}};
+  const Cpus none, low{0, 1, 2, 3}, high{4, 5, 6, 7}, third{4, 5}, all{0, 1, 2, 3, 4, 5, 6, 7};
+  EXPECT_THAT(parts_near(parts, {none, none, none, none}), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(parts_near(parts, {all, all, all, all}), ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(parts_near(parts, {high, high, low, low}), ElementsAre(2, 3, 0, 1));
+  EXPECT_THAT(parts_near(parts, {none, none, low, high}), ElementsAre(1, 3, 0, 2)) << "those without a device choose last";
+  EXPECT_THAT(parts_near(parts, {third, third, low, low}), ElementsAre(2, 1, 0, 3)) << "next to the third one";
+  EXPECT_THAT(parts_near({{0, 1, 2}, {3, 4}}, {{1, 2, 3, 4}, {0, 1, 2, 3, 4}}), ElementsAre(1, 0)) << "a share, not a number";
+  EXPECT_THAT(parts_near(parts, {{99}, {99}, none, none}), ElementsAre(0, 1, 2, 3)) << "CPUs that are in no part";
+}
+
 TEST(MachineOfHwloc, CoresAndNumaNodes) {
   const Machine machine("numa:2 core:2 pu:2");  // CPUs 0-7
   EXPECT_EQ(machine.cpus(), 8);

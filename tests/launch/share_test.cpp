@@ -73,6 +73,16 @@ TEST(Bind, RanksGetPartsOfTheirOwnWhileThereAreEnoughCpus) {
   }
 }
 
+TEST(Bind, ARankGetsTheCpusNearItsDevice) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const std::vector<int> open = available_cpus();
+  if (open.size() != 2 || world.local_size() != 2) GTEST_SKIP() << "needs two CPUs and two ranks";
+  const KeptAffinity kept;
+  const std::vector<int> near{open[static_cast<size_t>(1 - world.local_rank())]};
+  ASSERT_EQ(bind_ranks(world, Machine(), {}, near), Bound::by_longspan);
+  EXPECT_EQ(available_cpus(), near);
+}
+
 TEST(Bind, OneThatTheLauncherHasBoundIsLeftAlone) {
   const comm::Communicator world(MPI_COMM_WORLD);
   const std::vector<int> open = available_cpus();

@@ -41,6 +41,16 @@ TEST_F(FakeHost, WithoutControlGroupsWhatTheKernelSays) {
   EXPECT_FALSE(cpu_quota(root_));
 }
 
+TEST_F(FakeHost, TheCpusNearADevice) {
+  write("sys/bus/pci/devices/0000:3b:00.0/local_cpulist", "2-4,7,32-33\n");
+  EXPECT_THAT(cpus_near("0000:3b:00", root_), testing::ElementsAre(2, 3, 4, 7, 32, 33));
+  EXPECT_THAT(cpus_near("0000:af:00", root_), testing::IsEmpty()) << "a device that is not there";
+  write("sys/bus/pci/devices/0000:af:00.0/local_cpulist", "\n");
+  EXPECT_THAT(cpus_near("0000:af:00", root_), testing::IsEmpty());
+  write("sys/bus/pci/devices/0000:af:00.0/local_cpulist", "0-x\n");
+  EXPECT_THAT(cpus_near("0000:af:00", root_), testing::IsEmpty());
+}
+
 TEST_F(FakeHost, WithoutProcNothing) {
   EXPECT_EQ(free_memory(root_ / "nowhere"), 0);
   EXPECT_EQ(total_memory(root_ / "nowhere"), 0);
