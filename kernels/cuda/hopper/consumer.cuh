@@ -4,7 +4,8 @@
 // without gain: turns of the consumers (FlashAttention-3's ping-pong), exponentials while P·V is under way, no maximum at all until the
 // probabilities show that it is needed, sums behind the exponentials, ring slots moved to uniform registers by hand, run() unrolled, one
 // code for masked steps (a quarter of the instruction cache's misses, and slower), an item's first product before the results of the one
-// before are stored, one consumer started later than the other, states brought to the L2 cache by the producer, streaming stores.
+// before are stored, one consumer started later than the other, states brought to the L2 cache by the producer, streaming stores, O not
+// multiplied where no maximum has moved.
 //
 // No branch may look divergent to the compiler: behind it, it keeps slots and addresses in each thread's registers. So every thread arrives
 // at the barriers that say what has been read, not one lane of each warp (4 to 10 % faster).
