@@ -240,7 +240,7 @@ ordered_json examine_compute(const comm::Communicator& ranks, const std::string&
 }
 
 // A GPU's kernels: dense, and with three partial tiles a row.
-doctor::ComputeRate compute_rate(ElementType type, int head_dim, kernels::Device& device) {
+doctor::ComputeRate gpu_compute_rate(ElementType type, int head_dim, kernels::Device& device) {
   constexpr int kTimes = 7;
   const auto quarter = [&](const char* pattern, int64_t tokens, int kv_heads) {
     const Shape shape{.tokens = tokens, .heads = 16, .kv_heads = kv_heads, .head_dim = head_dim, .type = type};
@@ -285,7 +285,7 @@ void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choi
     for (const int head_dim : kHeadDims) {
       ranks.barrier();
       machine["compute"].push_back(
-          examine_compute(ranks, "GPU attention", kTeraflop, type, head_dim, compute_rate(type, head_dim, device), examination));
+          examine_compute(ranks, "GPU attention", kTeraflop, type, head_dim, gpu_compute_rate(type, head_dim, device), examination));
     }
   }
   ranks.barrier();

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <memory>
-#include <vector>
+
+#include "doctor/typical_seconds.hpp"
 
 namespace longspan::doctor {
 
@@ -13,17 +13,9 @@ namespace {
 
 constexpr int kRepeats = 4;
 
-// Bytes per second of the median repeat, the first left out.
 template <typename Body>
 double rate_of(double bytes, kernels::cpu::ThreadPool& threads, Body body) {
-  std::vector<double> seconds;
-  for (int repeat = 0; repeat <= kRepeats; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    threads.for_each(threads.threads(), [&](int64_t part, int) { body(part); });
-    if (repeat > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return bytes / std::max(seconds[seconds.size() / 2], 1e-9);
+  return bytes / typical_seconds(kRepeats, [&] { threads.for_each(threads.threads(), [&](int64_t part, int) { body(part); }); });
 }
 
 }  // namespace
