@@ -232,6 +232,36 @@ TEST_P(Gpu, SameBitsManyTimes) {
   }
 }
 
+// Items of two steps, whose states go to memory and come back: many, for what goes wrong between a thread and a copy does so seldom.
+TEST_P(Gpu, SameBitsManyTimesInTwoSteps) {
+  for (int head_dim : {128, 64}) {
+    const Problem problem({.type = ElementType::bfloat16,
+                           .head_dim = head_dim,
+                           .kv_heads = 2,
+                           .group = 8,
+                           .query_rows = std::vector<int>(128, 128),
+                           .key_rows = std::vector<int>(24, 128),
+                           .forms = {Tile::Form::full},
+                           .seed = 7});
+    std::vector<Tile> tiles;
+    std::vector<Work> steps[2];
+    for (int step = 0; step < 2; ++step) {  // keys 0 … 11 and 12 … 23
+      tiles.push_back(Tile::full_run(12 * step, 12));
+      for (Work item : problem.work) {
+        item.first_tile = step, item.tile_count = 1, item.begins = step == 0, item.ends = step == 1;
+        steps[step].push_back(item);
+      }
+    }
+    GpuProblem gpu(problem);
+    Output first{};
+    for (int repeat = 0; repeat < 200; ++repeat) {
+      for (const std::vector<Work>& step : steps) gpu.run(step, tiles);
+      if (repeat == 0) first = gpu.results();
+      ASSERT_TRUE(same(gpu.results(), first)) << "head_dim " << head_dim << " repeat " << repeat;
+    }
+  }
+}
+
 // Which (state, head) pairs look at key `key` of `block` under `kv_head`.
 std::vector<bool> lookers(const Problem& problem, int kv_head, int64_t block, int key) {
   std::vector<bool> looks(static_cast<size_t>(problem.rows) * static_cast<size_t>(problem.heads));

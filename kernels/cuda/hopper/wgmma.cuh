@@ -47,8 +47,8 @@ template <int Pending>
 __device__ inline void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
-// What this thread has written to shared memory may be read by products, once a barrier is passed.
-__device__ inline void written_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread has written to or read from shared memory comes before what products and bulk copies do there once a barrier is passed.
+__device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The compiler must not move a use of these registers across this point: it does not know that products write them asynchronously.
 template <int Count>
 __device__ inline void pin(float (&registers)[Count]) {
