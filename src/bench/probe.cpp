@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "bench/link.hpp"
+#include "bench/partial_rates.hpp"
 #include "bench/prepared_job.hpp"
 #include "plan/memory.hpp"
 
@@ -19,24 +20,13 @@ constexpr const char* kPartialTiles = "window(100, 100)";
 constexpr const char* kFullTiles = "full";
 // A list for each KV head, of tiles that lie apart, one quarter of each (but where two blocks happen to lie in one).
 constexpr const char* kManyEntries = "block_random(64, 12, 1)";
+// Runs of seven full tiles between two partial ones: what is left of their time is a row's. (Of shorter rows a GPU's memory would decide.)
+constexpr const char* kShortRuns = "window(511, 511)";
 // Each block of queries looks at this many blocks of keys, anywhere.
 constexpr const char* kFarKeys = "block_random(128, 8, 1)";
 constexpr int kFarBlocks = 8;
 
 }  // namespace
-
-PartialRates partial_rates(const TimedStep& few_tiles, const TimedStep& many_tiles, double full_quarter) {
-  const auto partial = [&](const TimedStep& step) { return std::max(0.0, step.seconds - step.work.full_quarters * full_quarter); };
-  const plan::StepWork &few = few_tiles.work, &many = many_tiles.work;
-  const double of_few = partial(few_tiles), of_many = partial(many_tiles);
-  const PartialRates alike{.quarter = of_few / std::max(1.0, few.partial_quarters)};
-  const double determinant = few.partial_tiles * many.partial_quarters - few.partial_quarters * many.partial_tiles;
-  // Unlike enough that noise does not decide.
-  if (std::abs(determinant) <= 0.2 * few.partial_quarters * many.partial_tiles) return alike;
-  const PartialRates rates{.quarter = (few.partial_tiles * of_many - many.partial_tiles * of_few) / determinant,
-                           .tile = (many.partial_quarters * of_few - few.partial_quarters * of_many) / determinant};
-  return rates.quarter > 0 && rates.tile > 0 ? rates : alike;
-}
 
 // A job of this rank alone.
 class Probe::SelfJob {
@@ -148,10 +138,10 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, int64_t most,
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds,
              RowsIn rows)
     : ranks_(ranks), device_(device), seconds_(seconds), rows_(synthetic_rows(shape, output_type, kProbeRows, device, rows)) {
-  constexpr int64_t kFirst = 4, kMostListed = 512;
+  constexpr int64_t kFirst = 4, kMostListed = 1024;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
-  for (auto [job, text, power] :
-       {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0), std::tuple(&listed_, kManyEntries, 1.0)}) {
+  for (auto [job, text, power] : {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0),
+                                  std::tuple(&listed_, kManyEntries, 1.0), std::tuple(&short_, kShortRuns, 1.0)}) {
     const auto taken = [&, of = text](int64_t blocks) {
       SelfJob small(ranks, shape, blocks, of, output_type);
       double least = std::numeric_limits<double>::infinity();
@@ -165,7 +155,8 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
     const int64_t blocks = blocks_for(ranks, kFirst, std::min(most, kMostBytes / block_bytes), seconds, power, taken);
     *job = std::make_unique<SelfJob>(ranks, shape, blocks, text, output_type);
   }
-  partial_work_ = partial_->work(), listed_work_ = listed_->work();
+  for (const SelfJob* job : {partial_.get(), listed_.get(), short_.get()}) partial_work_.push_back(job->work());
+  partial_seconds_.resize(partial_work_.size());
 }
 
 Probe::~Probe() = default;
@@ -188,14 +179,14 @@ void Probe::also_move(const Job& like, comm::Transport& transport) {
 
 void Probe::sample() {
   double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
-  double partial_lists = 0, partial_attend = 0;  // seconds
+  double partial_lists = 0;  // seconds
   for (const auto& job : {full_.get(), partial_.get()}) {
     ranks_.barrier();
     const engine::Record record = job->run(*rows_, device_);
     if (job == full_.get())
       full_quarter_.push_back(record.attend / job->quarters());
     else
-      partial_attend = record.attend;
+      partial_seconds_[0].push_back(record.attend);
     state_.push_back(record.finish / job->states());
     if (job == partial_.get()) partial_lists = record.lists;
     // The job that has more of something tells better what it costs.
@@ -206,7 +197,9 @@ void Probe::sample() {
   ranks_.barrier();
   const engine::Record many = listed_->run(*rows_, device_);
   const double many_lists = many.lists;
-  partial_seconds_.push_back(partial_attend), listed_seconds_.push_back(many.attend);
+  partial_seconds_[1].push_back(many.attend);
+  ranks_.barrier();
+  partial_seconds_[2].push_back(short_->run(*rows_, device_).attend);
   if (moving_) {
     ranks_.barrier();
     moving_->sample(*rows_, device_);
@@ -225,9 +218,12 @@ plan::Rates Probe::rates() const {
   const auto over_ranks = [&](const std::vector<double>& values) { return median(ranks_.all_gather(median(values))); };
   plan::Rates rates;
   rates.full_quarter = over_ranks(full_quarter_);
-  const PartialRates partial =
-      partial_rates({partial_work_, over_ranks(partial_seconds_)}, {listed_work_, over_ranks(listed_seconds_)}, rates.full_quarter);
-  rates.partial_quarter = partial.quarter, rates.partial_tile = partial.tile;
+  std::vector<TimedStep> steps;
+  for (size_t job = 0; job < partial_work_.size(); ++job) steps.push_back({partial_work_[job], over_ranks(partial_seconds_[job])});
+  // A GPU multiplies the quarters of a partial tile as it does a full one's; a CPU leaves out what is masked.
+  const bool quarters_alike = !device_.memory_is_host();
+  const PartialRates partial = partial_rates(steps, rates.full_quarter, quarters_alike);
+  rates.partial_quarter = partial.quarter, rates.partial_tile = partial.tile, rates.tile_row = partial.row;
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);

@@ -16,21 +16,9 @@
 
 namespace longspan::bench {
 
-// Seconds for a quarter in a partial tile, and for such a tile, from two steps that have different numbers of both: what a quarter of a
-// full tile takes is known. Where they do not tell the two apart, tiles cost nothing. Example: three tiles with 10 quarters take 16 µs, 24
-// with 24 quarters 72: 1 µs a quarter, 2 a tile.
-struct TimedStep {
-  plan::StepWork work;
-  double seconds = 0;
-};
-struct PartialRates {
-  double quarter = 0, tile = 0;
-};
-PartialRates partial_rates(const TimedStep& few_tiles, const TimedStep& many_tiles, double full_quarter);
-
-// Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by three jobs: one of
-// full tiles only, one of partial tiles only, one of lists of many entries. And, if asked to, what compute loses to keys that move beside
-// it, by one job of all ranks and its like of each rank alone.
+// Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by four jobs: one of
+// full tiles only, one of partial tiles only, one of lists of many entries, one of short runs of full tiles. And, if asked to, what compute loses to
+// keys that move beside it, by one job of all ranks and its like of each rank alone.
 class Probe {
  public:
   // Collective, as are the others. Makes each job as large as takes about `seconds`, on rows where the job to predict has its own. The
@@ -57,10 +45,11 @@ class Probe {
   kernels::Device& device_;
   double seconds_;
   std::unique_ptr<RowSource> rows_;
-  std::unique_ptr<SelfJob> full_, partial_, listed_;
-  plan::StepWork partial_work_, listed_work_;
+  std::unique_ptr<SelfJob> full_, partial_, listed_, short_;
+  std::vector<plan::StepWork> partial_work_;          // of the last three,
+  std::vector<std::vector<double>> partial_seconds_;  // and what they took, by sample
   std::unique_ptr<MovingJob> moving_;
-  std::vector<double> full_quarter_, partial_seconds_, listed_seconds_, state_, state_in_, state_out_, list_row_, entry_, load_;
+  std::vector<double> full_quarter_, state_, state_in_, state_out_, list_row_, entry_, load_;
 };
 
 }  // namespace longspan::bench

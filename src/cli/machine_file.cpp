@@ -60,7 +60,7 @@ class Reader {
 };
 
 struct ComputeRow {
-  double full = 0, partial = 0, partial_tile = 0;
+  double full = 0, partial = 0, partial_tile = 0, tile_row = 0;
   int head_dim = 0;
 };
 
@@ -77,7 +77,8 @@ ComputeRow compute_row(const Reader& reader, const ordered_json& machine, const 
     if (best.head_dim != 0 && std::abs(dim - shape.head_dim) >= std::abs(best.head_dim - shape.head_dim)) continue;
     const ordered_json& partial = reader.at(row, "partial");
     best = {*full, reader.figure(partial, "seconds_per_quarter", false).value_or(*full),
-            reader.figure(partial, "seconds_per_tile", false).value_or(0), dim};
+            reader.figure(partial, "seconds_per_tile", false).value_or(0), reader.figure(partial, "seconds_per_row", false).value_or(0),
+            dim};
   }
   if (best.head_dim == 0)
     reader.refuse(fmt::format("the machine was not measured for {}", name_of(shape.type)), "no such row in \"compute\"",
@@ -99,6 +100,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   rates.full_quarter = row.full * scale;
   rates.partial_quarter = row.partial * scale;
   rates.partial_tile = row.partial_tile;  // its mask and its entry, whatever head_dim
+  rates.tile_row = row.tile_row;
   if (row.head_dim != shape.head_dim)
     remarks.push_back(fmt::format("compute rates are those of head_dim {}, scaled to {}", row.head_dim, shape.head_dim));
 
@@ -189,13 +191,14 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"device", on.device},
           {"target", on.target},
           {"threads", on.threads},
-          {"compute",
-           ordered_json::array(
-               {{{"type", name_of(shape.type)},
-                 {"head_dim", shape.head_dim},
-                 {"full", {{"seconds_per_quarter", spread(rates.full_quarter)}}},
-                 {"partial", {{"seconds_per_quarter", spread(rates.partial_quarter)}, {"seconds_per_tile", spread(rates.partial_tile)}}},
-                 {"flop_per_second", spread(4.0 * 64 * 64 * shape.head_dim / rates.full_quarter)}}})},
+          {"compute", ordered_json::array({{{"type", name_of(shape.type)},
+                                            {"head_dim", shape.head_dim},
+                                            {"full", {{"seconds_per_quarter", spread(rates.full_quarter)}}},
+                                            {"partial",
+                                             {{"seconds_per_quarter", spread(rates.partial_quarter)},
+                                              {"seconds_per_tile", spread(rates.partial_tile)},
+                                              {"seconds_per_row", spread(rates.tile_row)}}},
+                                            {"flop_per_second", spread(4.0 * 64 * 64 * shape.head_dim / rates.full_quarter)}}})},
           {"row_seconds_per_state", number(rates.state)},
           {"row_read_seconds_per_state", number(rates.state_in)},
           {"row_write_seconds_per_state", number(rates.state_out)},

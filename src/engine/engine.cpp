@@ -403,8 +403,7 @@ class Engine::Run {
     const LongRows::Layout layout = stripe(s).is_long() ? long_rows_.layout(stripe(s)) : LongRows::Layout{};
     const auto place = [&](const plan::StripeRow& row) {
       if (row.piece < 0) return StripeLists::Place{first_row.at(row.block), first_row.at(row.block)};
-      return StripeLists::Place{layout.q_row.at(row.block),
-                                layout.state_row.at({row.block, shared_.pieces[static_cast<size_t>(row.piece)].key_blocks.begin})};
+      return StripeLists::Place{layout.q_row.at(row.block), layout.state_row.at({row.block, row.key_blocks.begin})};
     };
     const auto between = [this, mine = threads == nullptr] {
       if (mine) move_messages();

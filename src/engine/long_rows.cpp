@@ -46,7 +46,8 @@ LongRows::Layout LongRows::layout(const plan::Stripe& stripe) const {
     const int64_t block = shared_.long_rows[static_cast<size_t>(piece.row)].block;
     const int64_t rows = blocks_.rows(block);
     if (layout.q_row.emplace(block, layout.q_rows).second) layout.q_rows += rows;
-    if (layout.state_row.emplace(std::pair(block, piece.key_blocks.begin), layout.state_rows).second) layout.state_rows += rows;
+    for (const Interval& part : plan::parts_of(shared_, piece))
+      if (layout.state_row.emplace(std::pair(block, part.begin), layout.state_rows).second) layout.state_rows += rows;
   }
   return layout;
 }
@@ -119,15 +120,18 @@ int64_t LongRows::packed_bytes(const plan::LongRow& row) const {
   return states_of(row) * (shared_.shape.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
-kernels::StateBlock LongRows::block_of(const plan::LongRow& row, int64_t state_row, const States& states) const {
-  return {.heads = shared_.shape.heads,
-          .head_dim = shared_.shape.head_dim,
-          .first_row = state_row,
-          .rows = blocks_.rows(row.block),
-          .head_list = heads_[static_cast<size_t>(row.group)],
-          .m = states.m,
-          .l = states.l,
-          .o = states.o};
+void LongRows::append_parts(int64_t piece, const Layout& layout, const States& states, std::vector<kernels::StateBlock>& to) const {
+  const plan::LongRow& row = row_of(piece);
+  for (const Interval& part : plan::parts_of(shared_, shared_.pieces[static_cast<size_t>(piece)])) {
+    to.push_back({.heads = shared_.shape.heads,
+                  .head_dim = shared_.shape.head_dim,
+                  .first_row = layout.state_row.at({row.block, part.begin}),
+                  .rows = blocks_.rows(row.block),
+                  .head_list = heads_[static_cast<size_t>(row.group)],
+                  .m = states.m,
+                  .l = states.l,
+                  .o = states.o});
+  }
 }
 
 void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
@@ -188,10 +192,17 @@ const plan::LongRow& LongRows::row_of(int64_t piece) const {
 
 int LongRows::home_of(int64_t piece) const { return shared_.partition.rank_of(row_of(piece).block); }
 
-void LongRows::pack(int64_t piece, const Layout& layout, const States& states, std::byte* into) {
-  const int64_t first_key = shared_.pieces[static_cast<size_t>(piece)].key_blocks.begin;
-  device_.pack_states(block_of(row_of(piece), layout.state_row.at({row_of(piece).block, first_key}), states),
-                      reinterpret_cast<float*>(into));
+int64_t LongRows::pack(std::span<const int64_t> pieces, const Layout& layout, const States& states, std::byte* into) {
+  std::vector<std::vector<kernels::StateBlock>> parts(pieces.size());
+  std::vector<kernels::MergeBlocks> all;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    append_parts(pieces[i], layout, states, parts[i]);
+    all.push_back({parts[i], reinterpret_cast<float*>(into + bytes)});
+    bytes += packed_bytes(row_of(pieces[i]));
+  }
+  device_.merge_blocks(all);
+  return bytes;
 }
 
 void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
@@ -208,9 +219,7 @@ void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, con
   std::byte* to = leaving_.get();
   for (size_t first = 0; first < leaving.size(); first += together_) {
     const size_t end = std::min(leaving.size(), first + together_);
-    int64_t bytes = 0;
-    for (size_t i = first; i < end; ++i)
-      pack(leaving[i], layout, states, passing_.get() + bytes), bytes += packed_bytes(row_of(leaving[i]));
+    const int64_t bytes = pack(std::span(leaving).subspan(first, end - first), layout, states, passing_.get());
     device_.download(passing_.get(), bytes, to);
     for (size_t i = first; i < end; ++i) {
       exchange_.start(tag_of(leaving[i]), {}, message(home_of(leaving[i]), to, packed_bytes(row_of(leaving[i]))));
@@ -245,7 +254,7 @@ void LongRows::merge_at_once(const Layout& layout, const States& states_of_strip
     const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
     const plan::LongRow& row = row_of(p);
     if (piece.rank == rank_) {
-      blocks[piece.row].push_back(block_of(row, layout.state_row.at({row.block, piece.key_blocks.begin}), states_of_stripe));
+      append_parts(p, layout, states_of_stripe, blocks[piece.row]);
       continue;
     }
     auto* const packed = reinterpret_cast<float*>(passing_.get() + place_together(taken++));
@@ -283,7 +292,7 @@ void LongRows::merge_states(const Layout& layout, const States& states_of_stripe
     const std::byte* part = nullptr;
     if (piece.rank == rank_) {
       part = is_first ? own : packed;
-      pack(p, layout, states_of_stripe, const_cast<std::byte*>(part));
+      pack({&p, 1}, layout, states_of_stripe, const_cast<std::byte*>(part));
     } else {
       if (taken % together_ == 0) {
         const size_t end = std::min(others_.size(), taken + together_);

@@ -10,6 +10,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -28,8 +29,8 @@ class LongRows {
   // A run: everything of the one before has been finished. `timeout`: seconds without any message before a wait gives up; 0: never.
   void begin(double timeout);
 
-  // Where the rows of a stripe's pieces lie in its buffers: one set of queries for a block, one set of states for a block and a piece of
-  // keys.
+  // Where the rows of a stripe's pieces lie in its buffers: one set of queries for a block, one set of states for a block and a part of a
+  // piece of its keys.
   struct Layout {
     std::map<int64_t, int64_t> q_row;                          // by block
     std::map<std::pair<int64_t, int64_t>, int64_t> state_row;  // by block and first key block
@@ -76,8 +77,10 @@ class LongRows {
       const plan::LongRow& row) const;  // of its states: m [rows][group heads], l the same, o [rows][group heads][head_dim]
   const plan::LongRow& row_of(int64_t piece) const;
   int home_of(int64_t piece) const;
-  kernels::StateBlock block_of(const plan::LongRow& row, int64_t state_row, const States& states) const;
-  void pack(int64_t piece, const Layout& layout, const States& states, std::byte* into);
+  // Those of a piece's parts, ascending, after the others.
+  void append_parts(int64_t piece, const Layout& layout, const States& states, std::vector<kernels::StateBlock>& to) const;
+  // Pieces that this rank has computed, their parts merged, packed one after the other; returns the bytes.
+  int64_t pack(std::span<const int64_t> pieces, const Layout& layout, const States& states, std::byte* into);
   void merge_at_once(const Layout& layout, const States& states);
   void post(size_t first);
   int64_t place_together(size_t other) const;

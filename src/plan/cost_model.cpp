@@ -48,14 +48,16 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
   const auto wanted = std::max<int64_t>(1, std::min<int64_t>(sampled_rows, static_cast<int64_t>(200'000 / (shared.mean_entries + 1))));
   const auto count = std::min<int64_t>(wanted, static_cast<int64_t>(rows.size()));
   std::vector<kernels::Tile> tiles;
+  std::vector<const StripeRow*> latest(work.steps.size());  // that has tiles in a step
   double seen = 0;
   const auto look_at = [&](const StripeRow& row) {
     tiles.clear();
     lists.append(row.group, row.block, row.key_blocks, tiles);
     const auto heads = static_cast<double>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
     const auto put = [&](int64_t block) -> StepWork& {
-      const auto step = static_cast<size_t>(step_of(shared, plan, stripe, block));
-      return work.steps[std::min(step, work.steps.size() - 1)];
+      const auto step = std::min(static_cast<size_t>(step_of(shared, plan, stripe, block)), work.steps.size() - 1);
+      if (latest[step] != &row) latest[step] = &row, work.steps[step].tile_rows += heads;
+      return work.steps[step];
     };
     for (const kernels::Tile& tile : tiles) {
       if (tile.form != kernels::Tile::Form::full) {
@@ -81,7 +83,8 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
     for (size_t r = 0; r < rows.size() && seen == 0; ++r) look_at(rows[r]);
   lists.clear();
   const double scale = seen > 0 ? static_cast<double>(stripe.weighted_quarters) / seen : 0;
-  for (StepWork& step : work.steps) step.full_quarters *= scale, step.partial_quarters *= scale, step.partial_tiles *= scale;
+  for (StepWork& step : work.steps)
+    step.full_quarters *= scale, step.partial_quarters *= scale, step.partial_tiles *= scale, step.tile_rows *= scale;
 }
 
 }  // namespace
@@ -178,7 +181,8 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
 }
 
 double compute_seconds(const StepWork& step, const Rates& rates) {
-  return step.full_quarters * rates.full_quarter + step.partial_quarters * rates.partial_quarter + step.partial_tiles * rates.partial_tile;
+  return step.full_quarters * rates.full_quarter + step.partial_quarters * rates.partial_quarter + step.partial_tiles * rates.partial_tile +
+         step.tile_rows * rates.tile_row;
 }
 
 RankTime play(const RankWork& work, const Rates& rates) {

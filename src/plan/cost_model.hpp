@@ -28,7 +28,8 @@ struct LinkRates {
 struct Rates {
   double full_quarter = 0;     // seconds for one 64×64 quarter of one query head, 4·64·64·head_dim FLOP, in a run of full tiles
   double partial_quarter = 0;  // the same in a partial tile, per visited quarter,
-  double partial_tile = 0;     // and for the tile
+  double partial_tile = 0;     // and for the tile,
+  double tile_row = 0;         // and for a query block of one query head in a step in which it has tiles
   double state = 0;            // seconds per row and query head that no thread does beside: states cleared and rounded
   double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
   double state_out = 0;        // and to take results away
@@ -46,7 +47,7 @@ struct Rates {
 // One step of one stripe.
 struct StepWork {
   double full_quarters = 0, partial_quarters = 0;  // 64×64 quarters × query heads
-  double partial_tiles = 0;                        // × query heads
+  double partial_tiles = 0, tile_rows = 0;         // tiles, query blocks that have some × query heads
   int64_t bytes_within = 0, bytes_across = 0;      // of keys fetched from ranks of this host, and of others
   int messages_within = 0, messages_across = 0;
   int64_t bytes_read = 0;  // of keys read again

@@ -87,8 +87,8 @@ RowCosts::RowCosts(const TileLists& lists, const pattern::BoundPattern& pattern,
   for (size_t r = 0; r < rules.size(); ++r) {
     double mean = 0;
     for (int64_t count : tiles[r]) mean += static_cast<double>(count) / static_cast<double>(samples);
-    const double limit = std::max(options.long_row_factor * mean, static_cast<double>(options.segment_blocks));
-    const Intervals suspects = singled_out_blocks(pattern, blocks, rules[r].group, options.segment_blocks);
+    const double limit = std::max(options.long_row_factor * mean, static_cast<double>(options.longest_part()));
+    const Intervals suspects = singled_out_blocks(pattern, blocks, rules[r].group, options.longest_part());
     if (size_of(suspects) > blocks.count() / 4) continue;  // so many cannot exceed the mean by that factor
     const auto& groups = pattern.groups();
     for (size_t g = 0; g < groups.size(); ++g) {

@@ -1,6 +1,7 @@
 // What a user may say about a plan.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -48,7 +49,9 @@ struct Options {
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
   int64_t step_bytes = 0;              // of keys fetched for one step, about: what their messages may take elsewhere; 0: as there is room
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
-  double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one segment of them
+  int64_t part_blocks = 256;           // of what a GPU computes of it at once: few rows must keep many multiprocessors busy
+  double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one part of them
+  int64_t longest_part() const { return on_gpu ? std::min(part_blocks, segment_blocks) : segment_blocks; }
   ExchangeKind exchange = ExchangeKind::automatic;  // changes no bit of the result
   int64_t exact_tiles = 100'000'000;                // a rank with more list entries than this is counted from sampled rows, and says so
 };

@@ -182,13 +182,23 @@ bool Shared::is_long(int group, int64_t block) const {
   return found != long_rows.end() && found->block == block && found->group == group;
 }
 
+std::vector<Interval> parts_of(const Shared& shared, const Piece& piece) {
+  const Intervals& keys = shared.long_rows[static_cast<size_t>(piece.row)].key_blocks;
+  std::vector<Interval> parts;
+  for (int64_t begin = piece.key_blocks.begin; begin < piece.key_blocks.end; begin += shared.part_blocks) {
+    const Interval part{begin, std::min(piece.key_blocks.end, begin + shared.part_blocks)};
+    if (!clipped(keys, part).empty()) parts.push_back(part);
+  }
+  return parts;
+}
+
 std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern& pattern, const Stripe& stripe, int rank) {
   std::vector<StripeRow> rows;
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const Piece& piece = shared.pieces[static_cast<size_t>(p)];
     if (piece.rank != rank) continue;
     const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
-    rows.push_back({row.group, row.block, piece.key_blocks, static_cast<int>(p)});
+    for (const Interval& part : parts_of(shared, piece)) rows.push_back({row.group, row.block, part, static_cast<int>(p)});
   }
   const auto groups = static_cast<int>(pattern.groups().size());
   for (const Interval& blocks : stripe.query_blocks)
@@ -430,13 +440,17 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   for (const Interval& batch : shared.batches) {
     std::set<int> rows_here;                         // a batch brings the queries of a row once
     std::set<int64_t> queries, own;                  // blocks that come here, and that leave from here
-    std::set<std::pair<int64_t, int64_t>> computed;  // block and first key block
+    std::set<std::pair<int64_t, int64_t>> computed;  // block and first key block of pieces,
+    std::set<std::pair<int64_t, int64_t>> in_parts;  // and of parts
     for (int64_t p = batch.begin; p < batch.end; ++p) {
       const Piece& piece = shared.pieces[static_cast<size_t>(p)];
       const LongRow& row = shared.long_rows[static_cast<size_t>(piece.row)];
       const int home = shared.partition.rank_of(row.block);
       if (home == rank) own.insert(row.block);
-      if (piece.rank == rank) queries.insert(row.block), computed.emplace(row.block, piece.key_blocks.begin);
+      if (piece.rank == rank) {
+        queries.insert(row.block), computed.emplace(row.block, piece.key_blocks.begin);
+        for (const Interval& part : parts_of(shared, piece)) in_parts.emplace(row.block, part.begin);
+      }
       if (piece.rank == home) continue;
       const int64_t states = blocks.rows(row.block) * static_cast<int64_t>(pattern.groups()[static_cast<size_t>(row.group)].heads.size());
       if (piece.rank == rank && rows_here.insert(piece.row).second)
@@ -445,7 +459,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
     const auto count = [](const auto& set) { return static_cast<int64_t>(set.size()); };
     most_queries = std::max(most_queries, count(queries));
-    most_states = std::max(most_states, count(computed));
+    most_states = std::max(most_states, count(in_parts));
     // Queries that come, packed and as rows, those that leave, and the block that is being packed; or packed states and two that arrive.
     travelling = std::max({travelling, (2 * count(queries) + count(own) + 1) * block_query_bytes(shared.shape),
                            (count(computed) + (own.empty() ? 0 : 2)) * block_state_bytes(shared.shape)});

@@ -27,7 +27,7 @@ struct KeyClass {
 struct Piece {
   int row = 0;          // in Shared::long_rows
   Interval key_blocks;  // the row's tiles in here
-  int rank = 0;         // computes it
+  int rank = 0;         // computes it, in parts
 };
 
 // Bytes of a rank.
@@ -46,9 +46,11 @@ struct Shared {
   Options options;
   Partition partition;
   std::vector<KeyClass> classes;
-  std::vector<LongRow> long_rows;  // those whose queries travel (or that are cut at fixed places because the result must be reproducible)
-  std::vector<Piece> pieces;       // by row, then ascending keys
-  std::vector<Interval> batches;   // of pieces: the long stripes, cut so that no rank holds more states than it has memory for
+  // Those whose queries travel, or that are cut at fixed places because the result must be reproducible, or that a GPU computes in parts.
+  std::vector<LongRow> long_rows;
+  std::vector<Piece> pieces;      // by row, then ascending keys
+  int64_t part_blocks = 0;        // key blocks of a part of a piece, at most
+  std::vector<Interval> batches;  // of pieces: the long stripes, cut so that no rank holds more states than it has memory for
   bool is_long(int group, int64_t block) const;
   bool keys_stay = true;    // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
   double mean_entries = 0;  // of the tile lists of a query block, all groups, from samples
@@ -124,12 +126,16 @@ int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead
 // memory for received keys takes. Where a rank moves much for what it computes, no single step hides the next one's exchange.
 int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
 
-// The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or its pieces of long
-// rows.
+// What `piece` is computed in, ascending: each part has states of its own, which are merged before they go home. Of a piece of key blocks
+// 512 to 1100 in parts of 256: 512 … 767, 768 … 1023, 1024 … 1099; those in which the row looks at nothing are left out.
+std::vector<Interval> parts_of(const Shared& shared, const Piece& piece);
+
+// The rows of a stripe that `rank` computes, in order: own query blocks under every head group (long rows left out), or the parts of its
+// pieces of long rows.
 struct StripeRow {
   int group = 0;
   int64_t block = 0;
-  Interval key_blocks;  // tiles outside are another piece's
+  Interval key_blocks;  // tiles outside are another part's
   int piece = -1;       // in Shared::pieces
 };
 std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern& pattern, const Stripe& stripe, int rank);

@@ -33,12 +33,12 @@ int kv_heads_of(const pattern::HeadGroup& group, const Shape& shape) {
   return static_cast<int>(kv_heads.size());
 }
 
-// The row's keys cut at multiples of `segment_blocks` from its document's first block, and, unless the result must not depend on the number
-// of ranks, where the keys' home changes: then no key moves at all.
+// The row's keys cut at multiples of `segment_blocks` from its document's first block, and where the keys' home changes: then no key moves
+// at all. If the result must not depend on the number of ranks, at multiples of a part instead.
 std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int number, std::vector<int64_t>& load) {
   const LongRow& row = shared.long_rows[static_cast<size_t>(number)];
   const Interval reach = blocks.reach(row.block);
-  const int64_t segment = shared.options.segment_blocks;
+  const int64_t segment = shared.options.reproducible ? shared.options.longest_part() : shared.options.segment_blocks;
   std::vector<int64_t> cuts;
   for (int64_t cut = reach.begin; cut < reach.end; cut += segment) cuts.push_back(cut);
   if (!shared.options.reproducible)
@@ -91,6 +91,9 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
   std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
+  // On a GPU a long row that keeps its few multiprocessors busy makes the others wait: there it is cut in any case, where its keys are.
+  bool keys_stay = true;
+  share_memory(shape, options, shared.partition.most_blocks(), 0, keys_stay);
   for (const LongRow& row : costs.long_rows()) {
     const pattern::HeadGroup& group = pattern.groups()[static_cast<size_t>(row.group)];
     const int home = shared.partition.rank_of(row.block);
@@ -109,7 +112,8 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const bool travels = travelling < pulled;
     // Their states rest until the stripe they belong to: too many of them would leave no memory for anything else.
     const bool fits = resting[static_cast<size_t>(home)] + states * state_bytes(shape) <= options.memory / 8;
-    if (!options.reproducible && (!travels || !fits)) {
+    const bool cut = travels || (options.on_gpu && pulled == 0 && keys_stay);
+    if (!options.reproducible && (!cut || !fits)) {
       for (const Piece& piece : pieces) load[static_cast<size_t>(piece.rank)] -= size_of(clipped(row.key_blocks, piece.key_blocks));
       shared.long_rows.pop_back();
       continue;
@@ -135,7 +139,10 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   const int64_t spare = 2 * stripe_blocks * block_result_bytes(shape, options.output_type) + shared.memory.long_rows - most_resting;
   const int64_t most_pieces =
       std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, (spare / block_query_bytes(shape) - 1) / 3), 1, stripe_blocks);
-  std::vector<int64_t> filled(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
+  // And so that the states of all parts fit into a stripe's: where a piece's do not, it is one part.
+  const auto parts_in = [&](int64_t key_blocks) { return (key_blocks + options.longest_part() - 1) / options.longest_part(); };
+  shared.part_blocks = parts_in(options.segment_blocks) <= stripe_blocks ? options.longest_part() : options.segment_blocks;
+  std::vector<int64_t> filled(static_cast<size_t>(ranks)), states(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
   int64_t last_block = -1;
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
   int64_t begin = 0;
@@ -145,16 +152,18 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
     if (last[rank] == place) continue;  // another group of the same rows and keys
     const auto home = static_cast<size_t>(shared.partition.rank_of(place.first));
-    if (filled[rank] == most_pieces || (place.first != last_block && packed[home] == most_pieces)) {
+    const int64_t parts = shared.part_blocks < options.segment_blocks ? parts_in(piece.key_blocks.length()) : 1;
+    if (filled[rank] == most_pieces || states[rank] + parts > stripe_blocks || (place.first != last_block && packed[home] == most_pieces)) {
       shared.batches.push_back({begin, p});
       begin = p;
       last_block = -1;
       std::fill(filled.begin(), filled.end(), 0);
+      std::fill(states.begin(), states.end(), 0);
       std::fill(packed.begin(), packed.end(), 0);
       std::fill(last.begin(), last.end(), std::pair<int64_t, int64_t>(-1, -1));
     }
     last[rank] = place;
-    ++filled[rank];
+    ++filled[rank], states[rank] += parts;
     if (place.first != last_block) ++packed[home];
     last_block = place.first;
   }

@@ -30,6 +30,7 @@ struct Setting {
   bool twice = false;      // the second time with what was kept of the first
   int ranks_per_host = 0;  // as if the ranks were on several hosts; 0: they are where they are
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
+  bool as_on_gpu = false;  // planned so, whatever computes: few steps, and long rows in parts
 };
 
 struct Outcome {
@@ -66,6 +67,8 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
   options.output_type = shape.type;
   options.stripes = setting.stripes;
   options.segment_blocks = 2;
+  options.part_blocks = setting.reproducible ? 2 : 1;  // a block for each would not travel: its states are as large
+  options.on_gpu = setting.as_on_gpu || !device.memory_is_host();
   options.long_row_factor = 2;
   options.exchange = setting.exchange;
   options.memory = int64_t{1} << 30;
@@ -211,8 +214,7 @@ TEST_P(EngineTest, MatchesTheReference) {
     for (const auto& lengths : {std::vector<int64_t>{1111}, {1}, {500, 30, 0, 60, 70, 333}}) {
       SCOPED_TRACE(text);
       Problem problem(shape_of(ElementType::float32), Documents::from_lengths(lengths), text);
-      const Outcome outcome = attend(world_, problem, {});
-      expect_exact(problem, outcome, 7);
+      for (bool as_on_gpu : {false, true}) expect_exact(problem, attend(world_, problem, {.as_on_gpu = as_on_gpu}), 7);
     }
   }
 }
@@ -246,7 +248,8 @@ TEST_P(EngineTest, RandomJobs) {
     Setting setting{.partition = one_of(std::vector{plan::PartitionKind::automatic, plan::PartitionKind::contiguous,
                                                     plan::PartitionKind::zigzag, plan::PartitionKind::balanced}),
                     .reproducible = random() % 3 == 0,
-                    .twice = head_dim % 16 == 0};
+                    .twice = head_dim % 16 == 0,
+                    .as_on_gpu = head_dim % 3 == 0};
     if (random() % 3 != 0) setting.blocks_of_room = 4, setting.keys_read_again = random() % 2 == 0;
     SCOPED_TRACE(text + " on " + std::to_string(size) + " tokens, " + std::to_string(heads) + "/" + std::to_string(kv_heads) +
                  " heads of " + std::to_string(head_dim) + ", " + std::string(name_of(type)));
@@ -265,8 +268,9 @@ TEST_P(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
       for (bool again : {false, true}) {
         SCOPED_TRACE(text + (again ? ", keys read again, " : ", ") + std::string(plan::name_of(kind)));
         Problem problem(shape_of(ElementType::bfloat16, 4, 4), Documents::from_lengths({5000, 100, 20}), text);
-        const Outcome outcome =
-            attend(world_, problem, {.partition = kind, .keys_read_again = again, .blocks_of_room = 4, .twice = text == "causal"});
+        const Outcome outcome = attend(
+            world_, problem,
+            {.partition = kind, .keys_read_again = again, .blocks_of_room = 4, .twice = text == "causal", .as_on_gpu = text[0] != 'c'});
         expect_exact(problem, outcome, 97);
         if (text == "causal" && (again || world_.size() > 1)) {
           EXPECT_GE(world_.max(static_cast<int64_t>(outcome.plan.stripes.size())), 3);
@@ -314,7 +318,7 @@ TEST_P(EngineTest, GoesOnFromFinishedStripesWithTheSameBits) {
   for (const std::string text : {"causal", "bigbird(32, 3, 2, 1, 7)", "longformer(129, 2)"}) {
     SCOPED_TRACE(text);
     Problem problem(shape_of(ElementType::float32), Documents::from_lengths({9000}), text);
-    const Setting setting{.blocks_of_room = 9, .stripes = 16};
+    const Setting setting{.blocks_of_room = 9, .stripes = 16, .as_on_gpu = text[0] == 'b'};
     const Outcome whole = attend(world_, problem, setting);
     for (unsigned seed = 0; seed < 6; ++seed) {
       std::mt19937 random(seed * 100 + static_cast<unsigned>(world_.rank()));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -232,8 +233,8 @@ TEST_P(Gpu, SameBitsManyTimes) {
   }
 }
 
-// Items of two steps, whose states go to memory and come back: many, for what goes wrong between a thread and a copy does so seldom.
-TEST_P(Gpu, SameBitsManyTimesInTwoSteps) {
+// Items of several steps, whose states go to memory and come back: many, for what goes wrong between a thread and a copy does so seldom.
+TEST_P(Gpu, SameBitsManyTimesInSteps) {
   for (int head_dim : {128, 64}) {
     const Problem problem({.type = ElementType::bfloat16,
                            .head_dim = head_dim,
@@ -244,17 +245,17 @@ TEST_P(Gpu, SameBitsManyTimesInTwoSteps) {
                            .forms = {Tile::Form::full},
                            .seed = 7});
     std::vector<Tile> tiles;
-    std::vector<Work> steps[2];
-    for (int step = 0; step < 2; ++step) {  // keys 0 … 11 and 12 … 23
-      tiles.push_back(Tile::full_run(12 * step, 12));
+    std::array<std::vector<Work>, 6> steps;
+    for (int step = 0; step < 6; ++step) {  // 4 blocks of keys each: the third one comes where the states have been
+      tiles.push_back(Tile::full_run(4 * step, 4));
       for (Work item : problem.work) {
-        item.first_tile = step, item.tile_count = 1, item.begins = step == 0, item.ends = step == 1;
-        steps[step].push_back(item);
+        item.first_tile = step, item.tile_count = 1, item.begins = step == 0, item.ends = step == 5;
+        steps[static_cast<size_t>(step)].push_back(item);
       }
     }
     GpuProblem gpu(problem);
     Output first{};
-    for (int repeat = 0; repeat < 200; ++repeat) {
+    for (int repeat = 0; repeat < 40; ++repeat) {
       for (const std::vector<Work>& step : steps) gpu.run(step, tiles);
       if (repeat == 0) first = gpu.results();
       ASSERT_TRUE(same(gpu.results(), first)) << "head_dim " << head_dim << " repeat " << repeat;

@@ -262,8 +262,8 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
       EXPECT_LT(time.exposed, 1);
       EXPECT_GT(time.memory, 0);
       before = time.seconds;
-      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::partial_tile, &Rates::state, &Rates::list_row,
-                                  &Rates::list_entry, &Rates::hidden_byte, &Rates::link_slowdown}) {
+      for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::partial_tile, &Rates::tile_row, &Rates::state,
+                                  &Rates::list_row, &Rates::list_entry, &Rates::hidden_byte, &Rates::link_slowdown}) {
         Rates slower = some_rates();
         slower.*rate = 2 * slower.*rate + 1e-9;
         EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
@@ -281,11 +281,12 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
 TEST(CostModel, PartialTilesAreCountedBesideTheirQuarters) {
   const Case job("causal & window(64)", 32 * 128, 1, 1);
   const RankWork work = job.work(0);
-  double tiles = 0, quarters = 0;
+  double tiles = 0, quarters = 0, rows = 0;
   for (const StripeWork& stripe : work.stripes)
-    for (const StepWork& step : stripe.steps) tiles += step.partial_tiles, quarters += step.partial_quarters;
+    for (const StepWork& step : stripe.steps) tiles += step.partial_tiles, quarters += step.partial_quarters, rows += step.tile_rows;
   EXPECT_NEAR(quarters, 4 * (32 * 3 + 31), 1e-6);
   EXPECT_NEAR(tiles, 4 * (32 + 31), 1e-6);
+  EXPECT_NEAR(rows, 4 * 32, 1e-6);
 }
 
 TEST(CostModel, KeysReadAgainComeFromTheFile) {

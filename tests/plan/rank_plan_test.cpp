@@ -30,7 +30,7 @@ Options options_of(const Case& c, const Shape& shape, int64_t blocks) {
   options.partition = c.partition;
   options.reproducible = c.reproducible;
   options.output_type = shape.type;
-  options.segment_blocks = 3;
+  options.segment_blocks = 3, options.part_blocks = 2, options.on_gpu = c.ranks % 2 == 0;
   options.long_row_factor = 2;
   options.keys_can_be_read_again = !c.stay;
   const int64_t home = (blocks / c.ranks + 2) * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
@@ -277,6 +277,54 @@ TEST(RankPlan, LongRowsTravelOnlyWhereThatMovesLess) {
   };
   EXPECT_EQ(cuts(1), cuts(4));
   EXPECT_EQ(cuts(3), cuts(7));
+}
+
+// A GPU computes long rows in parts, on one rank too, where its keys are there all the time; what travels is as without.
+TEST(RankPlan, LongRowsOnAGpuComeInParts) {
+  const Documents documents = Documents::single(128 * 200);
+  Shape shape = kShape;
+  shape.tokens = documents.tokens();
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3) & !columns(2560, 3072)"), shape.heads,
+                                      shape.kv_heads, documents);
+  const Blocks blocks(documents);
+  Options options;
+  options.segment_blocks = 16, options.part_blocks = 5;
+  const auto moved = [&](const Shared& shared) {
+    int64_t bytes = 0;
+    for (int rank = 0; rank < 4; ++rank) bytes += make_rank_plan(shared, pattern, blocks, rank).row_bytes_moved;
+    return bytes;
+  };
+  const int64_t moved_by_cpus = moved(make_shared(pattern, blocks, shape, 4, options));
+  options.on_gpu = true;
+  EXPECT_EQ(moved(make_shared(pattern, blocks, shape, 4, options)), moved_by_cpus);
+  EXPECT_GT(moved_by_cpus, 0);
+  const Shared shared = make_shared(pattern, blocks, shape, 1, options);
+  ASSERT_EQ(shared.long_rows.size(), 1u);
+  EXPECT_EQ(shared.long_bytes_travelling, 0);
+  const RankPlan plan = make_rank_plan(shared, pattern, blocks, 0);
+  ASSERT_TRUE(plan.stripes.front().is_long());
+  std::vector<Interval> parts;
+  for (const StripeRow& row : rows_of(shared, pattern, plan.stripes.front(), 0)) parts.push_back(row.key_blocks);
+  int64_t looked_at = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    EXPECT_LE(parts[i].length(), 5);
+    EXPECT_TRUE(i == 0 || parts[i - 1].end <= parts[i].begin);
+    EXPECT_FALSE(clipped(shared.long_rows[0].key_blocks, parts[i]).empty());
+    looked_at += size_of(clipped(shared.long_rows[0].key_blocks, parts[i]));
+  }
+  EXPECT_EQ(looked_at, size_of(shared.long_rows[0].key_blocks));
+  EXPECT_EQ(looked_at, 200 - 4);  // but for blocks 20 to 23
+  // 12 segments of 16 blocks in parts of 5, 5, 5 and 1, the one with these in three: 16 … 19, 24 … 25 and so on; 8 blocks in two.
+  EXPECT_GE(parts.size(), 48u);
+  // Where states of all parts have no room, or keys do not stay, rows are not cut so.
+  options.keys_can_be_read_again = true;
+  options.memory = 5 * block_row_bytes(shape, options.output_type) + 20 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  EXPECT_TRUE(make_shared(pattern, blocks, shape, 1, options).pieces.empty());
+  options.memory += 200 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  const Shared tight = make_shared(pattern, blocks, shape, 1, options);
+  for (const Stripe& stripe : make_rank_plan(tight, pattern, blocks, 0).stripes)
+    EXPECT_LE(static_cast<int64_t>(rows_of(tight, pattern, stripe, 0).size()),
+              std::max<int64_t>(1, tight.memory.stripe / block_row_bytes(shape, options.output_type)));
 }
 
 TEST(RankPlan, TooLittleMemorySaysWhatWouldDo) {
