@@ -63,7 +63,8 @@ PartialRates partial_rates(std::span<const TimedStep> steps, double full_quarter
   for (const auto& [work, seconds] : steps) {
     const double known = work.full_quarters + (quarters_alike ? work.partial_quarters : 0);
     const double left = seconds - known * full_quarter;
-    if (left > 0 && work.partial_quarters > 0) rows.push_back({work.partial_quarters / left, work.partial_tiles / left, work.tile_rows / left});
+    if (left > 0 && work.partial_quarters > 0)
+      rows.push_back({work.partial_quarters / left, work.partial_tiles / left, work.tile_rows / left});
   }
   // More rates only where they explain more.
   const std::vector<unsigned> choices = quarters_alike ? std::vector{0b010u, 0b100u, 0b110u} : std::vector{0b001u, 0b011u, 0b101u, 0b111u};

@@ -17,8 +17,8 @@
 namespace longspan::bench {
 
 // Measures the compute part of plan::Rates for the heads, head_dim and type of `shape` (its tokens do not matter) by four jobs: one of
-// full tiles only, one of partial tiles only, one of lists of many entries, one of short runs of full tiles. And, if asked to, what compute loses to
-// keys that move beside it, by one job of all ranks and its like of each rank alone.
+// full tiles only, one of partial tiles only, one of lists of many entries, one of short runs of full tiles. And, if asked to, what compute
+// loses to keys that move beside it, by one job of all ranks and its like of each rank alone.
 class Probe {
  public:
   // Collective, as are the others. Makes each job as large as takes about `seconds`, on rows where the job to predict has its own. The

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <future>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -80,7 +82,7 @@ class Engine::Run {
   }
 
   Record execute() {
-    const auto start = std::chrono::steady_clock::now();
+    const double start = seconds_now();
     if (list_maker_.has_thread()) list_maker_.make_ahead();
     allocate();
     start_loading_keys();
@@ -110,7 +112,7 @@ class Engine::Run {
       for (std::future<void>& write : writes_) wait_for_io(write);
     }
     finish_sends();
-    record_.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    record_.total = seconds_now() - start;
     account();
     return record_;
   }
@@ -125,7 +127,7 @@ class Engine::Run {
     for (int time = 0; time < times; ++time) {
       begin_fetches();
       engine_.ranks_.barrier();
-      const auto start = std::chrono::steady_clock::now();
+      const double start = seconds_now();
       fetches_.start_first();
       for (size_t t = 0; t < fetches_.order().size(); ++t) {
         fetch(t);
@@ -133,7 +135,7 @@ class Engine::Run {
         fetches_.release(t);
       }
       finish_sends();
-      result.seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      result.seconds.push_back(seconds_now() - start);
     }
     account();
     result.bytes_received = record_.bytes_received;
@@ -216,12 +218,14 @@ class Engine::Run {
         loaded_parts_.fetch_add(1, std::memory_order_release);
       }
       load_own(rest);
+      loaded_at_ = seconds_now();
     });
   }
 
   // What the first stripes need of this thread, while the I/O thread loads the keys: messages, long rows' queries, and lists.
   void prepare_beside_loading() {
     if (!loading_.valid() || plan_.stripes.empty()) return;
+    const double begin = seconds_now() - record_.plan;
     if (stripe(0).is_long()) start_queries(0);
     {
       const Timed timed(record_.plan);
@@ -235,9 +239,10 @@ class Engine::Run {
     list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     prepare_next(-1);
-    const auto still_loads = [&] { return loading_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; };
-    if (still_loads()) record_.plan += std::exchange(record_.exchange, 0.0);  // nothing has waited for other ranks
-    while (still_loads() && list_more()) continue;
+    // Until the own keys are there nothing has waited for other ranks.
+    const double beside = std::clamp(loaded_at_ - record_.plan - begin, 0.0, record_.exchange);
+    record_.load += beside, record_.exchange -= beside;
+    while (std::isinf(loaded_at_) && list_more()) continue;
   }
 
   void finish_loading_keys() {
@@ -419,10 +424,14 @@ class Engine::Run {
       const Timed timed(record_.exchange);
       fetches_.let_it_begin();
     }
+    kernels::Step arguments = listed(*lists_, lists);
+    if (prepared_ != arguments.work.data()) {
+      const Timed timed(record_.plan);
+      device_.prepare(arguments);
+    }
     const Timed timed(record_.attend);
     fetches_.pool().slots_of(lists.resident, slots_);
     key_rows_ = engine_.blocks_.rows(lists.resident);
-    kernels::Step arguments = listed(*lists_, lists);
     arguments.q = stripe(s).is_long() ? rows_.long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
@@ -440,35 +449,29 @@ class Engine::Run {
   // While the device computes step `step` of the stripe, or -1 before its first: the next one that has work, at the last the first of the
   // next stripe.
   void prepare_next(int step) {
+    const auto prepare = [&](const kernels::Step& next) { device_.prepare(next), prepared_ = next.work.data(); };
     const auto has_work = [](const StepLists& of) { return !of.work.empty(); };
     if (lists_) {
       const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
       if (next != lists_->steps.end()) {
-        device_.prepare(listed(*lists_, *next));
+        prepare(listed(*lists_, *next));
         return;
       }
     }
     const StripeLists* lists = list_maker_.next();
     if (lists == nullptr) return;
     const auto first = std::find_if(lists->steps.begin(), lists->steps.end(), has_work);
-    if (first != lists->steps.end()) device_.prepare(listed(*lists, *first));
+    if (first != lists->steps.end()) prepare(listed(*lists, *first));
   }
 
   // A step's lists and what they are for.
   kernels::Step listed(const StripeLists& stripe, const StepLists& step) const {
-    kernels::Step arguments;
-    arguments.type = shape_.type;
-    arguments.heads = shape_.heads;
-    arguments.kv_heads = shape_.kv_heads;
-    arguments.head_dim = shape_.head_dim;
-    arguments.scale = options_.scale;
-    arguments.resident = size_of(step.resident);
-    arguments.work = step.work;
-    arguments.tiles = step.tiles;
-    arguments.head_lists = kept_.heads.heads;
-    arguments.masks = stripe.masks;
-    arguments.lists_stay = list_maker_.keeps();
-    return arguments;
+    kernels::Step of;
+    of.type = shape_.type, of.heads = shape_.heads, of.kv_heads = shape_.kv_heads, of.head_dim = shape_.head_dim;
+    of.scale = options_.scale, of.resident = size_of(step.resident);
+    of.work = step.work, of.tiles = step.tiles, of.head_lists = kept_.heads.heads, of.masks = stripe.masks;
+    of.lists_stay = list_maker_.keeps();
+    return of;
   }
 
   void end_stripe(size_t s) {
@@ -549,7 +552,9 @@ class Engine::Run {
   kernels::Results results_now_;  // for long stripes those of no rows
   size_t read_ = 0, written_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
   std::vector<int32_t> slots_, key_rows_;
-  std::atomic<size_t> loaded_parts_ = 0;  // of Fetches::first_sent()
+  std::atomic<size_t> loaded_parts_ = 0;                                     // of Fetches::first_sent()
+  const kernels::Work* prepared_ = nullptr;                                  // the work of the step that was prepared last
+  std::atomic<double> loaded_at_ = std::numeric_limits<double>::infinity();  // when the own keys were there
   // The first fetches may start as these come, once the first stripe's long queries are on their way: a start may wait for other ranks,
   // which may wait for those.
   bool may_start_first_ = false;

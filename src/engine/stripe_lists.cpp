@@ -66,7 +66,7 @@ HeadSets::HeadSets(const pattern::BoundPattern& pattern, const Shape& shape) {
 
 Intervals step_blocks(const plan::Shared& shared, const plan::RankPlan& plan, const plan::Stripe& stripe, size_t key_class, int step) {
   const Intervals& need = stripe.need[key_class];
-  const bool own_first = shared.keys_stay && !shared.options.reproducible;
+  const bool own_first = shared.own_keys_first;
   if (own_first && step == 0) return intersect(need, plan.own);
   const auto group = static_cast<size_t>(own_first ? step - 1 : step);
   if (group + 1 >= stripe.bounds.size()) return group == 0 && !own_first ? need : Intervals{};

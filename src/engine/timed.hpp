@@ -4,17 +4,19 @@
 
 namespace longspan::engine {
 
+inline double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 // Adds the seconds of its scope to a section of the record.
 class Timed {
  public:
   explicit Timed(double& section) : section_(section) {}
-  ~Timed() { section_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~Timed() { section_ += seconds_now() - start_; }
   Timed(const Timed&) = delete;
   Timed& operator=(const Timed&) = delete;
 
  private:
   double& section_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double start_ = seconds_now();
 };
 
 }  // namespace longspan::engine

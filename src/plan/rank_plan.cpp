@@ -138,8 +138,6 @@ class LastUse {
   std::vector<Run> runs_;  // ascending, disjoint
 };
 
-bool own_keys_first(const Shared& shared) { return shared.keys_stay && !shared.options.reproducible; }
-
 int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
   int64_t units = 0;
   for (size_t c = 0; c < blocks.size(); ++c) units += size_of(blocks[c]) * heads_of_class(shared.classes[c]);
@@ -152,7 +150,8 @@ int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
 // fro.
 int64_t worthwhile_groups(const Shared& shared, const Stripe& stripe, const std::vector<Intervals>& fetched, int64_t unit_bytes) {
   constexpr int64_t kFew = 4;
-  if (!shared.options.on_gpu || stripe.is_long() || !own_keys_first(shared)) return kFew;
+  if (!shared.options.on_gpu || stripe.is_long() || shared.options.reproducible || !shared.keys_stay) return kFew;
+  if (!shared.own_keys_first) return 1;
   constexpr double kTileSeconds = 1e-10;        // of a head_dim of one: 13 ns for 128 at 640 TFLOP/s, an H100
   constexpr double kLinkBytesPerSecond = 25e9;  // between hosts; within one it is more
   constexpr double kTilesOfAStep = 16;          // of a row: a state of 128 elements is read and written in the time of four tiles
@@ -209,10 +208,10 @@ std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern
 }
 
 int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, int64_t block) {
-  if (own_keys_first(shared) && contains(plan.own, block)) return 0;
+  if (shared.own_keys_first && contains(plan.own, block)) return 0;
   const auto next = std::upper_bound(stripe.bounds.begin(), stripe.bounds.end(), block) - stripe.bounds.begin();
   const int group = static_cast<int>(std::max<int64_t>(0, next - 1));
-  return group + (own_keys_first(shared) ? 1 : 0);
+  return group + (shared.own_keys_first ? 1 : 0);
 }
 
 namespace {
@@ -255,7 +254,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   std::vector<Intervals> kept(classes);
   for (size_t s = 0; s < stripes; ++s) {
     Stripe& stripe = plan.stripes[s];
-    const size_t groups = std::max<size_t>(stripe.groups.size(), 1) - 1, first = own_keys_first(shared) ? 1 : 0;
+    const size_t groups = std::max<size_t>(stripe.groups.size(), 1) - 1, first = shared.own_keys_first ? 1 : 0;
     stripe.fetch.assign(std::max<size_t>(1, groups + first), std::vector<Intervals>(classes));
     stripe.keep.assign(classes, {});
     // What was kept before lies here until this stripe ends, needed later or not: new ones get the room that it leaves.

@@ -52,9 +52,13 @@ struct Shared {
   int64_t part_blocks = 0;        // key blocks of a part of a piece, at most
   std::vector<Interval> batches;  // of pieces: the long stripes, cut so that no rank holds more states than it has memory for
   bool is_long(int group, int64_t block) const;
-  bool keys_stay = true;    // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
-  double mean_entries = 0;  // of the tile lists of a query block, all groups, from samples
-  Memory memory;            // how Options::memory is shared out, from what all ranks know
+  bool keys_stay = true;  // the keys that a rank owns stay in its memory; otherwise every key is read from the file when needed
+  // A stripe's first step is of own keys, while others come. Otherwise all its keys are in one order of steps: where that is to be
+  // reproducible; and on a GPU whose rows look at few keys, of other ranks too, in one step: the keys come while the stripe before
+  // computes.
+  bool own_keys_first = true;
+  double mean_entries = 0;                                      // of the tile lists of a query block, all groups, from samples
+  Memory memory;                                                // how Options::memory is shared out, from what all ranks know
   int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
 };
 

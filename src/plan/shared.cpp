@@ -74,6 +74,28 @@ std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int num
   return pieces;
 }
 
+// Whether a step of own keys does not pay on a GPU: most rows look at keys of other ranks, too, and all in all at so few that a good part
+// of their time would go to reading and writing their states in between. Example: BigBird with 64-token blocks looks at 9 tiles a row; an
+// H100 takes as long for its states as for 4 to 6.
+bool rows_find_little(const Shared& shared, const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks) {
+  constexpr int64_t kSamples = 32;
+  constexpr double kLittle = 32;  // tiles
+  const Interval all{0, blocks.count()};
+  double rows = 0, reaching = 0, tiles = 0;  // × query heads
+  for (int64_t sample = 0; sample < std::min(kSamples, blocks.count()); ++sample) {
+    const int64_t block = (2 * sample + 1) * blocks.count() / (2 * std::min(kSamples, blocks.count()));
+    const Intervals own = shared.partition.blocks_of(shared.partition.rank_of(block));
+    for (size_t group = 0; group < pattern.groups().size(); ++group) {
+      if (shared.is_long(static_cast<int>(group), block)) continue;
+      const auto heads = static_cast<double>(pattern.groups()[group].heads.size());
+      const Intervals keys = lists.candidates(static_cast<int>(group), block, all);
+      rows += heads, tiles += heads * static_cast<double>(size_of(keys));
+      if (!subtract(keys, own).empty()) reaching += heads;
+    }
+  }
+  return 2 * reaching > rows && tiles < kLittle * rows;
+}
+
 }  // namespace
 
 Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, const Shape& shape, int ranks, const Options& options) {
@@ -127,6 +149,12 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   }
   const int64_t most_resting = *std::max_element(resting.begin(), resting.end());
   shared.memory = share_memory(shape, options, shared.partition.most_blocks(), most_resting, shared.keys_stay);
+  shared.own_keys_first = shared.keys_stay && !options.reproducible;
+  if (shared.own_keys_first && options.on_gpu && rows_find_little(shared, lists, pattern, blocks)) {
+    constexpr int kStripes = 4;  // of which only the first one's keys come beside nothing
+    shared.own_keys_first = false;
+    shared.options.stripes = std::max(shared.options.stripes, kStripes);
+  }
 
   // Groups of one block share state rows, so their pieces stand side by side: by block, then keys, then group.
   std::stable_sort(shared.pieces.begin(), shared.pieces.end(), [&](const Piece& a, const Piece& b) {

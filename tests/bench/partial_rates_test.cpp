@@ -47,9 +47,9 @@ TEST(PartialRates, AreOfTilesAndRowsAloneWhereQuartersAreAlike) {
 }
 
 TEST(PartialRates, AreNeverBelowZeroAndCostNothingWhereTheyAreNotToldApart) {
-  expect_rates({timed(10, 3, 1, 16e-6), timed(20, 6, 2, 32e-6)}, 1.6e-6, 0, 0);                        // the same mixture
-  expect_rates({timed(10, 3, 1, 16e-6), timed(0, 0, 0, 1e-3, 100)}, 1.6e-6, 0, 0);                     // no partial tile
-  expect_rates({timed(10, 3, 1, 10e-6), timed(24, 24, 1, 24e-6), timed(2, 1, 1, 2e-6)}, 1e-6, 0, 0);   // quarters alone
+  expect_rates({timed(10, 3, 1, 16e-6), timed(20, 6, 2, 32e-6)}, 1.6e-6, 0, 0);                          // the same mixture
+  expect_rates({timed(10, 3, 1, 16e-6), timed(0, 0, 0, 1e-3, 100)}, 1.6e-6, 0, 0);                       // no partial tile
+  expect_rates({timed(10, 3, 1, 10e-6), timed(24, 24, 1, 24e-6), timed(2, 1, 1, 2e-6)}, 1e-6, 0, 0);     // quarters alone
   expect_rates({timed(10, 3, 1, 13e-6), timed(24, 24, 1, 48e-6), timed(2, 1, 1, 3e-6)}, 1e-6, 1e-6, 0);  // no rows
   // A tile would take less than nothing, or a row: the best that makes sense.
   for (const auto& steps : {std::vector{timed(10, 3, 1, 30e-6), timed(24, 24, 1, 40e-6), timed(2, 1, 1, 8e-6)},
@@ -59,7 +59,8 @@ TEST(PartialRates, AreNeverBelowZeroAndCostNothingWhereTheyAreNotToldApart) {
     EXPECT_GE(rates.tile, 0);
     EXPECT_GE(rates.row, 0);
     for (const TimedStep& step : steps) {
-      const double said = step.work.partial_quarters * rates.quarter + step.work.partial_tiles * rates.tile + step.work.tile_rows * rates.row;
+      const double said =
+          step.work.partial_quarters * rates.quarter + step.work.partial_tiles * rates.tile + step.work.tile_rows * rates.row;
       EXPECT_NEAR(said, step.seconds, 0.5 * step.seconds);
     }
   }
