@@ -99,7 +99,7 @@ class Engine::Run {
       begin_stripe(s);
       for (int step = 0; step < engine_.schedule_.steps[s]; ++step, ++t) {
         fetch(t);
-        attend(s, step);
+        attend(s, step, t);
         if (!stripe(s).is_long() && !long_rows_.own_states()) finish_sending_states();  // it had a step's time (own_states(): has more)
         finish_passing_on(t);
         fetches_.release(t);
@@ -330,14 +330,14 @@ class Engine::Run {
     }
     if (stripe(s).is_long()) {
       merge_long_rows();
-      layout_ = long_rows_.layout(stripe(s));
+      layout_ = &long_rows_.layout(stripe(s));
       start_queries(s);
       const Timed timed(record_.exchange);
       fetches_.hand_over();
-      long_rows_.finish_queries(layout_, rows_.long_q_on_host());
-      if (!device_.memory_is_host()) device_.upload(rows_.long_q_on_host(), layout_.q_rows * q_row_bytes(), rows_.long_q());
+      long_rows_.finish_queries(*layout_, rows_.long_q_on_host());
+      if (!device_.memory_is_host()) device_.upload(rows_.long_q_on_host(), layout_->q_rows * q_row_bytes(), rows_.long_q());
       const auto [m, l, o] = states_of(s);
-      device_.clear_states(layout_.state_rows * shape_.heads, shape_.head_dim, m, l, o);
+      device_.clear_states(layout_->state_rows * shape_.heads, shape_.head_dim, m, l, o);
     } else if (!stripe(s).query_blocks.empty()) {
       {
         const Timed timed(record_.input);
@@ -362,7 +362,7 @@ class Engine::Run {
     if (!std::exchange(states_to_merge_, false)) return;
     const Timed timed(record_.exchange);
     fetches_.hand_over();
-    long_rows_.merge_states(layout_, long_rows_.own_states().value_or(states()));
+    long_rows_.merge_states(*layout_, long_rows_.own_states().value_or(states()));
   }
 
   // Kernels begin the states of rows with tiles (Work::begins); only those without any need one, and where the kernels also finish rows,
@@ -405,9 +405,9 @@ class Engine::Run {
     const Timed timed(record_.lists);
     std::map<int64_t, int64_t> first_row;  // of own query blocks
     for_each_block(s, [&](int64_t block, int64_t row) { first_row[block] = row; });
-    const LongRows::Layout layout = stripe(s).is_long() ? long_rows_.layout(stripe(s)) : LongRows::Layout{};
     const auto place = [&](const plan::StripeRow& row) {
       if (row.piece < 0) return StripeLists::Place{first_row.at(row.block), first_row.at(row.block)};
+      const LongRows::Layout& layout = long_rows_.layout(stripe(s));
       return StripeLists::Place{layout.q_row.at(row.block), layout.state_row.at({row.block, row.key_blocks.begin})};
     };
     const auto between = [this, mine = threads == nullptr] {
@@ -417,7 +417,7 @@ class Engine::Run {
                              between, threads);
   }
 
-  void attend(size_t s, int step) {
+  void attend(size_t s, int step, size_t t) {
     const StepLists& lists = lists_->steps[static_cast<size_t>(step)];
     if (lists.work.empty()) return;
     {
@@ -438,8 +438,8 @@ class Engine::Run {
     arguments.key_rows = key_rows_.data();
     const auto [m, l, o] = states_of(s);
     arguments.m = m, arguments.l = l, arguments.o = o;
-    device_.start(arguments, stripe(s).is_long() ? layout_.q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
-    prepare_next(step);  // this thread has time
+    device_.start(arguments, stripe(s).is_long() ? layout_->q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
+    prepare_next(step), fetches_.prepare_release(t);  // this thread has time
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals();
@@ -481,7 +481,7 @@ class Engine::Run {
     }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);
-      long_rows_.send_states(stripe(s), layout_, states_of(s));
+      long_rows_.send_states(stripe(s), *layout_, states_of(s));
       states_to_merge_ = true;
     } else if (!stripe(s).query_blocks.empty()) {
       {
@@ -544,7 +544,7 @@ class Engine::Run {
   Kept& kept_;
   Fetches& fetches_;
   LongRows& long_rows_;
-  LongRows::Layout layout_;
+  const LongRows::Layout* layout_ = nullptr;
   bool states_to_merge_ = false;  // of the stripe of layout_
   std::shared_ptr<const StripeLists> lists_;
   StripeRows& rows_;

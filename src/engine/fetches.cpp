@@ -69,8 +69,7 @@ Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport
       device_(device),
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, device),
-      exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)),
-      kept_(shared_.classes.size()) {
+      exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)) {
   if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
     for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
@@ -292,23 +291,30 @@ void Fetches::begin(double timeout, ReadAgain read_again) {
   sent_before_ = sent_ever();
 }
 
-void Fetches::release(size_t t) {
+const Fetches::Released& Fetches::released_after(size_t t) {
+  const auto [known, is_new] = released_after_.try_emplace(t, shared_.classes.size());
+  if (!is_new) return known->second;
   const auto [s, number] = order_[t];
   const auto step = static_cast<size_t>(number);
+  const plan::Stripe* before = t > step ? &plan_.stripes[order_[t - step - 1].first] : nullptr;
   const plan::Stripe& stripe = plan_.stripes[s];
   for (size_t c = 0; c < shared_.classes.size(); ++c) {
     const Intervals held = held_blocks(schedule_.hold_at, t, c);
-    release(c, subtract(held_blocks(schedule_.let_go_at, t, c), held));
-    if (step < stripe.fetch.size()) release(c, subtract(subtract(stripe.fetch[step][c], stripe.keep[c]), held));
-    if (number + 1 == schedule_.steps[s]) release(c, subtract(subtract(kept_[c], stripe.keep[c]), held));
+    std::vector<Intervals>& released = known->second[c];
+    released.push_back(subtract(held_blocks(schedule_.let_go_at, t, c), held));
+    if (step < stripe.fetch.size()) released.push_back(subtract(subtract(stripe.fetch[step][c], stripe.keep[c]), held));
+    if (number + 1 == schedule_.steps[s] && before) released.push_back(subtract(subtract(before->keep[c], stripe.keep[c]), held));
   }
-  if (number + 1 == schedule_.steps[s]) kept_ = stripe.keep;
+  return known->second;
 }
 
-void Fetches::release(size_t key_class, const Intervals& blocks) {
-  for (const Interval& run : blocks)
-    for (int64_t block = run.begin; block < run.end; ++block)
-      for (int kv_head : shared_.classes[key_class].kv_heads) pool_.release(kv_head, block);
+void Fetches::release(size_t t) {
+  const Released& released = released_after(t);
+  for (size_t c = 0; c < released.size(); ++c)
+    for (const Intervals& blocks : released[c])
+      for (const Interval& run : blocks)
+        for (int64_t block = run.begin; block < run.end; ++block)
+          for (int kv_head : shared_.classes[c].kv_heads) pool_.release(kv_head, block);
 }
 
 }  // namespace longspan::engine

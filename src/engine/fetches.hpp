@@ -60,17 +60,18 @@ class Fetches {
   std::vector<Intervals> first_sent() const;
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
-  void start_first();                // all of them, once all own keys are here
-  void start(size_t last);           // those of all steps up to `last`, in order
-  void finish(size_t t);             // waits until the step's keys are here
-  void finish_passing_on(size_t t);  // and until others of the host have what they get of them
-  void release(size_t t);            // after a step: lets go of the units that nobody needs any more
-  void finish_sends();               // of all steps
-  void progress();                   // moves messages
-  void let_it_begin();               // as comm::PoolExchange::let_it_begin, before a step is computed
-  void note_arrivals();              // for in_flight(); where this rank has nothing else to do
-  void hand_over();                  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
-  void abandon();                    // as comm::PoolExchange::abandon
+  void start_first();                                    // all of them, once all own keys are here
+  void start(size_t last);                               // those of all steps up to `last`, in order
+  void finish(size_t t);                                 // waits until the step's keys are here
+  void finish_passing_on(size_t t);                      // and until others of the host have what they get of them
+  void prepare_release(size_t t) { released_after(t); }  // finds out which; while a step computes there is time for it
+  void release(size_t t);                                // after a step: lets go of the units that nobody needs any more
+  void finish_sends();                                   // of all steps
+  void progress();                                       // moves messages
+  void let_it_begin();                                   // as comm::PoolExchange::let_it_begin, before a step is computed
+  void note_arrivals();                                  // for in_flight(); where this rank has nothing else to do
+  void hand_over();  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
+  void abandon();    // as comm::PoolExchange::abandon
 
   // Of this run.
   double in_flight() const { return in_flight_; }  // seconds during which keys were on their way
@@ -97,7 +98,8 @@ class Fetches {
   Messages sends_of(size_t t) const;
   bool may_pass_on(size_t t);
   void pass_on(size_t last);
-  void release(size_t key_class, const Intervals& blocks);
+  using Released = std::vector<std::vector<Intervals>>;  // [class] sets of blocks, which may overlap: kept twice, released twice
+  const Released& released_after(size_t t);
   size_t last_of_first() const;
 
   const plan::Shared& shared_;
@@ -120,7 +122,7 @@ class Fetches {
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
-  std::vector<Intervals> kept_;                      // [class]
+  std::map<size_t, Released> released_after_;        // by step, once known
   double in_flight_ = 0;
   int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;
   int64_t received_before_ = 0, sent_before_ = 0;  // in the runs before

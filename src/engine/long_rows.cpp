@@ -26,6 +26,18 @@ LongRows::LongRows(const comm::Communicator& ranks, const plan::Shared& shared, 
     : shared_(shared), pattern_(pattern), blocks_(blocks), rank_(rank), device_(device), exchange_(ranks, kWord) {
   for (const pattern::HeadGroup& group : pattern.groups()) heads_.emplace_back(group.heads.begin(), group.heads.end());
   for (int head = 0; head < shared.shape.heads; ++head) all_heads_.push_back(head);
+  for (const Interval& batch : shared.batches) {
+    Layout& layout = layouts_[batch.begin];
+    for (int64_t p = batch.begin; p < batch.end; ++p) {
+      const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
+      if (piece.rank != rank_) continue;
+      const int64_t block = shared_.long_rows[static_cast<size_t>(piece.row)].block;
+      const int64_t rows = blocks_.rows(block);
+      if (layout.q_row.emplace(block, layout.q_rows).second) layout.q_rows += rows;
+      for (const Interval& part : plan::parts_of(shared_, piece))
+        if (layout.state_row.emplace(std::pair(block, part.begin), layout.state_rows).second) layout.state_rows += rows;
+    }
+  }
 }
 
 int64_t LongRows::states_of(const plan::LongRow& row) const {
@@ -36,20 +48,6 @@ void LongRows::begin(double timeout) {
   exchange_.set_timeout(timeout);
   merged_.clear();
   received_before_ = exchange_.bytes_received();
-}
-
-LongRows::Layout LongRows::layout(const plan::Stripe& stripe) const {
-  Layout layout;
-  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    if (piece.rank != rank_) continue;
-    const int64_t block = shared_.long_rows[static_cast<size_t>(piece.row)].block;
-    const int64_t rows = blocks_.rows(block);
-    if (layout.q_row.emplace(block, layout.q_rows).second) layout.q_rows += rows;
-    for (const Interval& part : plan::parts_of(shared_, piece))
-      if (layout.state_row.emplace(std::pair(block, part.begin), layout.state_rows).second) layout.state_rows += rows;
-  }
-  return layout;
 }
 
 void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {

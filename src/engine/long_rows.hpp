@@ -36,7 +36,7 @@ class LongRows {
     std::map<std::pair<int64_t, int64_t>, int64_t> state_row;  // by block and first key block
     int64_t q_rows = 0, state_rows = 0;
   };
-  Layout layout(const plan::Stripe& stripe) const;
+  const Layout& layout(const plan::Stripe& stripe) const { return layouts_.at(stripe.pieces.begin); }
 
   // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns; then, with
   // those of this rank's pieces in q [q_rows][heads][head_dim], host memory. One stripe at a time.
@@ -91,6 +91,7 @@ class LongRows {
   const plan::Blocks& blocks_;
   int rank_;
   kernels::Device& device_;
+  std::map<int64_t, Layout> layouts_;        // by the first piece of a stripe
   std::vector<std::vector<int32_t>> heads_;  // of each head group
   std::vector<int32_t> all_heads_;           // 0, 1, …: of packed states
   int64_t received_before_ = 0;              // bytes
