@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <deque>
 #include <exception>
 #include <map>
 #include <optional>
@@ -227,7 +228,6 @@ class NcclExchange : public PoolExchange {
     for (const Message& message : sends) made.add(message, block_bytes_, made.sent);
     if (made.peers.empty()) return;
     const cuda::CurrentDevice current(gpu_);
-    const bool is_first = latest_.done();                                // no group is on its way
     Started& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);
@@ -240,7 +240,7 @@ class NcclExchange : public PoolExchange {
     in.place(in_, in_slots_, lists + out.blocks, stream_);
     for (const Packed::Part& part : out.parts)
       if (part.slots != nullptr) cuda::gather_blocks(pool_, part.slots, part.count, block_bytes_, part.data, stream_.get());
-    if (is_first) before_.record(stream_.get()), to_begin_ = tag, packed_.reset();
+    step.packed.record(stream_.get());
     check_nccl(nccl().group_start(), "ncclGroupStart");
     for (const Packed::Part& part : out.parts)
       check_nccl(nccl().send(part.data, static_cast<size_t>(part.count * block_bytes_), ncclUint8, part.peer, comm_.get(), stream_.get()),
@@ -254,26 +254,28 @@ class NcclExchange : public PoolExchange {
     for (const Packed::Part& part : in.parts)
       if (part.slots != nullptr) cuda::scatter_blocks(part.data, part.slots, part.count, block_bytes_, pool_, stream_.get());
     step.done.record(stream_.get());
-    latest_.record(stream_.get());
+    under_way_.push_back(tag);
   }
 
   // Compute that is started before NCCL's kernel has its multiprocessors takes all of them and leaves none until its end; then those of the
   // peers, which may have theirs, wait for this rank's (measured: causal on two H100 5 % slower). Nothing tells when the kernel begins, but
-  // it can as soon as what comes before it in the stream is over: here, the packing. Not for groups behind another one.
+  // it can as soon as what comes before it in the stream is over: here, the packing, and the groups before. So before each step of compute
+  // it is the oldest group's turn.
   void let_it_begin() override {
     constexpr auto kLaunch = std::chrono::microseconds(100);
     constexpr double kPatience = 60;  // seconds, for a copy inside this GPU's memory
     const auto start = Clock::now();
-    while (to_begin_ >= 0 && !latest_.done() && (!packed_ || Clock::now() - *packed_ < kLaunch)) {
+    Started* const step = oldest();
+    if (step == nullptr || std::exchange(step->has_begun, true)) return;
+    while (!step->done.done() && (!step->seen_packed || Clock::now() - *step->seen_packed < kLaunch)) {
       progress();
       sched_yield();
-      if (packed_ || seconds_since(start) < kPatience) continue;
+      if (step->seen_packed || seconds_since(start) < kPatience) continue;
       throw Error({.code = ExitCode::device,
-                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", to_begin_, kPatience),
+                   .what = fmt::format("this rank's GPU did not pack step {} of the exchange in {:.3g} s", under_way_.front(), kPatience),
                    .from = fmt::format("rank {}", ranks_.rank()),
                    .mend = "see whether nvidia-smi finds the device in order"});
     }
-    to_begin_ = -1;
   }
 
   bool takes_sends_ahead() const override { return false; }  // a step is one group
@@ -281,7 +283,8 @@ class NcclExchange : public PoolExchange {
 
   void progress() override {
     comm_.is_busy();
-    if (to_begin_ >= 0 && !packed_ && before_.done()) packed_ = Clock::now();
+    Started* const step = oldest();
+    if (step != nullptr && !step->seen_packed && step->packed.done()) step->seen_packed = Clock::now();
   }
   void abandon() override { comm_.abort(); }
 
@@ -314,14 +317,25 @@ class NcclExchange : public PoolExchange {
   struct Started {
     std::vector<int> peers;
     int64_t received = 0, sent = 0;  // bytes
-    cuda::Event done;
-    std::unique_ptr<cuda::PinnedMemory> lists;  // of slots, on their way to the device
+    cuda::Event packed, done;
+    std::optional<Clock::time_point> seen_packed;  // when the packing was seen to be over
+    bool has_begun = false;                        // or compute has not waited for it for long
+    std::unique_ptr<cuda::PinnedMemory> lists;     // of slots, on their way to the device
     void add(const Message& message, int64_t block_bytes, int64_t& bytes) {
       if (message.slots.empty()) return;
       peers.push_back(message.peer);
       bytes += static_cast<int64_t>(message.slots.size()) * block_bytes;
     }
   };
+
+  // Of the groups on their way; null if there is none.
+  Started* oldest() {
+    for (; !under_way_.empty(); under_way_.pop_front()) {
+      const auto step = steps_.find(under_way_.front());
+      if (step != steps_.end() && !step->second.done.done()) return &step->second;
+    }
+    return nullptr;
+  }
 
   // Where each message of one direction lies: in the pool, or packed in a buffer with its list of slots.
   struct Packed {
@@ -411,9 +425,7 @@ class NcclExchange : public PoolExchange {
   int64_t block_bytes_;
   cuda::Stream stream_;
   cuda::DeviceMemory out_, in_, out_slots_, in_slots_;
-  cuda::Event before_, latest_;              // before the group of to_begin_; after the latest one
-  int to_begin_ = -1;                        // tag of a group that began with none on its way and that nobody has let begin yet; -1: none
-  std::optional<Clock::time_point> packed_;  // when its packing was seen to be over
+  std::deque<int> under_way_;  // tags of the groups that may be, oldest first
   std::map<int, Started> steps_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;
