@@ -36,6 +36,9 @@ class Probe {
   // plan::Rates::link_slowdown: how many times longer a job's keys were on their way than `rates`, whose links are those of ranks at rest,
   // say. 1 without also_move().
   double slowdown_of_links(const plan::Rates& rates) const;
+  // plan::Rates::exposed_byte: what ranks waited longer for a job's keys than `rates`, now with the slowdown of links, say. 0 without
+  // also_move().
+  double exposed_byte(const plan::Rates& rates) const;
 
  private:
   class SelfJob;

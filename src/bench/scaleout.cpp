@@ -73,6 +73,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
   rates.across_hosts = across;
   rates.ranks_per_host = static_cast<int>(ranks.max(ranks.local_size()));
   rates.link_slowdown = probe.slowdown_of_links(rates);
+  rates.exposed_byte = probe.exposed_byte(rates);
 
   point.typical = median(point.seconds);
   size_t nearest = 0;

@@ -127,6 +127,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
   rates.lists_beside = on_gpu;
   rates.hidden_byte = reader.figure(machine, "compute_seconds_per_moved_byte", false).value_or(0);
+  rates.exposed_byte = reader.figure(machine, "exchange_seconds_per_moved_byte", false).value_or(0);
   rates.link_slowdown = std::max(1.0, reader.figure(machine, "link_slowdown", false).value_or(1));
 
   const ordered_json& per_host = reader.at(machine, "ranks_per_host");
@@ -206,6 +207,7 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},
           {"compute_seconds_per_moved_byte", number(rates.hidden_byte)},
+          {"exchange_seconds_per_moved_byte", number(rates.exposed_byte)},
           {"link_slowdown", rates.link_slowdown},
           {"memory", nullptr},
           {"links", {{"within_host", link(rates.within_host)}, {"across_hosts", link(rates.across_hosts)}}},

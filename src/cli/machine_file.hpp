@@ -3,11 +3,12 @@
 // was not measured. A spread is {"min", "median", "max", "rank_of_worst"} over the ranks.
 //
 //   ranks, hosts, ranks_per_host; device "cpu" or "cuda"; target; threads of a rank
-//   compute      [{type, head_dim, full: {seconds_per_quarter}, partial: {seconds_per_quarter}, flop_per_second}], spreads
+//   compute      [{type, head_dim, full: {seconds_per_quarter}, partial: {seconds_per_quarter,
+//                seconds_per_tile, seconds_per_row}, flop_per_second}], spreads
 //   row_seconds_per_state, row_read_seconds_per_state, row_write_seconds_per_state, list_seconds_per_row, list_seconds_per_entry,
-//   key_load_bytes_per_second, compute_seconds_per_moved_byte, link_slowdown:
+//   key_load_bytes_per_second, compute_seconds_per_moved_byte, exchange_seconds_per_moved_byte, link_slowdown:
 //                as plan::Rates has them (state, state_in, state_out, list_row, list_entry, key_bytes_per_second, hidden_byte,
-//                link_slowdown)
+//                exposed_byte, link_slowdown)
 //   memory       {read_bytes_per_second, copy_bytes_per_second, free_bytes}, spreads
 //   links        {within_host, across_hosts: {latency_seconds, bytes_per_second, …}}, spreads
 //   disk         {write_bytes_per_second, read_bytes_per_second, …} of all ranks together

@@ -209,7 +209,7 @@ class Engine::Run {
   // What others get first comes first, so that it is on its way while the rest is loaded.
   void start_loading_keys() {
     if (!shared_.keys_stay) return;
-    loading_ = io_.submit([this, parts = fetches_.first_sent()] {
+    loading_ = io_.submit([this, &parts = fetches_.first_sent()] {
       const Timed timed(record_.keys_in);
       Intervals rest = plan_.own;
       for (const Intervals& part : parts) {

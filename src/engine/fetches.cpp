@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 
 namespace longspan::engine {
 
@@ -32,8 +33,12 @@ std::vector<comm::PoolExchange::Message> outlines(const std::vector<PeerUnits>& 
 template <typename Slot>
 std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
   std::vector<comm::PoolExchange::Message> messages = outlines(peers);
-  for (size_t p = 0; p < peers.size(); ++p)
+  for (size_t p = 0; p < peers.size(); ++p) {
+    int64_t units = 0;
+    for (const UnitRun& run : peers[p].runs) units += run.units();
+    messages[p].slots.reserve(static_cast<size_t>(units));
     for_each_unit(peers[p].runs, [&](int kv_head, int64_t block) { messages[p].slots.push_back(slot(kv_head, block)); });
+  }
   return messages;
 }
 
@@ -85,13 +90,15 @@ size_t Fetches::last_of_first() const { return std::max(schedule_.first_fetch, s
 void Fetches::prepare_first() {
   if (!shared_.keys_stay) return;
   while (prepared_ <= last_of_first() && prepared_ < order_.size()) prepare(prepared_);
+  if (std::exchange(expects_, true)) return;
   std::vector<comm::PoolExchange::Step> all;
   for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
   exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
 }
 
-std::vector<Intervals> Fetches::first_sent() const {
-  std::vector<Intervals> parts;
+const std::vector<Intervals>& Fetches::first_sent() {
+  std::vector<Intervals>& parts = first_sent_;
+  if (!parts.empty()) return parts;
   Intervals before;
   for (size_t t = 0; t <= last_of_first() && t < order_.size(); ++t) {
     Intervals sent;

@@ -57,7 +57,7 @@ class Fetches {
   void prepare_first();
   // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before, and what lies
   // between its blocks, if that is little: files are read in long runs.
-  std::vector<Intervals> first_sent() const;
+  const std::vector<Intervals>& first_sent();
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
   void start_first();                                    // all of them, once all own keys are here
@@ -123,6 +123,8 @@ class Fetches {
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
   std::map<size_t, Released> released_after_;        // by step, once known
+  std::vector<Intervals> first_sent_;                // once known
+  bool expects_ = false;                             // the exchange has been told what will come
   double in_flight_ = 0;
   int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;
   int64_t received_before_ = 0, sent_before_ = 0;  // in the runs before

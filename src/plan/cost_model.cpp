@@ -300,6 +300,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     for (size_t step = 0; step < stripe.steps.size(); ++step, ++t) {
       start_fetches(t + static_cast<size_t>(work.ahead));
       wait_for(arrival[t], time.exchange);
+      spend(static_cast<double>(order[t]->bytes_within + order[t]->bytes_across) * rates.exposed_byte, time.exchange);
       double compute = compute_seconds(stripe.steps[step], rates);
       if (t + 1 < order.size() && compute > 0)
         compute += static_cast<double>(order[t + 1]->bytes_within + order[t + 1]->bytes_across) * rates.hidden_byte;

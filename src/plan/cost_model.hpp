@@ -39,6 +39,7 @@ struct Rates {
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
   double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
   LinkRates within_host, across_hosts;       // while nobody computes
+  double exposed_byte = 0;                   // seconds that a rank waits for a byte that came in time, until it may compute with it
   double link_slowdown = 1;                  // how many times longer the bytes of a message take while ranks compute
   int ranks_per_host = 1;                    // ranks r·ranks_per_host … share a host
   double read_bytes_per_second = kUnlimited, write_bytes_per_second = kUnlimited;  // of a file, all ranks at once

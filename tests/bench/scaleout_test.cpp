@@ -62,6 +62,7 @@ TEST(BenchScaleout, PointsAreWhole) {
         EXPECT_GT(point->rates.partial_quarter, 0);
         EXPECT_GT(point->rates.key_bytes_per_second, 0);
         EXPECT_TRUE(std::isfinite(point->rates.hidden_byte) && std::isfinite(point->rates.link_slowdown));
+        EXPECT_TRUE(std::isfinite(point->rates.exposed_byte) && point->rates.exposed_byte >= 0);
         if (count == 1) {
           EXPECT_EQ(point->rates.hidden_byte, 0) << "nobody to move keys to";
           EXPECT_EQ(point->rates.link_slowdown, 1);

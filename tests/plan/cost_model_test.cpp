@@ -227,6 +227,10 @@ TEST(CostModel, NextKeysComeWhileAStepComputes) {
   EXPECT_DOUBLE_EQ(time.attend, 30);
   EXPECT_DOUBLE_EQ(time.exchange, 20);
   EXPECT_DOUBLE_EQ(time.in_flight, 38);
+  rates.link_slowdown = 1, rates.exposed_byte = 1e-7;  // 0.4 s and 1.5 s after their keys have come, in which the last come nearer
+  time = play(work, rates);
+  EXPECT_DOUBLE_EQ(time.attend, 30);
+  EXPECT_DOUBLE_EQ(time.exchange, 0.4 + 4.6 + 1.5);
 }
 
 TEST(CostModel, AFileIsReadAheadAndWrittenBehind) {
@@ -263,7 +267,7 @@ TEST(CostModel, MoreRanksTakeNoLongerAndSlowerRatesNoLess) {
       EXPECT_GT(time.memory, 0);
       before = time.seconds;
       for (double Rates::*rate : {&Rates::full_quarter, &Rates::partial_quarter, &Rates::partial_tile, &Rates::tile_row, &Rates::state,
-                                  &Rates::list_row, &Rates::list_entry, &Rates::hidden_byte, &Rates::link_slowdown}) {
+                                  &Rates::list_row, &Rates::list_entry, &Rates::hidden_byte, &Rates::exposed_byte, &Rates::link_slowdown}) {
         Rates slower = some_rates();
         slower.*rate = 2 * slower.*rate + 1e-9;
         EXPECT_GE(job.time(slower).seconds, time.seconds * (1 - 1e-12));
