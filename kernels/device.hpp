@@ -118,9 +118,8 @@ class Device {
   // These may still be under way on return: what is asked for later, downloads too, comes after them.
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
   virtual void merge(const Merge& merge) = 0;
-  // Lists of heads are in host memory, here and in finish(); `packed` in the device's.
-  virtual void pack_states(const StateBlock& block, float* packed) = 0;
-  // All of them at once: hundreds of small pieces by themselves would take a GPU a millisecond.
+  // Lists of heads are in host memory, here and in finish(); what is packed in the device's. All of them at once: hundreds of small pieces
+  // by themselves would take a GPU a millisecond.
   virtual void merge_blocks(std::span<const MergeBlocks> all) = 0;
   // Done on return: the I/O thread may take the results.
   virtual void finish(std::span<const Finish> all) = 0;

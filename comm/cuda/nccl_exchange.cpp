@@ -307,6 +307,7 @@ class NcclExchange : public PoolExchange {
     if (step == steps_.end()) return;
     bytes_sent_ += step->second.sent;
     steps_.erase(step);
+    std::erase(under_way_, tag);
   }
 
   void set_timeout(double seconds) override { timeout_ = seconds; }
@@ -319,7 +320,7 @@ class NcclExchange : public PoolExchange {
     int64_t received = 0, sent = 0;  // bytes
     cuda::Event packed, done;
     std::optional<Clock::time_point> seen_packed;  // when the packing was seen to be over
-    bool has_begun = false;                        // or compute has not waited for it for long
+    bool has_begun = false;                        // or compute has waited for that as long as it does
     std::unique_ptr<cuda::PinnedMemory> lists;     // of slots, on their way to the device
     void add(const Message& message, int64_t block_bytes, int64_t& bytes) {
       if (message.slots.empty()) return;

@@ -95,7 +95,9 @@ void CpuDevice::finish(std::span<const Finish> all) {
 }
 void CpuDevice::merge(const Merge& merge) { cpu::merge(merge, threads_); }
 
-void CpuDevice::pack_states(const StateBlock& block, float* packed) {
+namespace {
+
+void pack_states(const StateBlock& block, float* packed) {
   float *m = packed, *l = m + block.states(), *o = l + block.states();
   for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
     for (int32_t head : block.head_list) {
@@ -105,6 +107,8 @@ void CpuDevice::pack_states(const StateBlock& block, float* packed) {
     }
   }
 }
+
+}  // namespace
 
 void CpuDevice::merge_blocks(std::span<const MergeBlocks> all) {
   std::vector<float> packed;

@@ -33,7 +33,6 @@ void merge(const Merge& merge, cudaStream_t stream);
 // States of rows that have seen nothing: m = −∞, l = 0, o = 0.
 void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cudaStream_t stream);
 
-void pack_states(const StateBlock& block, float* packed, cudaStream_t stream);
 // MergeBlocks: `count` of `blocks` from the first-th on. All arrays lie in device memory; no block has more than `most_states`.
 struct BlocksToMerge {
   int64_t first = 0, count = 0;

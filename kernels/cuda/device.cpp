@@ -340,13 +340,6 @@ std::span<const int32_t> GpuDevice::on_device(std::span<const int32_t> heads) {
   return {list->second.as<int32_t>(), heads.size()};
 }
 
-void GpuDevice::pack_states(const StateBlock& block, float* packed) {
-  const CurrentDevice current(gpu_.ordinal);
-  StateBlock here = block;
-  here.head_list = on_device(block.head_list);
-  cuda::pack_states(here, packed, compute_.get());
-}
-
 void GpuDevice::merge_blocks(std::span<const MergeBlocks> all) {
   const CurrentDevice current(gpu_.ordinal);
   std::vector<StateBlock> blocks;

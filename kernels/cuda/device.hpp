@@ -39,7 +39,6 @@ class GpuDevice : public Device {
   using Device::finish;
   void finish(std::span<const Finish> all) override;
   void merge(const Merge& merge) override;
-  void pack_states(const StateBlock& block, float* packed) override;
   void merge_blocks(std::span<const MergeBlocks> all) override;
 
  private:

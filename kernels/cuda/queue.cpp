@@ -33,7 +33,7 @@ std::pair<int64_t, int64_t> range(const Step& step, const Work& work) {
   return {first.key, last.key + (last.form == Tile::Form::full ? last.count : 1)};
 }
 
-// Whether `next` holds the rows after those of `work`, for the same heads, and may share keys with it: pieces of long rows, which have a
+// Whether `next` holds the rows after those of `work`, for the same heads, and may share keys with it: parts of long rows, which have a
 // segment of the keys each, mostly do not.
 bool follows(const Step& step, const Work& work, const Work& next) {
   const auto [begin, end] = range(step, work);

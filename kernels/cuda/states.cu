@@ -101,15 +101,6 @@ __global__ void clear(int64_t count, int head_dim, float* m, float* l, float* o)
   });
 }
 
-__global__ void pack(StateBlock block, float* packed) {
-  const int64_t states = block.rows * static_cast<int64_t>(block.head_list.size()), listed = block.head_list.size();
-  for_each_state(states, [&](int64_t state, int lane) {
-    const int64_t there = (block.first_row + state / listed) * block.heads + block.head_list.data()[state % listed];
-    for (int d = lane; d < block.head_dim; d += 32) packed[2 * states + state * block.head_dim + d] = block.o[there * block.head_dim + d];
-    if (lane == 0) packed[state] = block.m[there], packed[states + state] = block.l[there];
-  });
-}
-
 }  // namespace
 
 void finish(const Finish& finish, cudaStream_t stream) {
@@ -129,12 +120,6 @@ void clear_states(int64_t count, int head_dim, float* m, float* l, float* o, cud
   if (count == 0) return;
   clear<<<blocks_for(count), kThreads, 0, stream>>>(count, head_dim, m, l, o);
   check(cudaGetLastError(), "launch of clear");
-}
-
-void pack_states(const StateBlock& block, float* packed, cudaStream_t stream) {
-  if (block.states() == 0) return;
-  pack<<<blocks_for(block.states()), kThreads, 0, stream>>>(block, packed);
-  check(cudaGetLastError(), "launch of pack");
 }
 
 void merge_blocks(const StateBlock* blocks, std::span<const BlocksToMerge> merges, int64_t most_states, cudaStream_t stream) {

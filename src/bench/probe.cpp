@@ -85,7 +85,8 @@ class Probe::MovingJob {
     const std::vector<double> in_flight = ranks_.all_gather(moving.in_flight);
     in_flight_.push_back(std::accumulate(in_flight.begin(), in_flight.end(), 0.0) / ranks_.size());
     const std::vector<double> waits = ranks_.all_gather(moving.exchange);
-    waits_per_byte_.push_back(std::accumulate(waits.begin(), waits.end(), 0.0) / bytes);
+    waits_.push_back(std::accumulate(waits.begin(), waits.end(), 0.0));
+    bytes_ = bytes;
   }
   double seconds_per_byte() const { return median(seconds_per_byte_); }
   double slowdown_of_links(const plan::Rates& rates) const {
@@ -94,8 +95,7 @@ class Probe::MovingJob {
   }
   double exposed_byte(const plan::Rates& rates) const {
     const double said = plan::predict(prepared_.shared(), prepared_.pattern(), prepared_.blocks(), rates).mean.exchange;
-    const auto bytes = static_cast<double>(std::max<int64_t>(1, prepared_.plan().units_moved * prepared_.plan().unit_bytes));
-    return std::max(0.0, median(waits_per_byte_) - said / bytes);
+    return std::max(0.0, (median(waits_) - said * ranks_.size()) / bytes_);
   }
 
  private:
@@ -112,7 +112,8 @@ class Probe::MovingJob {
   comm::Transport& transport_;
   SelfJob alone_;
   PreparedJob prepared_;
-  std::vector<double> seconds_per_byte_, in_flight_, waits_per_byte_;  // by sample
+  std::vector<double> seconds_per_byte_, in_flight_, waits_;  // by sample; waits: of all ranks
+  double bytes_ = 1;                                          // that come to all ranks
 };
 
 namespace {
@@ -243,6 +244,6 @@ plan::Rates Probe::rates() const {
 }
 
 double Probe::slowdown_of_links(const plan::Rates& rates) const { return moving_ ? moving_->slowdown_of_links(rates) : 1; }
-double Probe::exposed_byte(const plan::Rates& rates) const { return moving_ ? ranks_.max(moving_->exposed_byte(rates)) : 0; }
+double Probe::exposed_byte(const plan::Rates& rates) const { return moving_ ? moving_->exposed_byte(rates) : 0; }
 
 }  // namespace longspan::bench

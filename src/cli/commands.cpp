@@ -432,7 +432,7 @@ std::vector<Command> make_commands() {
                   kHostMemory},
       .more =
           "Before each run the system is asked to forget what it has of the input in memory. After it the disk is measured, and "
-          "the kernel by two small jobs, so that both see the same moods of the machine.",
+          "the kernel by small jobs, so that both see the same moods of the machine.",
       .collective = true};
   whole_job.options = joined(joined(whole_job.options, place), paths);
   for (Option& option : whole_job.options)

@@ -146,7 +146,8 @@ class Engine::Run {
 
  private:
   void begin_fetches() {
-    fetches_.begin(options_.timeout, [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); });
+    fetches_.begin(options_.timeout, options_.keep,
+                   [this](auto runs, auto slots) { return read_keys_again(std::move(runs), std::move(slots)); });
   }
   const plan::Stripe& stripe(size_t s) const { return plan_.stripes[s]; }
   int64_t q_row_bytes() const { return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type)); }
@@ -166,7 +167,7 @@ class Engine::Run {
       tokens[s] = tokens_of(stripe(s).query_blocks);
       most_states = std::max(most_states, size_of(tokens[s]));
       if (!stripe(s).is_long()) continue;
-      const LongRows::Layout layout = long_rows_.layout(stripe(s));
+      const LongRows::Layout& layout = long_rows_.layout(stripe(s));
       most_states = std::max(most_states, layout.state_rows);
       long_queries = std::max(long_queries, layout.q_rows);
     }

@@ -29,7 +29,7 @@ namespace longspan::engine {
 // Where a rank's wall time went, in seconds, and what it moved. Sections add up to `total`.
 struct Record {
   double load = 0;      // until own keys are there, but for what of `plan` is made ready meanwhile
-  double plan = 0;      // tile lists that no compute hid, memory, and what is made ready of the first messages
+  double plan = 0;      // tile lists that no compute hid, memory, and what is made ready of first messages and steps
   double exchange = 0;  // starting messages, waiting for keys, queries and states of other ranks, or for keys read again
   double attend = 0;    // compute of steps
   double finish = 0;    // merging and rounding

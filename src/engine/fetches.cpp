@@ -285,8 +285,9 @@ void Fetches::finish_sends() {
   for (size_t t = 0; t < order_.size(); ++t) exchange_->finish_sends(tag_of(t));
 }
 
-void Fetches::begin(double timeout, ReadAgain read_again) {
+void Fetches::begin(double timeout, bool keep, ReadAgain read_again) {
   timeout_ = timeout;
+  keeps_ = keep;
   exchange_->set_timeout(timeout);
   if (inside_host_) inside_host_->set_timeout(timeout);
   read_again_ = std::move(read_again);
@@ -322,6 +323,7 @@ void Fetches::release(size_t t) {
       for (const Interval& run : blocks)
         for (int64_t block = run.begin; block < run.end; ++block)
           for (int kv_head : shared_.classes[c].kv_heads) pool_.release(kv_head, block);
+  if (!keeps_) released_after_.erase(t);
 }
 
 }  // namespace longspan::engine

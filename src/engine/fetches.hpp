@@ -44,7 +44,7 @@ class Fetches {
   Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport);
 
   // A run: everything of the one before has been finished. `timeout`: seconds without any message before a wait gives up; 0: never.
-  void begin(double timeout, ReadAgain read_again);
+  void begin(double timeout, bool keep, ReadAgain read_again);
 
   KeyPool& pool() { return pool_; }
   const KeyPool& pool() const { return pool_; }
@@ -122,9 +122,10 @@ class Fetches {
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
-  std::map<size_t, Released> released_after_;        // by step, once known
-  std::vector<Intervals> first_sent_;                // once known
-  bool expects_ = false;                             // the exchange has been told what will come
+  std::map<size_t, Released> released_after_;        // by step, once known; those that are over only if another run will follow
+  bool keeps_ = false;
+  std::vector<Intervals> first_sent_;  // once known
+  bool expects_ = false;               // the exchange has been told what will come
   double in_flight_ = 0;
   int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;
   int64_t received_before_ = 0, sent_before_ = 0;  // in the runs before

@@ -162,7 +162,8 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
   // All of others' pieces come at once where they are merged late: until then nobody would ask for more of them.
   const auto is_long = [](const plan::Stripe& stripe) { return stripe.is_long(); };
   const auto batch = std::find_if(stripes.begin(), stripes.end(), is_long);
-  if (!device_.memory_is_host() && std::count_if(stripes.begin(), stripes.end(), is_long) == 1) {
+  // Decided by the whole job, so that one which goes on merges as it began.
+  if (!device_.memory_is_host() && shared_.batches.size() == 1 && batch != stripes.end()) {
     const int64_t most_bytes = std::min(int64_t{256} << 20, shared_.options.memory / 16);
     const int64_t states = (layout(*batch).state_rows * shared_.shape.heads + 3) / 4 * 4;  // so that o is aligned to 16 bytes, as m
     const int64_t bytes = states * (shared_.shape.head_dim + 2) * kWord;

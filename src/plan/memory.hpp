@@ -27,6 +27,8 @@ int64_t block_row_bytes(const Shape& shape, ElementType output_type);
 
 // Shares out `options.memory`; decides whether the ranks' keys stay in memory. Throws Error(usage) when no plan fits.
 // `resting`: finished states of long rows that wait for their stripe, on the rank with most of them; 0 when there are no long rows.
+// Whether the keys stay then, and there is room for a plan.
+bool keys_stay_beside(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting);
 Memory share_memory(const Shape& shape, const Options& options, int64_t most_blocks_of_a_rank, int64_t resting, bool& keys_stay);
 
 // Stripes of a rank whose rows are copied to a GPU and results back: up to four, of 256 MiB of queries and results each or more. While one

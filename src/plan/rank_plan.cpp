@@ -144,10 +144,10 @@ int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
   return units;
 }
 
-// A few groups of fetched keys, so that one can be computed while the next is on its way. On a GPU one, where the own keys' step takes as
-// long as all of them need, or where rows find so little in a group that a step of it takes longest to read and write their states.
-// Example: BigBird with 64-token blocks looks at two tiles of fetched keys a row, half the time of a step that brings its states to and
-// fro.
+// A few groups of fetched keys (one where own keys do not come first on a GPU), so that one can be computed while the next is on its way.
+// On a GPU one, where the own keys' step takes as long as all of them need, or where rows find so little in a group that a step of it takes
+// longest to read and write their states. Example: BigBird with 64-token blocks looks at two tiles of fetched keys a row, half the time of
+// a step that brings its states to and fro.
 int64_t worthwhile_groups(const Shared& shared, const Stripe& stripe, const std::vector<Intervals>& fetched, int64_t unit_bytes) {
   constexpr int64_t kFew = 4;
   if (!shared.options.on_gpu || stripe.is_long() || shared.options.reproducible || !shared.keys_stay) return kFew;

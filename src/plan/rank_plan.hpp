@@ -80,7 +80,7 @@ struct Stripe {
   TileCount tiles;                            // over head groups, not weighted
   int64_t weighted_quarters = 0;              // quarters × query heads
   int64_t weighted_tiles = 0;                 // tiles × query heads
-  int64_t list_rows = 0;                      // query blocks and pieces of long rows; head groups do not count
+  int64_t list_rows = 0;                      // query blocks and parts of long rows; head groups of a query block do not count
   int64_t list_entries = 0;                   // of the tile lists of all head groups
   int64_t list_bytes = 0;                     // what these take, with masks and work items, about
   bool estimated = false;                     // counts and needs come from sampled rows

@@ -113,9 +113,6 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
   std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
-  // On a GPU a long row that keeps its few multiprocessors busy makes the others wait: there it is cut in any case, where its keys are.
-  bool keys_stay = true;
-  share_memory(shape, options, shared.partition.most_blocks(), 0, keys_stay);
   for (const LongRow& row : costs.long_rows()) {
     const pattern::HeadGroup& group = pattern.groups()[static_cast<size_t>(row.group)];
     const int home = shared.partition.rank_of(row.block);
@@ -134,7 +131,11 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const bool travels = travelling < pulled;
     // Their states rest until the stripe they belong to: too many of them would leave no memory for anything else.
     const bool fits = resting[static_cast<size_t>(home)] + states * state_bytes(shape) <= options.memory / 8;
-    const bool cut = travels || (options.on_gpu && pulled == 0 && keys_stay);
+    // On a GPU a long row that keeps its few multiprocessors busy makes the others wait: there it is cut also where it looks at own keys
+    // only, if these stay all the same.
+    const bool cut = travels || (options.on_gpu && pulled == 0 &&
+                                 keys_stay_beside(shape, options, shared.partition.most_blocks(),
+                                                  resting[static_cast<size_t>(home)] + states * state_bytes(shape)));
     if (!options.reproducible && (!cut || !fits)) {
       for (const Piece& piece : pieces) load[static_cast<size_t>(piece.rank)] -= size_of(clipped(row.key_blocks, piece.key_blocks));
       shared.long_rows.pop_back();
@@ -150,7 +151,9 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   const int64_t most_resting = *std::max_element(resting.begin(), resting.end());
   shared.memory = share_memory(shape, options, shared.partition.most_blocks(), most_resting, shared.keys_stay);
   shared.own_keys_first = shared.keys_stay && !options.reproducible;
-  if (shared.own_keys_first && options.on_gpu && rows_find_little(shared, lists, pattern, blocks)) {
+  // Keys that several stripes need must have a place until then, or they move again.
+  const bool place_to_keep = shared.memory.received >= 2 * shared.memory.home;
+  if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
     constexpr int kStripes = 4;  // of which only the first one's keys come beside nothing
     shared.own_keys_first = false;
     shared.options.stripes = std::max(shared.options.stripes, kStripes);

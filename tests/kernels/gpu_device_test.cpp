@@ -107,9 +107,9 @@ TEST(StateBlocks, AreMergedOneAfterTheOtherOnEveryDevice) {
                                                     {std::span(blocks).last(1), reinterpret_cast<float*>(one.get())}});
       device->merge_blocks({});
       auto *into = reinterpret_cast<float*>(by_hand.get()), *from = into + floats;
-      device->pack_states(blocks[0], into);
+      device->merge_blocks(std::vector<MergeBlocks>{{std::span(blocks).first(1), into}});
       for (size_t b = 1; b < 3; ++b) {
-        device->pack_states(blocks[b], from);
+        device->merge_blocks(std::vector<MergeBlocks>{{std::span(blocks).subspan(b, 1), from}});
         device->merge({dim, kPacked, from, from + kPacked, from + 2 * kPacked, into, into + kPacked, into + 2 * kPacked});
       }
       std::vector<float> expected(static_cast<size_t>(floats)), last(expected.size());
@@ -169,7 +169,7 @@ TEST_F(GpuDeviceTest, StatesArePackedMergedAndFinishedAsOnTheCpu) {
                            .m = to,
                            .l = to + kStates,
                            .o = to + 2 * kStates};
-    device->pack_states(block, reinterpret_cast<float*>(some.get()));
+    device->merge_blocks(std::vector<MergeBlocks>{{std::span(&block, 1), reinterpret_cast<float*>(some.get())}});
     packed.emplace_back(static_cast<size_t>(block.packed_floats()));
     device->download(some.get(), block.packed_floats() * 4, packed.back().data());
     device->finish({.heads = kHeads,

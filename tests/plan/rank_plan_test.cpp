@@ -105,7 +105,7 @@ void expect_sound(const Case& c) {
     std::vector<Intervals> kept(shared.classes.size());
     int64_t moved = 0;
     for (const Stripe& stripe : plan.stripes) {
-      for (int step = shared.keys_stay && !c.reproducible ? 2 : 1; step < stripe.steps(); ++step)
+      for (int step = shared.own_keys_first ? 2 : 1; step < stripe.steps(); ++step)
         EXPECT_TRUE(brings(stripe, step) || brings(stripe, step - 1)) << "two steps of other ranks' keys that are all here could be one";
       std::vector<Intervals> used(shared.classes.size());
       for (const StripeRow& row : rows_of(shared, pattern, stripe, rank)) {
@@ -288,7 +288,7 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
   const Documents documents = Documents::single(128 * 200);
   Shape shape = kShape;
   shape.tokens = documents.tokens();
-  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3) & !columns(2560, 3072)"), shape.heads,
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3) & !columns(2688, 3328)"), shape.heads,
                                       shape.kv_heads, documents);
   const Blocks blocks(documents);
   Options options;
@@ -317,18 +317,48 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
     looked_at += size_of(clipped(shared.long_rows[0].key_blocks, parts[i]));
   }
   EXPECT_EQ(looked_at, size_of(shared.long_rows[0].key_blocks));
-  EXPECT_EQ(looked_at, 200 - 4);  // but for blocks 20 to 23
-  // 12 segments of 16 blocks in parts of 5, 5, 5 and 1, the one with these in three: 16 … 19, 24 … 25 and so on; 8 blocks in two.
-  EXPECT_GE(parts.size(), 48u);
-  // Where states of all parts have no room, or keys do not stay, rows are not cut so.
-  options.keys_can_be_read_again = true;
-  options.memory = 5 * block_row_bytes(shape, options.output_type) + 20 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  EXPECT_EQ(looked_at, 200 - 5);  // but for blocks 21 to 25
+  // 12 segments of 16 blocks in parts of 5, 5, 5 and 1, and 8 blocks in two; those of blocks 21 to 25 are none.
+  EXPECT_EQ(parts.size(), 12u * 4 + 2 - 1);
+
+  // A long stripe has no more states than there is room for, and a piece is one part where that of all its parts would be none.
+  const int64_t unit = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
+  const int64_t row = block_row_bytes(shape, options.output_type);
+  options.keys_can_be_read_again = false;
+  std::set<int64_t> part_blocks;
+  options.memory = 200 * unit;
+  const auto is_planned = [&](const pattern::BoundPattern& what, bool cut) {
+    try {
+      return make_shared(what, blocks, shape, 1, options).pieces.empty() != cut;
+    } catch (const Error&) {
+      return false;
+    }
+  };
+  // Nothing is cut for that where there would be no plan then.
+  const pattern::BoundPattern short_rows(pattern::Pattern::parse("window(100, 100)"), shape.heads, shape.kv_heads, documents);
+  while (!is_planned(short_rows, false)) options.memory += 1000;
+  EXPECT_TRUE(is_planned(pattern, false));
+  while (!is_planned(pattern, true)) options.memory += 1000;
+  for (const int64_t end = options.memory + 20 * row; options.memory < end; options.memory += row / 4) {
+    const Shared tight = make_shared(pattern, blocks, shape, 1, options);
+    ASSERT_FALSE(tight.pieces.empty());
+    const int64_t most = tight.memory.stripe / row;
+    part_blocks.insert(tight.part_blocks);
+    EXPECT_EQ(tight.part_blocks, most >= 4 ? 5 : 16) << most;
+    size_t found = 0;
+    for (const Stripe& stripe : make_rank_plan(tight, pattern, blocks, 0).stripes) {
+      if (!stripe.is_long()) continue;
+      const std::vector<StripeRow> in_parts = rows_of(tight, pattern, stripe, 0);
+      found += in_parts.size();
+      EXPECT_LE(static_cast<int64_t>(in_parts.size()), most);
+    }
+    EXPECT_EQ(found, tight.part_blocks == 5 ? parts.size() : 13u);
+  }
+  EXPECT_EQ(part_blocks.size(), 2u) << "both ways have been taken";
+  // Nor where keys would not stay any more.
+  options.keys_can_be_read_again = true, options.memory = 400 * unit - 1;
   EXPECT_TRUE(make_shared(pattern, blocks, shape, 1, options).pieces.empty());
-  options.memory += 200 * shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
-  const Shared tight = make_shared(pattern, blocks, shape, 1, options);
-  for (const Stripe& stripe : make_rank_plan(tight, pattern, blocks, 0).stripes)
-    EXPECT_LE(static_cast<int64_t>(rows_of(tight, pattern, stripe, 0).size()),
-              std::max<int64_t>(1, tight.memory.stripe / block_row_bytes(shape, options.output_type)));
+  EXPECT_FALSE((++options.memory, make_shared(pattern, blocks, shape, 1, options)).pieces.empty());
 }
 
 TEST(RankPlan, TooLittleMemorySaysWhatWouldDo) {
