@@ -298,8 +298,7 @@ class Engine::Run {
 
   void fetch(size_t t) {
     const Timed timed(record_.exchange);
-    fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead));
-    fetches_.finish(t);
+    fetches_.start(t + static_cast<size_t>(engine_.schedule_.ahead)), fetches_.finish(t);
   }
   void finish_passing_on(size_t t) {
     const Timed timed(record_.exchange);
@@ -307,8 +306,7 @@ class Engine::Run {
   }
   void finish_sends() {
     const Timed timed(record_.exchange);
-    fetches_.finish_sends();
-    long_rows_.finish_sending();
+    fetches_.finish_sends(), long_rows_.finish_sending();
   }
   void finish_sending_states() {
     if (!long_rows_.is_sending()) return;

@@ -50,8 +50,10 @@ struct Options {
   int64_t step_bytes = 0;              // of keys fetched for one step, about: what their messages may take elsewhere; 0: as there is room
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row
   int64_t part_blocks = 256;           // of what a GPU computes of it at once: few rows must keep many multiprocessors busy
-  double long_row_factor = 8;          // a long row has more than this many times the mean row's tiles, and more than one part of them
+  static constexpr int64_t kMostParts = 16;  // of a segment there: their states are merged, and travel as one
+  double long_row_factor = 8;  // a long row has more than this many times the mean row's tiles, and more than one part of them
   int64_t longest_part() const { return on_gpu ? std::min(part_blocks, segment_blocks) : segment_blocks; }
+  int64_t longest_piece() const { return on_gpu && !reproducible ? kMostParts * longest_part() : longest_part(); }
   ExchangeKind exchange = ExchangeKind::automatic;  // changes no bit of the result
   int64_t exact_tiles = 100'000'000;                // a rank with more list entries than this is counted from sampled rows, and says so
 };

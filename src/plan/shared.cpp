@@ -33,12 +33,12 @@ int kv_heads_of(const pattern::HeadGroup& group, const Shape& shape) {
   return static_cast<int>(kv_heads.size());
 }
 
-// The row's keys cut at multiples of `segment_blocks` from its document's first block, and where the keys' home changes: then no key moves
-// at all. If the result must not depend on the number of ranks, at multiples of a part instead.
+// The row's keys cut at multiples of a piece's length from its document's first block, and, unless the result must not depend on the number
+// of ranks, where the keys' home changes: then no key moves at all.
 std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int number, std::vector<int64_t>& load) {
   const LongRow& row = shared.long_rows[static_cast<size_t>(number)];
   const Interval reach = blocks.reach(row.block);
-  const int64_t segment = shared.options.reproducible ? shared.options.longest_part() : shared.options.segment_blocks;
+  const int64_t segment = shared.options.longest_piece();
   std::vector<int64_t> cuts;
   for (int64_t cut = reach.begin; cut < reach.end; cut += segment) cuts.push_back(cut);
   if (!shared.options.reproducible)
@@ -172,7 +172,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
       std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, (spare / block_query_bytes(shape) - 1) / 3), 1, stripe_blocks);
   // And so that the states of all parts fit into a stripe's: where a piece's do not, it is one part.
   const auto parts_in = [&](int64_t key_blocks) { return (key_blocks + options.longest_part() - 1) / options.longest_part(); };
-  shared.part_blocks = parts_in(options.segment_blocks) <= stripe_blocks ? options.longest_part() : options.segment_blocks;
+  shared.part_blocks = parts_in(options.longest_piece()) <= stripe_blocks ? options.longest_part() : options.longest_piece();
   std::vector<int64_t> filled(static_cast<size_t>(ranks)), states(static_cast<size_t>(ranks)), packed(static_cast<size_t>(ranks));
   int64_t last_block = -1;
   std::vector<std::pair<int64_t, int64_t>> last(static_cast<size_t>(ranks), {-1, -1});
@@ -183,7 +183,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     const std::pair place(shared.long_rows[static_cast<size_t>(piece.row)].block, piece.key_blocks.begin);
     if (last[rank] == place) continue;  // another group of the same rows and keys
     const auto home = static_cast<size_t>(shared.partition.rank_of(place.first));
-    const int64_t parts = shared.part_blocks < options.segment_blocks ? parts_in(piece.key_blocks.length()) : 1;
+    const int64_t parts = shared.part_blocks < options.longest_piece() ? parts_in(piece.key_blocks.length()) : 1;
     if (filled[rank] == most_pieces || states[rank] + parts > stripe_blocks || (place.first != last_block && packed[home] == most_pieces)) {
       shared.batches.push_back({begin, p});
       begin = p;

@@ -283,12 +283,12 @@ TEST(RankPlan, LongRowsTravelOnlyWhereThatMovesLess) {
   EXPECT_EQ(cuts(3), cuts(7));
 }
 
-// A GPU computes long rows in parts, on one rank too, where its keys are there all the time; what travels is as without.
+// A GPU computes long rows in parts, on one rank too, where its keys are there all the time; and fewer states travel than pieces' of CPUs.
 TEST(RankPlan, LongRowsOnAGpuComeInParts) {
   const Documents documents = Documents::single(128 * 200);
   Shape shape = kShape;
   shape.tokens = documents.tokens();
-  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3) & !columns(2688, 3328)"), shape.heads,
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("window(100, 100) | rows(0, 3) & !columns(2560, 3200)"), shape.heads,
                                       shape.kv_heads, documents);
   const Blocks blocks(documents);
   Options options;
@@ -300,8 +300,9 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
   };
   const int64_t moved_by_cpus = moved(make_shared(pattern, blocks, shape, 4, options));
   options.on_gpu = true;
-  EXPECT_EQ(moved(make_shared(pattern, blocks, shape, 4, options)), moved_by_cpus);
-  EXPECT_GT(moved_by_cpus, 0);
+  const int64_t moved_by_gpus = moved(make_shared(pattern, blocks, shape, 4, options));
+  EXPECT_GT(moved_by_gpus, 0);
+  EXPECT_LT(moved_by_gpus, moved_by_cpus);
   const Shared shared = make_shared(pattern, blocks, shape, 1, options);
   ASSERT_EQ(shared.long_rows.size(), 1u);
   EXPECT_EQ(shared.long_bytes_travelling, 0);
@@ -317,9 +318,8 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
     looked_at += size_of(clipped(shared.long_rows[0].key_blocks, parts[i]));
   }
   EXPECT_EQ(looked_at, size_of(shared.long_rows[0].key_blocks));
-  EXPECT_EQ(looked_at, 200 - 5);  // but for blocks 21 to 25
-  // 12 segments of 16 blocks in parts of 5, 5, 5 and 1, and 8 blocks in two; those of blocks 21 to 25 are none.
-  EXPECT_EQ(parts.size(), 12u * 4 + 2 - 1);
+  EXPECT_EQ(looked_at, 200 - 5);  // but for blocks 20 to 24, which are no part
+  EXPECT_EQ(parts.size(), 200u / 5 - 1);
 
   // A long stripe has no more states than there is room for, and a piece is one part where that of all its parts would be none.
   const int64_t unit = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim);
@@ -339,12 +339,12 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
   while (!is_planned(short_rows, false)) options.memory += 1000;
   EXPECT_TRUE(is_planned(pattern, false));
   while (!is_planned(pattern, true)) options.memory += 1000;
-  for (const int64_t end = options.memory + 20 * row; options.memory < end; options.memory += row / 4) {
+  for (const int64_t end = options.memory + 60 * row; options.memory < end; options.memory += row / 2) {
     const Shared tight = make_shared(pattern, blocks, shape, 1, options);
     ASSERT_FALSE(tight.pieces.empty());
     const int64_t most = tight.memory.stripe / row;
     part_blocks.insert(tight.part_blocks);
-    EXPECT_EQ(tight.part_blocks, most >= 4 ? 5 : 16) << most;
+    EXPECT_EQ(tight.part_blocks, most >= 16 ? 5 : 80) << most;
     size_t found = 0;
     for (const Stripe& stripe : make_rank_plan(tight, pattern, blocks, 0).stripes) {
       if (!stripe.is_long()) continue;
@@ -352,7 +352,7 @@ TEST(RankPlan, LongRowsOnAGpuComeInParts) {
       found += in_parts.size();
       EXPECT_LE(static_cast<int64_t>(in_parts.size()), most);
     }
-    EXPECT_EQ(found, tight.part_blocks == 5 ? parts.size() : 13u);
+    EXPECT_EQ(found, tight.part_blocks == 5 ? parts.size() : 3u);
   }
   EXPECT_EQ(part_blocks.size(), 2u) << "both ways have been taken";
   // Nor where keys would not stay any more.
