@@ -66,6 +66,7 @@ TEST(BenchScaleout, PointsAreWhole) {
         if (count == 1) {
           EXPECT_EQ(point->rates.hidden_byte, 0) << "nobody to move keys to";
           EXPECT_EQ(point->rates.link_slowdown, 1);
+          EXPECT_EQ(point->rates.exposed_byte, 0);
         }
         if (world.rank() == 0) {
           EXPECT_TRUE(std::isfinite(point->predicted.seconds));
