@@ -75,8 +75,8 @@ std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int num
 }
 
 // Whether a step of own keys does not pay on a GPU: most rows look at keys of other ranks, too, and all in all at so few that a good part
-// of their time would go to reading and writing their states in between. Example: BigBird with 64-token blocks looks at 9 tiles a row; an
-// H100 takes as long for its states as for 4 to 6.
+// of their time would go to reading and writing their states in between. Example: BigBird with 64-token blocks looks at 9 tiles a row; its
+// states take an H100 as long as 4 to 6 (reckoned from its memory's rate and what a row costs by itself).
 bool rows_find_little(const Shared& shared, const TileLists& lists, const pattern::BoundPattern& pattern, const Blocks& blocks) {
   constexpr int64_t kSamples = 32;
   constexpr double kLittle = 32;  // tiles
