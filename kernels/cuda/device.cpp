@@ -179,8 +179,11 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
       copy(twin, from.k, rows * row_bytes, cudaMemcpyDefault, in_);
       copy(twin + v, from.v, rows * row_bytes, cudaMemcpyDefault, in_);
     }
-    const int64_t begin = in_buffer ? 0 : places;  // the buffer's part goes in one copy
-    copy(twin + begin, host + begin, slots + slot_bytes - begin, cudaMemcpyHostToDevice, in_);
+    else
+      copy(twin, host, places, cudaMemcpyHostToDevice, in_);
+    staging.copied.record(in_.get());
+    pack_.wait_for(staging.copied);
+    copy_small(twin + places, host + places, slots + slot_bytes - places, pack_.get());
     pack_units({.type = blocks.type,
                 .head_dim = blocks.head_dim,
                 .kv_heads = blocks.kv_heads,
@@ -189,11 +192,11 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
                 .slots = reinterpret_cast<const int32_t*>(twin + slots),
                 .pool = pool.units,
                 .nonfinite = pool.nonfinite},
-               in_.get());
-    staging.free.record(in_.get());
+               pack_.get());
+    staging.free.record(pack_.get());
     first_row += rows;
   }
-  in_.synchronize();
+  pack_.synchronize();
 }
 
 void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) {

@@ -46,7 +46,7 @@ class GpuDevice : public Device {
   struct Staging {
     PinnedMemory host;
     DeviceMemory twin;
-    Event free;
+    Event copied, free;
   };
 
   // What of a step can be made and sent before it is started. Two in turns, of the step that runs and of the next one; and one of each step
@@ -66,7 +66,7 @@ class GpuDevice : public Device {
   int64_t staging_bytes_;
   KeptMemory kept_;
   CurrentDevice current_;  // for the constructor: the streams below belong to it
-  Stream compute_, lists_in_, in_, out_;
+  Stream compute_, lists_in_, in_, pack_, out_;
   std::array<Staging, 2> loads_, stores_;
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;
