@@ -13,4 +13,7 @@ std::unique_ptr<Transport> nccl_transport(const Communicator&, int, double) {
   internal_error("keys are to move between GPUs in a build without CUDA");
 }
 
+std::unique_ptr<Transport> peer_transport(int) { internal_error("keys are to move between GPUs in a build without CUDA"); }
+std::string why_no_peer_access(const Communicator&, int) { return find_nccl().why_not; }
+
 }  // namespace longspan::comm

@@ -43,14 +43,31 @@ const NcclFound& find_nccl();
 // Error(communication) on this rank, on rank 0 with the ranks that did not come.
 std::unique_ptr<Transport> nccl_transport(const Communicator& ranks, int gpu_ordinal, double timeout);
 
-enum class TransportKind : uint8_t { automatic, mpi, nccl };
+// For pools in the memory of one host's GPUs: each rank copies what it needs out of the others' memory, over NVLink or PCIe. Two ranks may
+// share a GPU.
+std::unique_ptr<Transport> peer_transport(int gpu_ordinal);
+// Why this rank cannot read what others have on their GPUs; empty if it can. Collective: it is tried.
+std::string why_no_peer_access(const Communicator& ranks, int gpu_ordinal);
+
+enum class TransportKind : uint8_t { automatic, mpi, nccl, peer };
 constexpr std::string_view name_of(TransportKind kind) {
-  return kind == TransportKind::mpi ? "mpi" : kind == TransportKind::nccl ? "nccl" : "auto";
+  switch (kind) {
+    case TransportKind::automatic:
+      return "auto";
+    case TransportKind::mpi:
+      return "mpi";
+    case TransportKind::nccl:
+      return "nccl";
+    case TransportKind::peer:
+      return "peer";
+  }
+  return "?";
 }
 std::optional<TransportKind> transport_kind_named(std::string_view name);
 
-// Collective. `gpu_ordinal` absent: pools in host memory. `automatic`: NCCL between GPUs where all ranks have it and none shares its GPU
-// (NCCL refuses that), else MPI. `nccl` where it cannot be had is Error(device), the same on all ranks.
+// Collective. `gpu_ordinal` absent: pools in host memory. `automatic` between GPUs: peer access where all ranks are on one host and have it;
+// NCCL where all ranks have it and none shares its GPU (NCCL refuses that); else MPI. `nccl` or `peer` where it cannot be had is
+// Error(device), the same on all ranks.
 std::unique_ptr<Transport> make_transport(const Communicator& ranks, TransportKind kind, std::optional<int> gpu_ordinal, bool gpu_is_shared,
                                           double timeout);
 

@@ -95,9 +95,9 @@ TEST_P(PoolExchangeTest, BlocksArriveWhereTheyBelong) {
   EXPECT_EQ(exchange->bytes_sent(), given);
 }
 
-// Runs of 33 MiB, which NCCL sends by themselves, and short ones between them, scattered or not on either side.
+// Runs of 33 MiB, which NCCL sends and copy engines copy by themselves, and short ones between them, scattered or not on either side.
 TEST_P(PoolExchangeTest, LongAndShortRuns) {
-  if (GetParam() != TestDevice::gpu_nccl) GTEST_SKIP() << "others send messages whole";
+  if (GetParam() != TestDevice::gpu_nccl && GetParam() != TestDevice::gpu_peer) GTEST_SKIP() << "others send messages whole";
   if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
   constexpr int64_t kMiB = int64_t{1} << 20;
   const std::vector<int64_t> runs = {2, 33, 33, 1, 3, 34, 1};

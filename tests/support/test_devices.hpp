@@ -89,9 +89,9 @@ class LateTransport : public comm::Transport {
   };
 };
 
-enum class TestDevice { cpu, cpu_late, gpu, gpu_nccl };  // gpu: keys by MPI through pinned memory
-constexpr TestDevice kTestDevices[] = {TestDevice::cpu, TestDevice::cpu_late, TestDevice::gpu, TestDevice::gpu_nccl};
-inline bool is_gpu(TestDevice device) { return device == TestDevice::gpu || device == TestDevice::gpu_nccl; }
+enum class TestDevice { cpu, cpu_late, gpu, gpu_nccl, gpu_peer };  // gpu: keys by MPI through pinned memory
+constexpr TestDevice kTestDevices[] = {TestDevice::cpu, TestDevice::cpu_late, TestDevice::gpu, TestDevice::gpu_nccl, TestDevice::gpu_peer};
+inline bool is_gpu(TestDevice device) { return device != TestDevice::cpu && device != TestDevice::cpu_late; }
 inline std::string name_of(TestDevice device) {
   switch (device) {
     case TestDevice::cpu:
@@ -102,6 +102,8 @@ inline std::string name_of(TestDevice device) {
       return "gpu";
     case TestDevice::gpu_nccl:
       return "gpu_nccl";
+    case TestDevice::gpu_peer:
+      return "gpu_peer";
   }
   return "?";
 }
@@ -133,10 +135,8 @@ struct OpenDevice {
     if (kind == TestDevice::cpu_late) return {&spare, &late, {}};
     const kernels::Gpus gpus = kernels::find_gpus();
     std::string why_not = gpus.why_none;
-    if (why_not.empty() && kind == TestDevice::gpu_nccl) {
-      why_not = comm::find_nccl().why_not;
-      if (ranks.size() == 1) why_not = "one rank has nobody to send to";
-    }
+    if (why_not.empty() && kind == TestDevice::gpu_nccl) why_not = comm::find_nccl().why_not;
+    if (why_not.empty() && kind != TestDevice::gpu && ranks.size() == 1) why_not = "one rank has nobody to send to";
     if (ranks.max(why_not.empty() ? 0 : 1) > 0) return {nullptr, nullptr, why_not.empty() ? "other ranks cannot" : why_not};
     const kernels::Gpu& mine = gpus.usable[static_cast<size_t>(ranks.local_rank()) % gpus.usable.size()];
     if (!gpu) {
@@ -144,6 +144,12 @@ struct OpenDevice {
       staged = comm::staged_transport(mine.ordinal);
     }
     if (kind == TestDevice::gpu) return {gpu.get(), staged.get(), {}};
+    if (kind == TestDevice::gpu_peer) {
+      static const std::unique_ptr<comm::Transport> peer = comm::peer_transport(mine.ordinal);
+      static const std::string why_no_peer = comm::why_no_peer_access(ranks, mine.ordinal);
+      if (ranks.max(why_no_peer.empty() ? 0 : 1) > 0) return {nullptr, nullptr, why_no_peer.empty() ? "other ranks cannot" : why_no_peer};
+      return {gpu.get(), peer.get(), {}};
+    }
     if (nccl == nullptr) {
       // Several ranks on one GPU: NCCL takes each for a host of its own, and they talk over the loopback.
       setenv("NCCL_HOSTID", ("longspan-test-" + std::to_string(ranks.rank())).c_str(), 1);

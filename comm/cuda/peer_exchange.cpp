@@ -1,0 +1,356 @@
+// Blocks between the pools of one host's GPUs, each of which reads what it needs out of the others' memory (CUDA IPC, over NVLink or PCIe):
+//
+//   home:        says in which slots a step's blocks lie, once they are there (MPI)
+//   who needs them:  copies them from there to its own slots | says that it has them (MPI)
+//
+// Example: 4 units in slots 7, 8, 90, 3 at home come to slots 64, 65, 66, 67 here: one kernel reads each from home's pool where it lies.
+// Nothing is gathered or scattered, no kernel waits for another GPU's, and long runs are left to the copy engines.
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "comm/transport.hpp"
+#include "kernels/cuda/peer_copies.hpp"
+#include "kernels/cuda/runtime.hpp"
+#include "kernels/cuda/small_copies.hpp"
+
+namespace longspan::comm {
+
+namespace {
+
+namespace cuda = kernels::cuda;
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kLongRun = int64_t{4} << 20;  // bytes from which a run is left to a copy engine: some 10 us of the link
+constexpr int64_t kLeastList = 1 << 12;         // copies, so that lists seldom grow
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// The memory of the other ranks of a host as this one's GPU sees it.
+class PeerMemory {
+ public:
+  // Collective; `memory`: where a piece of device memory begins. Throws Error(device) on a rank that cannot reach another's, once all ranks
+  // have been here.
+  PeerMemory(const Communicator& ranks, std::byte* memory) : base_(static_cast<size_t>(ranks.size())) {
+    cudaIpcMemHandle_t mine;
+    const cudaError_t has_handle = cudaIpcGetMemHandle(&mine, memory);
+    std::vector<std::byte> bytes(has_handle == cudaSuccess ? sizeof mine : 0);
+    if (!bytes.empty()) std::memcpy(bytes.data(), &mine, sizeof mine);
+    std::vector<Communicator::Letter> letters;
+    for (int rank = 0; rank < ranks.size(); ++rank)
+      if (rank != ranks.rank()) letters.push_back({rank, bytes});
+    letters = ranks.sparse_all_to_all(letters);
+    cuda::check(has_handle, "cudaIpcGetMemHandle");
+    for (const Communicator::Letter& letter : letters) {
+      if (letter.bytes.empty())
+        throw Error({.code = ExitCode::device,
+                     .what = fmt::format("rank {} cannot show its memory to others", letter.rank),
+                     .from = fmt::format("rank {}", ranks.rank()),
+                     .mend = "see its own error; --transport nccl or mpi does without peer access"});
+      cudaIpcMemHandle_t theirs;
+      std::memcpy(&theirs, letter.bytes.data(), sizeof theirs);
+      void* base = nullptr;
+      cuda::check(cudaIpcOpenMemHandle(&base, theirs, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
+      base_[static_cast<size_t>(letter.rank)] = static_cast<std::byte*>(base);
+    }
+  }
+  ~PeerMemory() {
+    for (std::byte* base : base_)
+      if (base != nullptr) cudaIpcCloseMemHandle(base);
+  }
+  PeerMemory(const PeerMemory&) = delete;
+  PeerMemory& operator=(const PeerMemory&) = delete;
+  const std::byte* of(int rank) const { return base_[static_cast<size_t>(rank)]; }
+
+ private:
+  std::vector<std::byte*> base_;  // by rank; null: this one
+};
+
+// What no exchange uses now: pinned memory for a step's copies, which takes longer to make than a step may take.
+using IdleLists = std::vector<std::unique_ptr<cuda::PinnedMemory>>;
+
+class PeerExchange : public PoolExchange {
+ public:
+  PeerExchange(const Communicator& ranks, IdleLists& idle, std::byte* pool, int64_t block_bytes, int gpu)
+      : ranks_(ranks),
+        idle_(idle),
+        gpu_(gpu),
+        current_(gpu),
+        pool_(pool),
+        block_bytes_(block_bytes),
+        peers_(std::in_place, ranks, pool),
+        slots_(ranks, sizeof(int32_t)),
+        taken_(ranks, sizeof(uint64_t)),
+        stream_(cuda::Stream::Priority::high) {}
+  // Nobody's memory goes while another has it open.
+  ~PeerExchange() override {
+    cudaStreamSynchronize(stream_.get());
+    peers_.reset();
+    if (std::uncaught_exceptions() == 0 && !is_abandoned_) ranks_.barrier();
+  }
+
+  void expect(const std::vector<Step>& steps, size_t at_once) override {
+    const cuda::CurrentDevice current(gpu_);
+    int64_t most = 0;
+    for (const Step& step : steps) {
+      int64_t blocks = 0;
+      for (const Message& message : step.receives) blocks += std::accumulate(message.runs.begin(), message.runs.end(), int64_t{0});
+      most = std::max(most, blocks);
+    }
+    if (most == 0) return;
+    copies_.reserve(most * static_cast<int64_t>(sizeof(cuda::BlockCopy)), stream_);
+    IdleLists lists;
+    while (lists.size() < at_once) lists.push_back(idle_list(most));
+    for (auto& list : lists) idle_.push_back(std::move(list));
+  }
+
+  void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+    std::vector<BlockExchange::Message> told, heard, done;
+    for (const Message& message : receives) {
+      if (message.slots.empty()) continue;
+      Receive& receive = receiving_[tag].from.emplace_back();
+      receive.peer = message.peer;
+      receive.here = message.slots;
+      receive.there.resize(message.slots.size());
+    }
+    if (const auto step = receiving_.find(tag); !receives.empty() && step != receiving_.end()) {
+      // Ranks begin with different homes, so that none is asked by all at once.
+      const auto distance = [&](const Receive& of) { return (of.peer - ranks_.rank() + ranks_.size()) % ranks_.size(); };
+      std::sort(step->second.from.begin(), step->second.from.end(),
+                [&](const Receive& a, const Receive& b) { return distance(a) < distance(b); });
+      for (Receive& of : step->second.from)
+        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
+    }
+    for (const Message& message : sends)
+      if (!message.slots.empty()) sending_[tag].push_back({message.peer, message.slots});
+    if (const auto step = sending_.find(tag); !sends.empty() && step != sending_.end()) {
+      for (Send& send : step->second) {
+        done.push_back({send.peer, {{reinterpret_cast<std::byte*>(&send.taken), 1}}});
+        told.push_back({send.peer, {{reinterpret_cast<std::byte*>(send.slots.data()), static_cast<int64_t>(send.slots.size())}}});
+      }
+    }
+    slots_.start(tag, heard, told);
+    taken_.start(tag, done, {});
+    if (!heard.empty()) under_way_.push_back(tag);
+    progress();
+  }
+
+  bool takes_sends_ahead() const override { return true; }
+
+  // Compute that is started before a step's kernel has its multiprocessors takes all of them and leaves none until its end.
+  void let_it_begin() override {
+    constexpr double kPatience = 0.0002;  // seconds: for what peers say, and for a launch
+    const auto start = Clock::now();
+    while (true) {
+      progress();  // takes out what is over
+      if (under_way_.empty() || receiving_.at(under_way_.front()).has_multiprocessors() || seconds_since(start) > kPatience) return;
+      sched_yield();
+    }
+  }
+
+  void progress() override {
+    slots_.progress();
+    taken_.progress();
+    for (size_t i = 0; i < under_way_.size();) {
+      const int tag = under_way_[i];
+      Receiving& step = receiving_.at(tag);
+      if (!step.is_started && slots_.received(tag)) copy(step);
+      if (step.is_started && step.done.done())
+        over(tag, step), under_way_.erase(under_way_.begin() + static_cast<std::ptrdiff_t>(i));
+      else
+        ++i;
+    }
+  }
+
+  void abandon() override { is_abandoned_ = true; }
+
+  bool received(int tag) override {
+    progress();
+    return receiving_.find(tag) == receiving_.end();
+  }
+
+  void finish_receives(int tag) override {
+    if (received(tag)) return;
+    slots_.finish_receives(tag);
+    constexpr auto kBusyTime = std::chrono::milliseconds(2);
+    constexpr auto kNap = std::chrono::microseconds(50);
+    const auto start = Clock::now();
+    while (!received(tag)) {
+      if (timeout_ > 0 && seconds_since(start) > timeout_)
+        throw Error({.code = ExitCode::device,
+                     .what = fmt::format("this rank's GPU did not copy what step {} of the exchange brings in {:.3g} s", tag, timeout_),
+                     .from = fmt::format("rank {}", ranks_.rank()),
+                     .mend = "see whether nvidia-smi finds the devices in order; --transport nccl or mpi does without peer access"});
+      if (Clock::now() - start > kBusyTime) std::this_thread::sleep_for(kNap);
+      sched_yield();
+    }
+  }
+
+  void finish_sends(int tag) override {
+    finish_receives(tag);
+    taken_.finish_sends(tag);
+    const auto step = sending_.find(tag);
+    if (step == sending_.end()) return;
+    slots_.finish_sends(tag);
+    taken_.finish_receives(tag);
+    for (const Send& send : step->second) bytes_sent_ += static_cast<int64_t>(send.slots.size()) * block_bytes_;
+    sending_.erase(step);
+  }
+
+  void set_timeout(double seconds) override {
+    timeout_ = seconds;
+    slots_.set_timeout(seconds);
+    taken_.set_timeout(seconds);
+  }
+  int64_t bytes_received() const override { return bytes_received_; }
+  int64_t bytes_sent() const override { return bytes_sent_; }
+
+ private:
+  struct Receive {  // of one home
+    int peer = 0;
+    std::vector<int32_t> there, here;  // slots
+  };
+  struct Receiving {
+    std::vector<Receive> from;
+    bool is_started = false;
+    std::unique_ptr<cuda::PinnedMemory> list;  // {begun, copies}; none: the copy engines do it all
+    cuda::Event done;
+    bool has_multiprocessors() const {
+      return is_started && (!list || done.done() || *reinterpret_cast<const volatile uint32_t*>(list->get()) != 0);
+    }
+  };
+  struct Send {
+    int peer;
+    std::vector<int32_t> slots;
+    uint64_t taken = 0;
+  };
+  static constexpr int64_t kListHead = 256;  // bytes before the copies
+
+  void copy(Receiving& step) {
+    const cuda::CurrentDevice current(gpu_);
+    std::vector<cuda::BlockCopy> scattered;
+    static const int64_t long_run = std::getenv("LS_LONG_RUN") ? std::atoll(std::getenv("LS_LONG_RUN")) : kLongRun;
+    for (const Receive& of : step.from) {
+      const std::byte* const home = peers_->of(of.peer);
+      for (size_t begin = 0, end; begin < of.here.size(); begin = end) {
+        end = begin + 1;
+        while (end < of.here.size() && of.here[end] == of.here[end - 1] + 1 && of.there[end] == of.there[end - 1] + 1) ++end;
+        const auto bytes = static_cast<int64_t>(end - begin) * block_bytes_;
+        if (bytes >= long_run)
+          cuda::check(cudaMemcpyAsync(pool_ + of.here[begin] * block_bytes_, home + of.there[begin] * block_bytes_,
+                                      static_cast<size_t>(bytes), cudaMemcpyDefault, stream_.get()),
+                      "cudaMemcpyAsync");
+        else
+          for (size_t i = begin; i < end; ++i) scattered.push_back({home + of.there[i] * block_bytes_, pool_ + of.here[i] * block_bytes_});
+      }
+    }
+    if (!scattered.empty()) {
+      const auto count = static_cast<int64_t>(scattered.size()), bytes = count * static_cast<int64_t>(sizeof(cuda::BlockCopy));
+      step.list = idle_list(count);
+      auto* const begun = reinterpret_cast<volatile uint32_t*>(step.list->get());
+      *begun = 0;
+      std::memcpy(step.list->get() + kListHead, scattered.data(), static_cast<size_t>(bytes));
+      // One of them will do: the stream orders its next use behind this one.
+      copies_.reserve(bytes, stream_);
+      cuda::copy_small(copies_.get(), step.list->get() + kListHead, bytes, stream_.get());
+      cuda::copy_blocks(copies_.as<cuda::BlockCopy>(), count, block_bytes_, begun, stream_.get());
+    }
+    step.done.record(stream_.get());
+    step.is_started = true;
+  }
+
+  void over(int tag, Receiving& step) {
+    std::vector<BlockExchange::Message> taken;
+    for (const Receive& of : step.from) {
+      bytes_received_ += static_cast<int64_t>(of.here.size()) * block_bytes_;
+      taken.push_back({of.peer, {{reinterpret_cast<std::byte*>(&taken_word_), 1}}});
+    }
+    taken_.start(tag, {}, taken);
+    if (step.list) idle_.push_back(std::move(step.list));
+    receiving_.erase(tag);
+  }
+
+  std::unique_ptr<cuda::PinnedMemory> idle_list(int64_t copies) {
+    const int64_t bytes = kListHead + copies * static_cast<int64_t>(sizeof(cuda::BlockCopy));
+    const auto fits = std::find_if(idle_.begin(), idle_.end(), [&](const auto& list) { return list->bytes() >= bytes; });
+    if (fits == idle_.end()) {
+      const auto many = std::bit_ceil(static_cast<uint64_t>(std::max(kLeastList, copies)));
+      return std::make_unique<cuda::PinnedMemory>(kListHead + static_cast<int64_t>(many * sizeof(cuda::BlockCopy)));
+    }
+    std::unique_ptr<cuda::PinnedMemory> list = std::move(*fits);
+    idle_.erase(fits);
+    return list;
+  }
+
+  const Communicator& ranks_;
+  IdleLists& idle_;
+  int gpu_;
+  cuda::CurrentDevice current_;
+  std::byte* pool_;
+  int64_t block_bytes_;
+  uint64_t taken_word_ = 0;  // that it comes is all it says
+  bool is_abandoned_ = false;
+  std::optional<PeerMemory> peers_;
+  BlockExchange slots_;  // from home: where blocks lie
+  BlockExchange taken_;  // to home: they are not needed any more
+  cuda::Stream stream_;
+  cuda::DeviceMemory copies_;
+  std::vector<int> under_way_;  // tags of `receiving_`, as they were started
+  std::map<int, Receiving> receiving_;
+  std::map<int, std::vector<Send>> sending_;
+  double timeout_ = 300;
+  int64_t bytes_received_ = 0, bytes_sent_ = 0;
+};
+
+class PeerTransport : public Transport {
+ public:
+  explicit PeerTransport(int gpu) : gpu_(gpu) {}
+  std::string name() const override { return "peer access (CUDA IPC)"; }
+  std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
+    return std::make_unique<PeerExchange>(ranks, idle_, pool, block_bytes, gpu_);
+  }
+
+ private:
+  int gpu_;
+  IdleLists idle_;
+};
+
+}  // namespace
+
+std::string why_no_peer_access(const Communicator& ranks, int gpu_ordinal) {
+  if (ranks.hosts() > 1) return fmt::format("the ranks are on {} hosts", ranks.hosts());
+  const cuda::CurrentDevice current(gpu_ordinal);
+  std::string why_not;
+  cuda::DeviceMemory memory(sizeof(int));
+  try {
+    const int mine = ranks.rank();
+    cuda::check(cudaMemcpy(memory.get(), &mine, sizeof mine, cudaMemcpyHostToDevice), "cudaMemcpy");
+    const PeerMemory peers(ranks, memory.get());
+    for (int rank = 0; rank < ranks.size(); ++rank) {
+      int theirs = rank;
+      if (rank != mine) cuda::check(cudaMemcpy(&theirs, peers.of(rank), sizeof theirs, cudaMemcpyDefault), "cudaMemcpy");
+      if (theirs != rank) why_not = fmt::format("rank {} reads {} in the memory of rank {}", mine, theirs, rank);
+    }
+  } catch (const Error& error) {
+    cudaGetLastError();
+    const Problem& problem = error.problems().front();
+    why_not = problem.seen.empty() ? problem.what : problem.what + ": " + problem.seen;
+  }
+  ranks.barrier();  // the others have read too
+  return why_not;
+}
+
+std::unique_ptr<Transport> peer_transport(int gpu_ordinal) { return std::make_unique<PeerTransport>(gpu_ordinal); }
+
+}  // namespace longspan::comm
