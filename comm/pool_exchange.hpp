@@ -22,6 +22,9 @@ class PoolExchange {
     int peer = 0;
     std::vector<int32_t> slots;
     std::vector<int64_t> runs = {};
+    // Where reads_from_peers(): a receive may name the slots at the peer. Then its send names none, only how many.
+    std::vector<int32_t> slots_there = {};
+    int64_t blocks = 0;
   };
   struct Step {
     std::vector<Message> receives, sends;
@@ -32,6 +35,8 @@ class PoolExchange {
   // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
   // `takes_sends_ahead()` they may come in an earlier one than its receives.
   virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;
+  // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows.
+  virtual bool reads_from_peers() const { return false; }
   // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
   virtual bool takes_sends_ahead() const = 0;
   // All ranks must start the steps of all their exchanges in one order: a start may wait until the peers have started theirs.

@@ -65,8 +65,8 @@ constexpr std::string_view name_of(TransportKind kind) {
 }
 std::optional<TransportKind> transport_kind_named(std::string_view name);
 
-// Collective. `gpu_ordinal` absent: pools in host memory. `automatic` between GPUs: peer access where all ranks are on one host and have it;
-// NCCL where all ranks have it and none shares its GPU (NCCL refuses that); else MPI. `nccl` or `peer` where it cannot be had is
+// Collective. `gpu_ordinal` absent: pools in host memory. `automatic` between GPUs: peer access where all ranks are on one host and have
+// it; NCCL where all ranks have it and none shares its GPU (NCCL refuses that); else MPI. `nccl` or `peer` where it cannot be had is
 // Error(device), the same on all ranks.
 std::unique_ptr<Transport> make_transport(const Communicator& ranks, TransportKind kind, std::optional<int> gpu_ordinal, bool gpu_is_shared,
                                           double timeout);

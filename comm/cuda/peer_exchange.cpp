@@ -1,6 +1,6 @@
 // Blocks between the pools of one host's GPUs, each of which reads what it needs out of the others' memory (CUDA IPC, over NVLink or PCIe):
 //
-//   home:        says in which slots a step's blocks lie, once they are there (MPI)
+//   home:            says that a step's blocks are there (MPI), and in which slots they lie, unless who needs them knows
 //   who needs them:  copies them from there to its own slots | says that it has them (MPI)
 //
 // Example: 4 units in slots 7, 8, 90, 3 at home come to slots 64, 65, 66, 67 here: one kernel reads each from home's pool where it lies.
@@ -12,6 +12,7 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <map>
 #include <numeric>
@@ -122,18 +123,23 @@ class PeerExchange : public PoolExchange {
       Receive& receive = receiving_[tag].from.emplace_back();
       receive.peer = message.peer;
       receive.here = message.slots;
-      receive.there.resize(message.slots.size());
+      receive.there = message.slots_there;
+      receive.knows = !receive.there.empty();
+      if (!receive.knows) receive.there.resize(message.slots.size());
     }
     if (const auto step = receiving_.find(tag); !receives.empty() && step != receiving_.end()) {
-      // Ranks begin with different homes, so that none is asked by all at once.
-      const auto distance = [&](const Receive& of) { return (of.peer - ranks_.rank() + ranks_.size()) % ranks_.size(); };
-      std::sort(step->second.from.begin(), step->second.from.end(),
-                [&](const Receive& a, const Receive& b) { return distance(a) < distance(b); });
-      for (Receive& of : step->second.from)
-        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
+      for (Receive& of : step->second.from) {
+        if (of.knows)
+          heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(&of.is_there), 1}}});
+        else
+          heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
+      }
     }
     for (const Message& message : sends)
-      if (!message.slots.empty()) sending_[tag].push_back({message.peer, message.slots});
+      if (!message.slots.empty())
+        sending_[tag].push_back({message.peer, message.slots, static_cast<int64_t>(message.slots.size())});
+      else if (message.blocks > 0)
+        sending_[tag].push_back({message.peer, {0}, message.blocks});  // that they are there is all it says
     if (const auto step = sending_.find(tag); !sends.empty() && step != sending_.end()) {
       for (Send& send : step->second) {
         done.push_back({send.peer, {{reinterpret_cast<std::byte*>(&send.taken), 1}}});
@@ -147,6 +153,7 @@ class PeerExchange : public PoolExchange {
   }
 
   bool takes_sends_ahead() const override { return true; }
+  bool reads_from_peers() const override { return true; }
 
   // Compute that is started before a step's kernel has its multiprocessors takes all of them and leaves none until its end.
   void let_it_begin() override {
@@ -162,15 +169,13 @@ class PeerExchange : public PoolExchange {
   void progress() override {
     slots_.progress();
     taken_.progress();
-    for (size_t i = 0; i < under_way_.size();) {
-      const int tag = under_way_[i];
+    // In the order of their start: what is needed first comes first, also where its homes are the last to say where it lies.
+    for (const int tag : under_way_) {
       Receiving& step = receiving_.at(tag);
-      if (!step.is_started && slots_.received(tag)) copy(step);
-      if (step.is_started && step.done.done())
-        over(tag, step), under_way_.erase(under_way_.begin() + static_cast<std::ptrdiff_t>(i));
-      else
-        ++i;
+      if (!step.is_started && !slots_.received(tag)) break;
+      if (!step.is_started) copy(step);
     }
+    while (!under_way_.empty() && receiving_.at(under_way_.front()).is_over()) over(under_way_.front()), under_way_.pop_front();
   }
 
   void abandon() override { is_abandoned_ = true; }
@@ -204,7 +209,7 @@ class PeerExchange : public PoolExchange {
     if (step == sending_.end()) return;
     slots_.finish_sends(tag);
     taken_.finish_receives(tag);
-    for (const Send& send : step->second) bytes_sent_ += static_cast<int64_t>(send.slots.size()) * block_bytes_;
+    for (const Send& send : step->second) bytes_sent_ += send.blocks * block_bytes_;
     sending_.erase(step);
   }
 
@@ -220,12 +225,15 @@ class PeerExchange : public PoolExchange {
   struct Receive {  // of one home
     int peer = 0;
     std::vector<int32_t> there, here;  // slots
+    bool knows = false;                // those there
+    int32_t is_there = 0;
   };
   struct Receiving {
     std::vector<Receive> from;
     bool is_started = false;
     std::unique_ptr<cuda::PinnedMemory> list;  // {begun, copies}; none: the copy engines do it all
     cuda::Event done;
+    bool is_over() const { return is_started && done.done(); }
     bool has_multiprocessors() const {
       return is_started && (!list || done.done() || *reinterpret_cast<const volatile uint32_t*>(list->get()) != 0);
     }
@@ -233,44 +241,75 @@ class PeerExchange : public PoolExchange {
   struct Send {
     int peer;
     std::vector<int32_t> slots;
+    int64_t blocks;
     uint64_t taken = 0;
+  };
+  struct CopyEngine {  // for what comes from one home
+    cuda::Stream stream{cuda::Stream::Priority::high};
+    cuda::Event copied;
   };
   static constexpr int64_t kListHead = 256;  // bytes before the copies
 
   void copy(Receiving& step) {
     const cuda::CurrentDevice current(gpu_);
-    std::vector<cuda::BlockCopy> scattered;
-    static const int64_t long_run = std::getenv("LS_LONG_RUN") ? std::atoll(std::getenv("LS_LONG_RUN")) : kLongRun;
-    for (const Receive& of : step.from) {
-      const std::byte* const home = peers_->of(of.peer);
-      for (size_t begin = 0, end; begin < of.here.size(); begin = end) {
-        end = begin + 1;
-        while (end < of.here.size() && of.here[end] == of.here[end - 1] + 1 && of.there[end] == of.there[end - 1] + 1) ++end;
-        const auto bytes = static_cast<int64_t>(end - begin) * block_bytes_;
-        if (bytes >= long_run)
-          cuda::check(cudaMemcpyAsync(pool_ + of.here[begin] * block_bytes_, home + of.there[begin] * block_bytes_,
-                                      static_cast<size_t>(bytes), cudaMemcpyDefault, stream_.get()),
-                      "cudaMemcpyAsync");
-        else
-          for (size_t i = begin; i < end; ++i) scattered.push_back({home + of.there[i] * block_bytes_, pool_ + of.here[i] * block_bytes_});
-      }
-    }
-    if (!scattered.empty()) {
-      const auto count = static_cast<int64_t>(scattered.size()), bytes = count * static_cast<int64_t>(sizeof(cuda::BlockCopy));
+    std::vector<std::vector<cuda::BlockCopy>> by_home;
+    for (const Receive& of : step.from) by_home.push_back(copy_long_runs(of));
+    const std::vector<cuda::BlockCopy> copies = in_turns(by_home);
+    if (!copies.empty()) {
+      const auto count = static_cast<int64_t>(copies.size()), bytes = count * static_cast<int64_t>(sizeof(cuda::BlockCopy));
       step.list = idle_list(count);
       auto* const begun = reinterpret_cast<volatile uint32_t*>(step.list->get());
       *begun = 0;
-      std::memcpy(step.list->get() + kListHead, scattered.data(), static_cast<size_t>(bytes));
+      std::memcpy(step.list->get() + kListHead, copies.data(), static_cast<size_t>(bytes));
       // One of them will do: the stream orders its next use behind this one.
       copies_.reserve(bytes, stream_);
       cuda::copy_small(copies_.get(), step.list->get() + kListHead, bytes, stream_.get());
       cuda::copy_blocks(copies_.as<cuda::BlockCopy>(), count, block_bytes_, begun, stream_.get());
     }
+    for (const Receive& of : step.from)
+      if (const auto engine = engines_.find(of.peer); engine != engines_.end()) stream_.wait_for(engine->second.copied);
     step.done.record(stream_.get());
     step.is_started = true;
   }
 
-  void over(int tag, Receiving& step) {
+  // Gives long runs to a copy engine, those of one home after another; returns the other blocks.
+  std::vector<cuda::BlockCopy> copy_long_runs(const Receive& of) {
+    std::vector<cuda::BlockCopy> others;
+    const std::byte* const home = peers_->of(of.peer);
+    CopyEngine* engine = nullptr;
+    for (size_t begin = 0, end; begin < of.here.size(); begin = end) {
+      end = begin + 1;
+      while (end < of.here.size() && of.here[end] == of.here[end - 1] + 1 && of.there[end] == of.there[end - 1] + 1) ++end;
+      const auto bytes = static_cast<int64_t>(end - begin) * block_bytes_;
+      if (bytes < kLongRun) {
+        for (size_t i = begin; i < end; ++i) others.push_back({home + of.there[i] * block_bytes_, pool_ + of.here[i] * block_bytes_});
+        continue;
+      }
+      engine = &engines_[of.peer];
+      cuda::check(cudaMemcpyAsync(pool_ + of.here[begin] * block_bytes_, home + of.there[begin] * block_bytes_, static_cast<size_t>(bytes),
+                                  cudaMemcpyDefault, engine->stream.get()),
+                  "cudaMemcpyAsync");
+    }
+    if (engine != nullptr) engine->copied.record(engine->stream.get());
+    return others;
+  }
+
+  // Of all homes side by side, each at its share: read one home after another, ranks that are not in step ask the same one at once, and its
+  // link is the limit for all of them. Example: 2 blocks of one home and 4 of another are a A A b B B.
+  static std::vector<cuda::BlockCopy> in_turns(const std::vector<std::vector<cuda::BlockCopy>>& by_home) {
+    size_t most = 0, all = 0;
+    for (const auto& copies : by_home) most = std::max(most, copies.size()), all += copies.size();
+    std::vector<cuda::BlockCopy> merged;
+    merged.reserve(all);
+    std::vector<size_t> taken(by_home.size());
+    for (size_t turn = 1; turn <= most; ++turn)
+      for (size_t home = 0; home < by_home.size(); ++home)
+        while (taken[home] * most < turn * by_home[home].size()) merged.push_back(by_home[home][taken[home]++]);
+    return merged;
+  }
+
+  void over(int tag) {
+    Receiving& step = receiving_.at(tag);
     std::vector<BlockExchange::Message> taken;
     for (const Receive& of : step.from) {
       bytes_received_ += static_cast<int64_t>(of.here.size()) * block_bytes_;
@@ -305,8 +344,9 @@ class PeerExchange : public PoolExchange {
   BlockExchange slots_;  // from home: where blocks lie
   BlockExchange taken_;  // to home: they are not needed any more
   cuda::Stream stream_;
+  std::map<int, CopyEngine> engines_;  // by home
   cuda::DeviceMemory copies_;
-  std::vector<int> under_way_;  // tags of `receiving_`, as they were started
+  std::deque<int> under_way_;  // tags of `receiving_`, as they were started
   std::map<int, Receiving> receiving_;
   std::map<int, std::vector<Send>> sending_;
   double timeout_ = 300;

@@ -18,10 +18,9 @@ namespace longspan::kernels::cuda {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kAlignment = 256;  // of arrays that lie in one piece of device memory
-constexpr auto kBusyTime = std::chrono::microseconds(200);
+// A step's end is looked for without rest while a nap, which takes twice as long as it says, would be a good part of the step.
+constexpr auto kBusyTime = std::chrono::milliseconds(5);
 constexpr auto kNap = std::chrono::microseconds(50);
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -178,8 +177,7 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     if (!in_buffer) {
       copy(twin, from.k, rows * row_bytes, cudaMemcpyDefault, in_);
       copy(twin + v, from.v, rows * row_bytes, cudaMemcpyDefault, in_);
-    }
-    else
+    } else
       copy(twin, host, places, cudaMemcpyHostToDevice, in_);
     staging.copied.record(in_.get());
     pack_.wait_for(staging.copied);
@@ -300,15 +298,16 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   compute_.wait_for(lists.sent);
   forward(device, compute_.get());
   step_done_.record(compute_.get());
+  step_began_ = Clock::now();
 }
 
 bool GpuDevice::wait_for(double seconds) {
   const CurrentDevice current(gpu_.ordinal);
   const auto start = Clock::now();
   while (!step_done_.done()) {
-    const auto waited = Clock::now() - start;
-    if (std::chrono::duration<double>(waited).count() >= seconds) return false;
-    if (waited < kBusyTime)
+    const auto now = Clock::now();
+    if (std::chrono::duration<double>(now - start).count() >= seconds) return false;
+    if (now - step_began_ < kBusyTime)
       sched_yield();
     else
       std::this_thread::sleep_for(kNap);

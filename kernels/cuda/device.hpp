@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <map>
 #include <vector>
 
@@ -62,6 +63,8 @@ class GpuDevice : public Device {
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
   void copy_now(void* to, const void* from, int64_t bytes, const void* host);
 
+  using Clock = std::chrono::steady_clock;
+
   Gpu gpu_;
   int64_t staging_bytes_;
   KeptMemory kept_;
@@ -80,6 +83,7 @@ class GpuDevice : public Device {
   DeviceMemory places_, arrived_, merges_;
   std::map<std::vector<int32_t>, DeviceMemory> head_lists_;  // as they were asked for: a job has few
   Event step_done_, arrived_sent_, merges_sent_;
+  Clock::time_point step_began_;
 };
 
 }  // namespace longspan::kernels::cuda

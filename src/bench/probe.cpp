@@ -146,7 +146,9 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, int64_t most,
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds,
              RowsIn rows)
     : ranks_(ranks), device_(device), seconds_(seconds), rows_(synthetic_rows(shape, output_type, kProbeRows, device, rows)) {
-  constexpr int64_t kFirst = 4, kMostListed = 1024;
+  constexpr int64_t kFirst = 4;
+  // A GPU reads keys out of gigabytes more slowly than out of one.
+  const int64_t most_listed = device.memory_is_host() ? 1024 : kMostBlocks;
   const int64_t block_bytes = shape.kv_heads * kernels::unit_bytes(shape.type, shape.head_dim) + plan::block_row_bytes(shape, output_type);
   for (auto [job, text, power] : {std::tuple(&full_, kFullTiles, 2.0), std::tuple(&partial_, kPartialTiles, 1.0),
                                   std::tuple(&listed_, kManyEntries, 1.0), std::tuple(&short_, kShortRuns, 1.0)}) {
@@ -159,7 +161,7 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
       }
       return least;
     };
-    const int64_t most = job == &listed_ ? kMostListed : kMostBlocks;
+    const int64_t most = job == &listed_ ? most_listed : kMostBlocks;
     const int64_t blocks = blocks_for(ranks, kFirst, std::min(most, kMostBytes / block_bytes), seconds, power, taken);
     *job = std::make_unique<SelfJob>(ranks, shape, blocks, text, output_type);
   }

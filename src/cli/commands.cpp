@@ -85,12 +85,13 @@ const Option kDevice{.name = "device",
                      .help = "what computes: auto takes GPUs where every rank has one of its own",
                      .choices = {"auto", "cpu", "cuda"}};
 const Option kShareGpu{.name = "share-gpu", .kind = Kind::flag, .help = "several ranks of a host may compute on one GPU"};
-const Option kTransport{.name = "transport",
-                        .kind = Kind::choice,
-                        .value = "NAME",
-                        .fallback = "auto",
-                        .help = "how keys go between ranks: auto is peer access between one host's GPUs, else NCCL where it is there, else MPI",
-                        .choices = {"auto", "mpi", "nccl", "peer"}};
+const Option kTransport{
+    .name = "transport",
+    .kind = Kind::choice,
+    .value = "NAME",
+    .fallback = "auto",
+    .help = "how keys go between ranks: auto is peer access between one host's GPUs, else NCCL where it is there, else MPI",
+    .choices = {"auto", "mpi", "nccl", "peer"}};
 const Option kHostMemory{.name = "host-memory",
                          .kind = Kind::bytes,
                          .value = "SIZE",

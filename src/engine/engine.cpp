@@ -7,6 +7,7 @@
 #include <future>
 #include <limits>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "engine/fetches.hpp"
@@ -152,12 +153,7 @@ class Engine::Run {
   const plan::Stripe& stripe(size_t s) const { return plan_.stripes[s]; }
   int64_t q_row_bytes() const { return int64_t{shape_.heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type)); }
   int64_t rows_of(size_t s) const { return size_of(tokens_of(stripe(s).query_blocks)); }
-  Intervals tokens_of(const Intervals& blocks) const {
-    Intervals tokens;
-    for (const Interval& run : blocks) tokens.push_back(tokens_of(run));
-    return tokens;
-  }
-  Interval tokens_of(Interval run) const { return {engine_.blocks_.tokens(run.begin).begin, engine_.blocks_.tokens(run.end - 1).end}; }
+  Intervals tokens_of(const Intervals& blocks) const { return engine_.blocks_.tokens(blocks); }
 
   void allocate() {
     const Timed timed(record_.plan);
@@ -258,7 +254,8 @@ class Engine::Run {
     task.get();
   }
 
-  static constexpr double kPoll = 0.0005;  // seconds between two looks at the messages while the device computes
+  static constexpr double kPatience = 0.1;  // seconds
+  static constexpr double kPoll = 0.0005;   // seconds between two looks at the messages while the device computes
   double poll() const { return long_rows_.is_moving() ? kPoll / 10 : kPoll; }  // in many small parts: both sides have to look for each
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
@@ -333,6 +330,9 @@ class Engine::Run {
       start_queries(s);
       const Timed timed(record_.exchange);
       fetches_.hand_over();
+      // Keys that have been loaded go out meanwhile; not for ever, since finish_queries() knows when to give up.
+      for (const double since = seconds_now(); !long_rows_.queries_are_here() && seconds_now() - since < kPatience;)
+        move_messages(), std::this_thread::yield();
       long_rows_.finish_queries(*layout_, rows_.long_q_on_host());
       if (!device_.memory_is_host()) device_.upload(rows_.long_q_on_host(), layout_->q_rows * q_row_bytes(), rows_.long_q());
       const auto [m, l, o] = states_of(s);

@@ -121,7 +121,6 @@ void Fetches::start_first(size_t parts) {
 void Fetches::start_first() {
   own_are_here_ = true;
   start(last_of_first());
-  send_ahead();
 }
 
 void Fetches::start(size_t last) {
@@ -162,14 +161,16 @@ void Fetches::prepare(size_t t) {
   const StepExchange& exchange = exchange_of(t);
   // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
   std::unordered_map<int64_t, int32_t> taken;
+  std::vector<int32_t>& arriving = arriving_[t];
   const auto take = [&](int kv_head, int64_t block) {
     const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
     if (!exchange.pass_on.empty()) taken[block * shared_.shape.kv_heads + kv_head] = slot;
-    arriving_[t].push_back(slot);
+    arriving.push_back(slot);
     return slot;
   };
   comm::PoolExchange::Step& step = ready_.emplace_back();
   step.receives = messages(exchange.receive, take);
+  if (exchange_->reads_from_peers()) name_slots_at_home(exchange.receive, step.receives);
   if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
     Inside inside{t, messages(exchange.given_receive, take), {}};
     inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
@@ -193,15 +194,40 @@ void Fetches::start_prepared(size_t t) {
     if (awaited_.empty()) awaited_since_ = Clock::now();
     awaited_.push_back(t);
   }
-  send_ahead();
 }
 
-void Fetches::send_ahead() {
-  if (!shared_.keys_stay || !own_are_here_ || !ready_.empty()) return;
-  for (; sent_ < order_.size() && exchange_->takes_sends_ahead(); ++sent_) exchange_->start(tag_of(sent_), {}, sends_of(sent_));
+bool Fetches::send_ahead() {
+  const bool may = shared_.keys_stay && own_are_here_ && ready_.empty() && exchange_->takes_sends_ahead();
+  if (!may || sent_ == order_.size()) return false;
+  exchange_->start(tag_of(sent_), {}, sends_of(sent_));
+  ++sent_;
+  return true;
+}
+
+// A home's own units have their slots for good, in the order in which KeyPool numbers them.
+void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives) {
+  for (size_t p = 0; p < peers.size(); ++p) {
+    Numbering& own = own_of_[peers[p].peer];
+    if (own.count() == 0) own = Numbering(shared_.partition.blocks_of(peers[p].peer));
+    std::vector<int32_t>& slots = receives[p].slots_there;
+    slots.reserve(receives[p].slots.size());
+    for (const UnitRun& run : peers[p].runs) {
+      const int64_t first = own.of(run.block);  // of a run all blocks have one home, where they follow each other
+      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+        for (int64_t i = 0; i < run.count; ++i) slots.push_back(static_cast<int32_t>(kv_head * own.count() + first + i));
+    }
+  }
 }
 
 Fetches::Messages Fetches::sends_of(size_t t) const {
+  if (exchange_->reads_from_peers()) {
+    Messages sends;
+    for (const PeerUnits& peer : exchange_of(t).send) {
+      sends.push_back({.peer = peer.peer});
+      for (const UnitRun& run : peer.runs) sends.back().blocks += run.units();
+    }
+    return sends;
+  }
   return messages(exchange_of(t).send, [&](int kv_head, int64_t block) { return static_cast<int32_t>(pool_.slot(kv_head, block)); });
 }
 
@@ -238,6 +264,7 @@ void Fetches::abandon() {
 }
 
 void Fetches::progress() {
+  send_ahead();  // one step at a time: it takes tens of microseconds for thousands of units, which this thread has now
   exchange_->progress();
   if (inside_host_) {
     // Where all ranks must start all in one order, step t is passed on once step t + 1 has been started, and not before.
@@ -261,6 +288,7 @@ void Fetches::finish(size_t t) {
   }
   if (!shared_.keys_stay) return;
   if (inside_host_) inside_host_->hand_over();
+  while (!exchange_->received(tag_of(t)) && send_ahead()) continue;
   exchange_->finish_receives(tag_of(t));
   if (inside_host_) {
     pass_on(t);

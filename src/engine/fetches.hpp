@@ -93,8 +93,9 @@ class Fetches {
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
   void start_prepared(size_t t);
-  void send_ahead();
+  bool send_ahead();  // of the next step, when it may be; whether it was
   void read_again(size_t t);
+  void name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives);
   Messages sends_of(size_t t) const;
   bool may_pass_on(size_t t);
   void pass_on(size_t last);
@@ -122,6 +123,7 @@ class Fetches {
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
+  std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some
   std::map<size_t, Released> released_after_;        // by step, once known; those that are over only if another run will follow
   bool keeps_ = false;
   std::vector<Intervals> first_sent_;  // once known

@@ -61,7 +61,9 @@ void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
   queries_ = {.tag = static_cast<int>(stripe.pieces.begin % kTags)};
   // One message for each peer, of all its rows in ascending order: a message of its own for each would cost more than what is in it.
   std::map<int, std::vector<comm::BlockExchange::Piece>> from, to;
-  std::vector<std::byte> all;  // the queries of one own block, all heads: the rows of its groups stand side by side
+  // The queries of one own block, all heads: the rows of its groups stand side by side.
+  std::vector<std::byte> read;
+  const std::byte* all = nullptr;
   int64_t block_of_all = -1;
   for (const auto& [number, ranks] : computed_by) {
     const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
@@ -78,14 +80,23 @@ void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
     }
     const int64_t rows = blocks_.rows(row.block);
     if (block_of_all != row.block) {
-      all.resize(static_cast<size_t>(rows * shape.heads * head_bytes));
-      input.read_q(blocks_.tokens(row.block).begin, rows, all.data());
+      const int64_t first = blocks_.tokens(row.block).begin, bytes = rows * shape.heads * head_bytes;
+      const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(first, rows);
+      if (there != nullptr) {
+        if (!queries_read_) queries_read_ = device_.allocate_host(kernels::kTile * shape.heads * head_bytes);
+        device_.download(there, bytes, queries_read_.get());
+        all = queries_read_.get();
+      } else {
+        read.resize(static_cast<size_t>(bytes));
+        input.read_q(first, rows, read.data());
+        all = read.data();
+      }
       block_of_all = row.block;
     }
     std::byte* into = packed.data();
     for (int64_t r = 0; r < rows; ++r)
       for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads)
-        std::memcpy(into, all.data() + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), into += head_bytes;
+        std::memcpy(into, all + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), into += head_bytes;
     for (int peer : ranks)
       if (peer != rank_) to[peer].push_back(piece);
   }
@@ -94,6 +105,8 @@ void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
   for (auto& [peer, pieces] : to) sends.push_back({peer, std::move(pieces)});
   exchange_.start(queries_.tag, receives, sends);
 }
+
+bool LongRows::queries_are_here() { return exchange_.received(queries_.tag); }
 
 void LongRows::finish_queries(const Layout& layout, std::byte* q) {
   const Shape& shape = shared_.shape;

@@ -41,6 +41,7 @@ class LongRows {
   // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns; then, with
   // those of this rank's pieces in q [q_rows][heads][head_dim], host memory. One stripe at a time.
   void start_queries(const plan::Stripe& stripe, Input& input);
+  bool queries_are_here();  // those that come to this rank
   void finish_queries(const Layout& layout, std::byte* q);
   // Memory for the states that travel, for the stripe that needs most. Before the first stripe, when nobody waits for it.
   void make_room(const std::vector<plan::Stripe>& stripes);
@@ -109,6 +110,7 @@ class LongRows {
   size_t together_ = 1;               // pieces that are copied to or from the device at once
   int64_t piece_bytes_ = 0;           // of the largest piece's states
   kernels::Buffer passing_;           // the device's: pieces on their way in or out
+  kernels::Buffer queries_read_;      // of a block of the device's, pinned
   kernels::Buffer leaving_, coming_;  // the host's: a stripe's pieces for other ranks; twice as many as come together
   std::vector<int> sending_;          // tags
   Interval pieces_;                   // of the stripe whose states were sent last

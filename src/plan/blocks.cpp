@@ -44,6 +44,12 @@ Interval Blocks::tokens(int64_t block) const {
   return {begin, std::min(begin + kBlock, run.tokens.end)};
 }
 
+Intervals Blocks::tokens(const Intervals& blocks) const {
+  Intervals of_runs;
+  for (const Interval& run : blocks) of_runs.push_back({tokens(run.begin).begin, tokens(run.end - 1).end});
+  return of_runs;
+}
+
 std::vector<int32_t> Blocks::rows(const Intervals& blocks) const {
   std::vector<int32_t> all;
   for (const Interval& run : blocks)

@@ -23,6 +23,7 @@ class Blocks {
 
   int64_t count() const { return count_; }
   Interval tokens(int64_t block) const;
+  Intervals tokens(const Intervals& blocks) const;  // of each run
   int32_t rows(int64_t block) const { return static_cast<int32_t>(tokens(block).length()); }
   std::vector<int32_t> rows(const Intervals& blocks) const;  // of each
   int64_t holding(int64_t token) const;

@@ -12,6 +12,13 @@
 #include "comm/transport.hpp"
 #include "kernels/cpu/device.hpp"
 #include "kernels/gpus.hpp"
+#include "tests/support/host_cuda/shared_memory.hpp"
+
+namespace longspan::comm {
+// comm::peer_transport and what goes with it, for pools that testing::allocate_shared gave.
+std::unique_ptr<Transport> host_peer_transport(int);
+std::string why_no_host_peer_access(const Communicator& ranks, int);
+}  // namespace longspan::comm
 
 namespace longspan::testing {
 
@@ -89,15 +96,18 @@ class LateTransport : public comm::Transport {
   };
 };
 
-enum class TestDevice { cpu, cpu_late, gpu, gpu_nccl, gpu_peer };  // gpu: keys by MPI through pinned memory
-constexpr TestDevice kTestDevices[] = {TestDevice::cpu, TestDevice::cpu_late, TestDevice::gpu, TestDevice::gpu_nccl, TestDevice::gpu_peer};
-inline bool is_gpu(TestDevice device) { return device != TestDevice::cpu && device != TestDevice::cpu_late; }
+enum class TestDevice { cpu, cpu_late, cpu_peer, gpu, gpu_nccl, gpu_peer };  // gpu: keys by MPI through pinned memory
+constexpr TestDevice kTestDevices[] = {TestDevice::cpu, TestDevice::cpu_late, TestDevice::cpu_peer,
+                                       TestDevice::gpu, TestDevice::gpu_nccl, TestDevice::gpu_peer};
+inline bool is_gpu(TestDevice device) { return device >= TestDevice::gpu; }
 inline std::string name_of(TestDevice device) {
   switch (device) {
     case TestDevice::cpu:
       return "cpu";
     case TestDevice::cpu_late:
       return "cpu_late";
+    case TestDevice::cpu_peer:
+      return "cpu_peer";
     case TestDevice::gpu:
       return "gpu";
     case TestDevice::gpu_nccl:
@@ -114,6 +124,15 @@ class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
   using CpuDevice::CpuDevice;
   bool memory_is_host() const override { return false; }
   int spare_threads() const override { return 3; }
+};
+
+// And whose memory other ranks read.
+class CpuThatOthersRead : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  kernels::Buffer allocate(int64_t bytes) override {
+    return kernels::Buffer(allocate_shared(bytes), {[](void* memory, void*) { free_shared(memory); }, nullptr});
+  }
 };
 
 struct OpenDevice {
@@ -133,6 +152,14 @@ struct OpenDevice {
     if (kind == TestDevice::cpu) return {&cpu, &mpi, {}};
     static CpuWithSpareThreads spare(2);
     if (kind == TestDevice::cpu_late) return {&spare, &late, {}};
+    static CpuThatOthersRead read(2);
+    static const std::unique_ptr<comm::Transport> host_peer = comm::host_peer_transport(0);
+    if (kind == TestDevice::cpu_peer) {
+      static const std::string why_not = comm::why_no_host_peer_access(ranks, 0);
+      const bool all_can = ranks.max(why_not.empty() ? 0 : 1) == 0;
+      return all_can ? OpenDevice{&read, host_peer.get(), {}}
+                     : OpenDevice{nullptr, nullptr, why_not.empty() ? "other ranks cannot" : why_not};
+    }
     const kernels::Gpus gpus = kernels::find_gpus();
     std::string why_not = gpus.why_none;
     if (why_not.empty() && kind == TestDevice::gpu_nccl) why_not = comm::find_nccl().why_not;
