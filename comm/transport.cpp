@@ -36,7 +36,7 @@ std::vector<Problem> without_peer_access(const Communicator& ranks, std::optiona
            .what = "ranks cannot read the memory of each other's GPUs",
            .seen = why_not,
            .from = "option --transport peer",
-           .mend = "--transport nccl or mpi"}};
+           .mend = gpu_ordinal ? "--transport nccl or mpi" : "--device cuda, or --transport mpi"}};
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ void KeyPool::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) con
   slots.clear();
   for (int kv_head = 0; kv_head < kv_heads_; ++kv_head)
     for (const Interval& run : blocks)
-      for (int64_t block = run.begin; block < run.end; ++block) slots.push_back(static_cast<int32_t>(slot(kv_head, block)));
+      slots.insert(slots.end(), slot_of_.begin() + unit(kv_head, run.begin), slot_of_.begin() + unit(kv_head, run.end));
 }
 
 int64_t KeyPool::take(int kv_head, int64_t block) {

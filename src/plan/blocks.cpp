@@ -52,8 +52,16 @@ Intervals Blocks::tokens(const Intervals& blocks) const {
 
 std::vector<int32_t> Blocks::rows(const Intervals& blocks) const {
   std::vector<int32_t> all;
-  for (const Interval& run : blocks)
-    for (int64_t block = run.begin; block < run.end; ++block) all.push_back(rows(block));
+  all.reserve(static_cast<size_t>(size_of(blocks)));
+  for (const Interval& part : blocks) {
+    for (int64_t block = part.begin; block < part.end;) {
+      const Run& run = run_of(block);
+      const int64_t end = run.first_block + run.blocks, stop = std::min(part.end, end);
+      all.insert(all.end(), static_cast<size_t>(stop - block), static_cast<int32_t>(kBlock));
+      if (stop == end) all.back() = rows(end - 1);  // which may be short
+      block = stop;
+    }
+  }
   return all;
 }
 

@@ -283,6 +283,7 @@ TEST_F(BadInput, RanksThatDiffer) {
 // What a job asks of GPUs and does not get.
 TEST_F(BadInput, Devices) {
   expect_bad(to(kSample) + "--pattern causal --device cpu --transport nccl", 5, {"NCCL", "--device cuda"});
+  expect_bad(to(kSample) + "--pattern causal --device cpu --transport peer", 5, {"--transport peer", "computes on CPUs", "--device cuda"});
   if (kernels::find_gpus().usable.empty()) {
     expect_bad(to(kSample) + "--pattern causal --device cuda", 5, {"no GPU to compute on", kernels::find_gpus().why_none, "--device cpu"});
   } else if (kernels::find_gpus().usable.size() == 1) {

@@ -50,6 +50,20 @@ TEST(Blocks, RandomDocuments) {
       for (token = tokens.begin; token < tokens.end; ++token) ASSERT_EQ(blocks.holding(token), b);
     }
     ASSERT_EQ(token, documents.tokens());
+    const int64_t cut = std::uniform_int_distribution<int64_t>(0, blocks.count() - 1)(random);
+    const Intervals sets[] = {{{0, blocks.count()}}, {{cut, blocks.count()}}, {{cut, cut + 1}}, {}};
+    for (const Intervals& set : sets) {
+      std::vector<int32_t> rows;
+      int64_t in_set = 0;
+      for (const Interval& run : set)
+        for (int64_t b = run.begin; b < run.end; ++b) rows.push_back(blocks.rows(b)), in_set += blocks.rows(b);
+      EXPECT_EQ(blocks.rows(set), rows);
+      const Intervals tokens = blocks.tokens(set);
+      EXPECT_EQ(size_of(tokens), in_set);
+      if (!set.empty()) {
+        EXPECT_EQ(tokens.front().begin, blocks.tokens(set.front().begin).begin);
+      }
+    }
     for (int64_t d = 0; d < documents.count(); ++d) {
       const int64_t length = documents.length(d), begin = documents.begin(d);
       if (length == 0) continue;
