@@ -1,6 +1,6 @@
 // Moves blocks between pools, one message per peer and step, without blocking. A block lies in its rank's pool by slot: the pool may be
-// host memory (MPI straight out of it) or a GPU's (NCCL, or MPI through pinned host memory); who asks does not see which. Knows nothing of
-// what the blocks mean.
+// host memory (MPI straight out of it) or a GPU's (peer access, NCCL, or MPI through pinned host memory); who asks does not see which.
+// Knows nothing of what the blocks mean.
 #pragma once
 
 #include <cstddef>

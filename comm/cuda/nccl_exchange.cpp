@@ -223,11 +223,11 @@ class NcclExchange : public PoolExchange {
   }
 
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+    const cuda::CurrentDevice current(gpu_);  // events belong to it
     Started made;
     for (const Message& message : receives) made.add(message, block_bytes_, made.received);
     for (const Message& message : sends) made.add(message, block_bytes_, made.sent);
     if (made.peers.empty()) return;
-    const cuda::CurrentDevice current(gpu_);
     Started& step = steps_.emplace(tag, std::move(made)).first->second;  // what it holds outlives a failure in here, until abandon()
     // One buffer each way will do: the stream orders this step's use of it after the last one's.
     Packed out(sends, block_bytes_, pool_), in(receives, block_bytes_, pool_);

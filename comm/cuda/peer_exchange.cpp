@@ -38,14 +38,18 @@ constexpr int64_t kLeastList = 1 << 12;         // copies, so that lists seldom 
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+struct CloseHandle {
+  void operator()(std::byte* memory) const { cudaIpcCloseMemHandle(memory); }
+};
+
 // The memory of the other ranks of a host as this one's GPU sees it.
 class PeerMemory {
  public:
-  // Collective; `memory`: where a piece of device memory begins. Throws Error(device) on a rank that cannot reach another's, once all ranks
-  // have been here.
+  // Collective; `memory`: where a piece of device memory begins, null on a rank that has none. Throws Error(device) on a rank that cannot
+  // reach another's, once all ranks have been here.
   PeerMemory(const Communicator& ranks, std::byte* memory) : base_(static_cast<size_t>(ranks.size())) {
     cudaIpcMemHandle_t mine;
-    const cudaError_t has_handle = cudaIpcGetMemHandle(&mine, memory);
+    const cudaError_t has_handle = memory == nullptr ? cudaErrorInvalidValue : cudaIpcGetMemHandle(&mine, memory);
     std::vector<std::byte> bytes(has_handle == cudaSuccess ? sizeof mine : 0);
     if (!bytes.empty()) std::memcpy(bytes.data(), &mine, sizeof mine);
     std::vector<Communicator::Letter> letters;
@@ -63,19 +67,13 @@ class PeerMemory {
       std::memcpy(&theirs, letter.bytes.data(), sizeof theirs);
       void* base = nullptr;
       cuda::check(cudaIpcOpenMemHandle(&base, theirs, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
-      base_[static_cast<size_t>(letter.rank)] = static_cast<std::byte*>(base);
+      base_[static_cast<size_t>(letter.rank)].reset(static_cast<std::byte*>(base));
     }
   }
-  ~PeerMemory() {
-    for (std::byte* base : base_)
-      if (base != nullptr) cudaIpcCloseMemHandle(base);
-  }
-  PeerMemory(const PeerMemory&) = delete;
-  PeerMemory& operator=(const PeerMemory&) = delete;
-  const std::byte* of(int rank) const { return base_[static_cast<size_t>(rank)]; }
+  const std::byte* of(int rank) const { return base_[static_cast<size_t>(rank)].get(); }
 
  private:
-  std::vector<std::byte*> base_;  // by rank; null: this one
+  std::vector<std::unique_ptr<std::byte, CloseHandle>> base_;  // by rank; null: this one
 };
 
 // What no exchange uses now: pinned memory for a step's copies, which takes longer to make than a step may take.
@@ -91,14 +89,20 @@ class PeerExchange : public PoolExchange {
         pool_(pool),
         block_bytes_(block_bytes),
         peers_(std::in_place, ranks, pool),
+        stream_(cuda::Stream::Priority::high),
         slots_(ranks, sizeof(int32_t)),
-        taken_(ranks, sizeof(uint64_t)),
-        stream_(cuda::Stream::Priority::high) {}
-  // Nobody's memory goes while another has it open.
+        taken_(ranks, sizeof(uint64_t)) {}
+  // Nobody's memory goes while another has it open, unless the job is over for all.
   ~PeerExchange() override {
+    int before = 0, finalized = 0;
+    cudaGetDevice(&before);
+    cudaSetDevice(gpu_);
+    for (auto& [peer, engine] : engines_) cudaStreamSynchronize(engine.stream.get());
     cudaStreamSynchronize(stream_.get());
     peers_.reset();
-    if (std::uncaught_exceptions() == 0 && !is_abandoned_) ranks_.barrier();
+    cudaSetDevice(before);
+    MPI_Finalized(&finalized);
+    if (finalized == 0 && std::uncaught_exceptions() == 0 && !is_abandoned_) MPI_Barrier(ranks_.handle());
   }
 
   void expect(const std::vector<Step>& steps, size_t at_once) override {
@@ -117,6 +121,7 @@ class PeerExchange : public PoolExchange {
   }
 
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
+    const cuda::CurrentDevice current(gpu_);  // events belong to it
     std::vector<BlockExchange::Message> told, heard, done;
     for (const Message& message : receives) {
       if (message.slots.empty()) continue;
@@ -341,8 +346,6 @@ class PeerExchange : public PoolExchange {
   uint64_t taken_word_ = 0;  // that it comes is all it says
   bool is_abandoned_ = false;
   std::optional<PeerMemory> peers_;
-  BlockExchange slots_;  // from home: where blocks lie
-  BlockExchange taken_;  // to home: they are not needed any more
   cuda::Stream stream_;
   std::map<int, CopyEngine> engines_;  // by home
   cuda::DeviceMemory copies_;
@@ -351,6 +354,9 @@ class PeerExchange : public PoolExchange {
   std::map<int, std::vector<Send>> sending_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;
+  // Last: what is on its way is cancelled before its memory goes.
+  BlockExchange slots_;  // from home: that blocks are there, and where they lie
+  BlockExchange taken_;  // to home: they are not needed any more
 };
 
 class PeerTransport : public Transport {
@@ -370,23 +376,34 @@ class PeerTransport : public Transport {
 
 std::string why_no_peer_access(const Communicator& ranks, int gpu_ordinal) {
   if (ranks.hosts() > 1) return fmt::format("the ranks are on {} hosts", ranks.hosts());
-  const cuda::CurrentDevice current(gpu_ordinal);
+  const int mine = ranks.rank();
   std::string why_not;
-  cuda::DeviceMemory memory(sizeof(int));
-  try {
-    const int mine = ranks.rank();
-    cuda::check(cudaMemcpy(memory.get(), &mine, sizeof mine, cudaMemcpyHostToDevice), "cudaMemcpy");
-    const PeerMemory peers(ranks, memory.get());
+  // All ranks go through what is collective, whatever happens to one of them before.
+  const auto attempt = [&](const auto& step) {
+    try {
+      step();
+    } catch (const Error& error) {
+      const Problem& problem = error.problems().front();
+      if (why_not.empty()) why_not = problem.seen.empty() ? problem.what : problem.what + ": " + problem.seen;
+    }
+  };
+  std::optional<cuda::CurrentDevice> current;
+  std::optional<cuda::DeviceMemory> memory;
+  std::byte* shown = nullptr;
+  attempt([&] {
+    current.emplace(gpu_ordinal);
+    memory.emplace(static_cast<int64_t>(sizeof mine));
+    cuda::check(cudaMemcpy(memory->get(), &mine, sizeof mine, cudaMemcpyHostToDevice), "cudaMemcpy");
+    shown = memory->get();
+  });
+  attempt([&] {
+    const PeerMemory peers(ranks, shown);
     for (int rank = 0; rank < ranks.size(); ++rank) {
       int theirs = rank;
       if (rank != mine) cuda::check(cudaMemcpy(&theirs, peers.of(rank), sizeof theirs, cudaMemcpyDefault), "cudaMemcpy");
       if (theirs != rank) why_not = fmt::format("rank {} reads {} in the memory of rank {}", mine, theirs, rank);
     }
-  } catch (const Error& error) {
-    cudaGetLastError();
-    const Problem& problem = error.problems().front();
-    why_not = problem.seen.empty() ? problem.what : problem.what + ": " + problem.seen;
-  }
+  });
   ranks.barrier();  // the others have read too
   return why_not;
 }

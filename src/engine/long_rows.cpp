@@ -83,7 +83,6 @@ void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
       const int64_t first = blocks_.tokens(row.block).begin, bytes = rows * shape.heads * head_bytes;
       const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(first, rows);
       if (there != nullptr) {
-        if (!queries_read_) queries_read_ = device_.allocate_host(kernels::kTile * shape.heads * head_bytes);
         device_.download(there, bytes, queries_read_.get());
         all = queries_read_.get();
       } else {
@@ -163,6 +162,9 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
       if (!is_home) leaving += packed_bytes(row);
       if (!is_home || !place_.emplace(piece.row, all).second) continue;
       constexpr int64_t kAlignment = 256;
+      if (!queries_read_ && !device_.memory_is_host())
+        queries_read_ = device_.allocate_host(plan::kBlock * shared_.shape.heads * shared_.shape.head_dim *
+                                              static_cast<int64_t>(size_of(shared_.shape.type)));
       all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
     }
     most_leaving = std::max(most_leaving, leaving);

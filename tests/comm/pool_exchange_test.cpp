@@ -1,8 +1,10 @@
-// Blocks between pools on any number of ranks: in host memory, and on a GPU by MPI and by NCCL. Every block's bytes say whose it is.
+// Blocks between pools on any number of ranks: in host memory, and on a GPU by MPI, by NCCL and by peer access. Every block's bytes say
+// whose it is.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -154,6 +156,29 @@ TEST_P(PoolExchangeTest, ARankThatDoesNotSendIsNamed) {
     }
   }
   world_.barrier();
+}
+
+// What comes after the job was given up must find the memory it goes to, or none: AddressSanitizer would see it.
+TEST_P(PoolExchangeTest, WhatIsOnItsWayMayBeAbandoned) {
+  if (GetParam() == TestDevice::gpu_nccl) GTEST_SKIP() << "NCCL's communicator is of no use after that";
+  const int rank = world_.rank(), ranks = world_.size();
+  const kernels::Buffer memory = open_.device->allocate(kSlots * kBlockBytes);
+  for (int time = 0; time < 20; ++time) {
+    bool given_up = false;
+    try {
+      const auto exchange = open_.transport->between_pools(world_, memory.get(), kBlockBytes);
+      world_.barrier();
+      const int to = (rank + 1) % ranks, from = (rank + ranks - 1) % ranks;
+      if (ranks > 1) exchange->start(0, {{from, {30, 31, 40}}}, {});
+      if (ranks > 1 && rank % 2 == 0) exchange->start(0, {}, {{to, {1, 2, 7}}});
+      exchange->abandon();
+      throw std::runtime_error("given up");
+    } catch (const std::runtime_error&) {
+      given_up = true;
+    }
+    EXPECT_TRUE(given_up);
+    world_.barrier();
+  }
 }
 
 TEST(Nccl, ARankThatDoesNotComeIsNamed) {
