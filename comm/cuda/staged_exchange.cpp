@@ -32,10 +32,10 @@ class StagedExchange : public PoolExchange {
   StagedExchange(const Communicator& ranks, std::byte* pool, int64_t block_bytes, int gpu)
       : gpu_(gpu),
         current_(gpu),
-        exchange_(ranks, block_bytes),
         pool_(pool),
         block_bytes_(block_bytes),
-        stream_(cuda::Stream::Priority::high) {}
+        stream_(cuda::Stream::Priority::high),
+        exchange_(ranks, block_bytes) {}
   ~StagedExchange() override {
     cudaStreamSynchronize(stream_.get());  // nothing is copied into memory that goes now
   }
@@ -165,12 +165,12 @@ class StagedExchange : public PoolExchange {
 
   int gpu_;
   cuda::CurrentDevice current_;
-  BlockExchange exchange_;
   std::byte* pool_;
   int64_t block_bytes_;
   cuda::Stream stream_;
   std::vector<std::unique_ptr<Staging>> idle_;
   Steps receiving_, sending_;
+  BlockExchange exchange_;  // last: what is on its way is cancelled before its memory goes
 };
 
 class StagedTransport : public Transport {
