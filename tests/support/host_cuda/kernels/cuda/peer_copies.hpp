@@ -12,8 +12,12 @@ struct BlockCopy {
 
 inline void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, volatile uint32_t* begun, cudaStream_t stream) {
   stream->ask([begun] { *begun = 1; });
-  for (int64_t i = 0; i < count; ++i)
-    stream->ask([copies, i, block_bytes] { std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(block_bytes)); });
+  constexpr int64_t kPiece = 16;  // blocks at a time
+  for (int64_t begin = 0; begin < count; begin += kPiece) {
+    stream->ask([copies, begin, end = std::min(count, begin + kPiece), block_bytes] {
+      for (int64_t i = begin; i < end; ++i) std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(block_bytes));
+    });
+  }
 }
 
 }  // namespace longspan::kernels::cuda
