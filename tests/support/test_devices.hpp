@@ -155,6 +155,7 @@ struct OpenDevice {
     if (kind == TestDevice::cpu_late) return {&spare, &late, {}};
     static CpuThatOthersRead read(2);
     static const std::unique_ptr<comm::Transport> host_peer = comm::host_peer_transport(0);
+    if (kind == TestDevice::cpu_peer && ranks.size() == 1) return {nullptr, nullptr, "one rank has nobody to read from"};
     if (kind == TestDevice::cpu_peer) {
       static const std::string why_not = comm::why_no_host_peer_access(ranks, 0);
       const bool all_can = ranks.max(why_not.empty() ? 0 : 1) == 0;
