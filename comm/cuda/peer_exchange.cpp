@@ -140,11 +140,12 @@ class PeerExchange : public PoolExchange {
           heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
       }
     }
-    for (const Message& message : sends)
+    for (const Message& message : sends) {
       if (!message.slots.empty())
         sending_[tag].push_back({message.peer, message.slots, static_cast<int64_t>(message.slots.size())});
       else if (message.blocks > 0)
         sending_[tag].push_back({message.peer, {0}, message.blocks});  // that they are there is all it says
+    }
     if (const auto step = sending_.find(tag); !sends.empty() && step != sending_.end()) {
       for (Send& send : step->second) {
         done.push_back({send.peer, {{reinterpret_cast<std::byte*>(&send.taken), 1}}});

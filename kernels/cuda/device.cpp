@@ -177,8 +177,9 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     if (!in_buffer) {
       copy(twin, from.k, rows * row_bytes, cudaMemcpyDefault, in_);
       copy(twin + v, from.v, rows * row_bytes, cudaMemcpyDefault, in_);
-    } else
+    } else {
       copy(twin, host, places, cudaMemcpyHostToDevice, in_);
+    }
     staging.copied.record(in_.get());
     pack_.wait_for(staging.copied);
     copy_small(twin + places, host + places, slots + slot_bytes - places, pack_.get());
