@@ -35,7 +35,8 @@ class PoolExchange {
   // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
   // `takes_sends_ahead()` they may come in an earlier one than its receives.
   virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;
-  // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows.
+  // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows. Receives may be
+  // started in an earlier call than the sends of their step, before this rank has anything to send: they begin as each peer sends.
   virtual bool reads_from_peers() const { return false; }
   // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
   virtual bool takes_sends_ahead() const = 0;

@@ -235,7 +235,7 @@ class Engine::Run {
     };
     list_more();
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
-    prepare_next(-1);
+    prepare_next(-1, 0);
     // Until the own keys are there nothing has waited for other ranks.
     const double beside = std::clamp(loaded_at_ - record_.plan - begin, 0.0, record_.exchange);
     record_.load += beside, record_.exchange -= beside;
@@ -429,38 +429,37 @@ class Engine::Run {
       device_.prepare(arguments);
     }
     const Timed timed(record_.attend);
-    fetches_.pool().slots_of(lists.resident, slots_);
-    key_rows_ = engine_.blocks_.rows(lists.resident);
+    if (std::exchange(next_slots_of_, nullptr) == &lists)
+      slots_.swap(next_slots_);
+    else
+      fetches_.pool().slots_of(lists.resident, slots_);
     arguments.q = stripe(s).is_long() ? rows_.long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
-    arguments.key_rows = key_rows_.data();
+    arguments.key_rows = lists.key_rows.data();
     const auto [m, l, o] = states_of(s);
     arguments.m = m, arguments.l = l, arguments.o = o;
     device_.start(arguments, stripe(s).is_long() ? layout_->q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
-    prepare_next(step), fetches_.prepare_release(t);  // this thread has time
+    prepare_next(step, t + 1), fetches_.prepare_release(t);  // this thread has time
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals();
     }
   }
 
-  // While the device computes step `step` of the stripe, or -1 before its first: the next one that has work, at the last the first of the
-  // next stripe.
-  void prepare_next(int step) {
-    const auto prepare = [&](const kernels::Step& next) { device_.prepare(next), prepared_ = next.work.data(); };
-    const auto has_work = [](const StepLists& of) { return !of.work.empty(); };
-    if (lists_) {
-      const auto next = std::find_if(lists_->steps.begin() + step + 1, lists_->steps.end(), has_work);
-      if (next != lists_->steps.end()) {
-        prepare(listed(*lists_, *next));
-        return;
-      }
-    }
-    const StripeLists* lists = list_maker_.next();
-    if (lists == nullptr) return;
-    const auto first = std::find_if(lists->steps.begin(), lists->steps.end(), has_work);
-    if (first != lists->steps.end()) prepare(listed(*lists, *first));
+  // The next step that has work, while the device computes step `step` of the stripe, or -1 before its first. `t`: the job's next step.
+  void prepare_next(int step, size_t t) {
+    const auto prepare = [&](const StripeLists& lists, size_t from) {
+      const auto next = std::find_if(lists.steps.begin() + static_cast<int64_t>(from), lists.steps.end(),
+                                     [](const StepLists& of) { return !of.work.empty(); });
+      t += static_cast<size_t>(next - lists.steps.begin()) - from;
+      if (next == lists.steps.end()) return false;
+      device_.prepare(listed(lists, *next)), prepared_ = next->work.data();
+      if (fetches_.has_places(t)) fetches_.pool().slots_of(next->resident, next_slots_), next_slots_of_ = &*next;
+      return true;
+    };
+    if (lists_ && prepare(*lists_, static_cast<size_t>(step + 1))) return;
+    if (const StripeLists* lists = list_maker_.next()) prepare(*lists, 0);
   }
 
   // A step's lists and what they are for.
@@ -550,7 +549,8 @@ class Engine::Run {
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
   size_t read_ = 0, written_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
-  std::vector<int32_t> slots_, key_rows_;
+  std::vector<int32_t> slots_, next_slots_;
+  const StepLists* next_slots_of_ = nullptr;
   std::atomic<size_t> loaded_parts_ = 0;                                     // of Fetches::first_sent()
   const kernels::Work* prepared_ = nullptr;                                  // the work of the step that was prepared last
   std::atomic<double> loaded_at_ = std::numeric_limits<double>::infinity();  // when the own keys were there

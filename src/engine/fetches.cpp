@@ -89,11 +89,12 @@ size_t Fetches::last_of_first() const { return std::max(schedule_.first_fetch, s
 
 void Fetches::prepare_first() {
   if (!shared_.keys_stay) return;
+  if (!std::exchange(expects_, true)) {
+    std::vector<comm::PoolExchange::Step> all;
+    for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
+    exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
+  }
   while (prepared_ <= last_of_first() && prepared_ < order_.size()) prepare(prepared_);
-  if (std::exchange(expects_, true)) return;
-  std::vector<comm::PoolExchange::Step> all;
-  for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
-  exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
 }
 
 const std::vector<Intervals>& Fetches::first_sent() {
@@ -156,7 +157,7 @@ void Fetches::read_again(size_t t) {
   key_reads_[t] = read_again_(std::move(runs), std::move(slots));
 }
 
-// Slots for what comes, and the step's messages.
+// Slots for what comes, and the step's messages; receives that wait for nothing here are started.
 void Fetches::prepare(size_t t) {
   const StepExchange& exchange = exchange_of(t);
   // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
@@ -168,9 +169,17 @@ void Fetches::prepare(size_t t) {
     arriving.push_back(slot);
     return slot;
   };
-  comm::PoolExchange::Step& step = ready_.emplace_back();
+  Ready& ready = ready_.emplace_back();
+  comm::PoolExchange::Step& step = ready.messages;
   step.receives = messages(exchange.receive, take);
-  if (exchange_->reads_from_peers()) name_slots_at_home(exchange.receive, step.receives);
+  ready.receives = !step.receives.empty();
+  for (const comm::PoolExchange::Message& message : step.receives)
+    if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
+      bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
+  if (exchange_->reads_from_peers()) {
+    name_slots_at_home(exchange.receive, step.receives);
+    exchange_->start(tag_of(t), std::exchange(step.receives, {}), {});
+  }
   if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
     Inside inside{t, messages(exchange.given_receive, take), {}};
     inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
@@ -184,13 +193,10 @@ void Fetches::prepare(size_t t) {
 }
 
 void Fetches::start_prepared(size_t t) {
-  const comm::PoolExchange::Step step = std::move(ready_.front());
-  ready_.erase(ready_.begin());
-  for (const comm::PoolExchange::Message& message : step.receives)
-    if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
-      bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
-  exchange_->start(tag_of(t), step.receives, step.sends);
-  if (!step.receives.empty()) {
+  const auto [messages, receives] = std::move(ready_.front());
+  ready_.pop_front();
+  exchange_->start(tag_of(t), messages.receives, messages.sends);
+  if (receives) {
     if (awaited_.empty()) awaited_since_ = Clock::now();
     awaited_.push_back(t);
   }

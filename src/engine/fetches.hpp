@@ -60,10 +60,12 @@ class Fetches {
   const std::vector<Intervals>& first_sent();
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
-  void start_first();                                    // all of them, once all own keys are here
-  void start(size_t last);                               // those of all steps up to `last`, in order
-  void finish(size_t t);                                 // waits until the step's keys are here
-  void finish_passing_on(size_t t);                      // and until others of the host have what they get of them
+  void start_first();                // all of them, once all own keys are here
+  void start(size_t last);           // those of all steps up to `last`, in order
+  void finish(size_t t);             // waits until the step's keys are here
+  void finish_passing_on(size_t t);  // and until others of the host have what they get of them
+  // Whether all units of the step have the slots that they will have when it is computed, come or not.
+  bool has_places(size_t t) const { return t < (shared_.keys_stay ? prepared_ : started_) && !pool_.some_are_twice(); }
   void prepare_release(size_t t) { released_after(t); }  // finds out which; while a step computes there is time for it
   void release(size_t t);                                // after a step: lets go of the units that nobody needs any more
   void finish_sends();                                   // of all steps
@@ -117,7 +119,11 @@ class Fetches {
   size_t prepared_ = 0, started_ = 0, sent_ = 0;  // steps before these are
   bool own_are_here_ = false;                     // own keys, all of them
   double timeout_ = 0;
-  std::vector<comm::PoolExchange::Step> ready_;      // of steps [started_, prepared_)
+  struct Ready {
+    comm::PoolExchange::Step messages;  // without receives that have been started
+    bool receives;
+  };
+  std::deque<Ready> ready_;                          // of steps [started_, prepared_)
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill

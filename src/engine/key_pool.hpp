@@ -28,6 +28,7 @@ class KeyPool {
   // stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until it is released.
   int64_t take(int kv_head, int64_t block);
   void release(int kv_head, int64_t block);
+  bool some_are_twice() const { return !newer_.empty(); }
 
  private:
   int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }

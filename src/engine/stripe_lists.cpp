@@ -173,6 +173,7 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
     for (size_t c = 0; c < shared.classes.size(); ++c)
       of_step.resident = unite(of_step.resident, step_blocks(shared, plan, stripe, c, static_cast<int>(step)));
     of_step.numbering_ = Numbering(of_step.resident);
+    of_step.key_rows = blocks.rows(of_step.resident);
   }
 
   const std::vector<plan::StripeRow> rows = plan::rows_of(shared, pattern, stripe, plan.rank);

@@ -15,7 +15,8 @@ namespace longspan::engine {
 struct StepLists {
   std::vector<kernels::Work> work;  // dearest first
   std::vector<kernels::Tile> tiles;
-  Intervals resident;  // key blocks that some class uses in this step: resident index = place in here
+  Intervals resident;             // key blocks that some class uses in this step: resident index = place in here
+  std::vector<int32_t> key_rows;  // of each
   int64_t resident_index(int64_t block) const { return numbering_.of(block); }
 
  private:
