@@ -343,7 +343,15 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   const int64_t rows_total = size_of(plan.own);
   const int64_t by_count = std::max<int64_t>(8, (rows_total + shared.options.stripes - 1) / std::max(1, shared.options.stripes));
   const int64_t by_memory = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shared.shape, shared.options.output_type));
-  const int64_t most_blocks = shared.options.stripes <= 1 ? by_memory : std::min(by_count, by_memory);
+  const int64_t whole_stripe = shared.options.stripes <= 1 ? by_memory : std::min(by_count, by_memory);
+  int own_stripes = 0;
+  // The first stripes are a quarter, a quarter and a half of one, where that leaves a GPU work for all of it. Rows that look at keys all
+  // over need most of them early: a quarter of BigBird's rows needs half of all or more, a sixteenth a fifth.
+  const auto most_blocks = [&] {
+    constexpr int64_t kParts[] = {4, 4, 2}, kLeast = 64;
+    const bool is_short = shared.short_stripes_first && own_stripes < 3;
+    return is_short ? std::min(whole_stripe, std::max(kLeast, whole_stripe / kParts[own_stripes])) : whole_stripe;
+  };
 
   // A plan of more entries than can be listed is estimated from every `thin`-th row, a tenth of what would still be counted.
   const double entries = shared.mean_entries * static_cast<double>(rows_total);
@@ -394,9 +402,10 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       one.query_blocks = {{block, block + 1}};
       fill(stripe, rows_of(shared, pattern, one, rank), need);
       append(stripe.query_blocks, {block, block + 1});
-      if (size_of(stripe.query_blocks) >= most_blocks || (stripe.list_entries / thin) > most_entries) {
+      if (size_of(stripe.query_blocks) >= most_blocks() || (stripe.list_entries / thin) > most_entries) {
         close(stripe, need);
         stripe = Stripe();
+        ++own_stripes;
       }
     }
   }

@@ -154,8 +154,9 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   // Keys that several stripes need must have a place until then, or they move again.
   const bool place_to_keep = shared.memory.received >= 2 * shared.memory.home;
   if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
-    constexpr int kStripes = 4;  // of which only the first one's keys come beside nothing
+    constexpr int kStripes = 4;
     shared.own_keys_first = false;
+    shared.short_stripes_first = true;
     shared.options.stripes = std::max(shared.options.stripes, kStripes);
   }
 
