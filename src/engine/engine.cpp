@@ -255,8 +255,8 @@ class Engine::Run {
   }
 
   static constexpr double kPatience = 0.1;  // seconds
-  static constexpr double kPoll = 0.0005;   // seconds between two looks at the messages while the device computes
-  double poll() const { return long_rows_.is_moving() ? kPoll / 10 : kPoll; }  // in many small parts: both sides have to look for each
+  // Seconds between looks at the messages: few where this thread takes nothing from the device, and where both sides look for many parts.
+  double poll() const { return !device_.memory_is_host() || long_rows_.is_moving() ? 0.00005 : 0.0005; }
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
     fetches_.progress();
@@ -432,7 +432,7 @@ class Engine::Run {
     if (std::exchange(next_slots_of_, nullptr) == &lists)
       slots_.swap(next_slots_);
     else
-      fetches_.pool().slots_of(lists.resident, slots_);
+      fetches_.slots_of(lists.resident, slots_);
     arguments.q = stripe(s).is_long() ? rows_.long_q() : q_now_;
     arguments.pool = fetches_.pool().memory().units;
     arguments.slots = slots_.data();
@@ -455,7 +455,7 @@ class Engine::Run {
       t += static_cast<size_t>(next - lists.steps.begin()) - from;
       if (next == lists.steps.end()) return false;
       device_.prepare(listed(lists, *next)), prepared_ = next->work.data();
-      if (fetches_.has_places(t)) fetches_.pool().slots_of(next->resident, next_slots_), next_slots_of_ = &*next;
+      if (fetches_.has_places(t)) fetches_.slots_of(next->resident, next_slots_), next_slots_of_ = &*next;
       return true;
     };
     if (lists_ && prepare(*lists_, static_cast<size_t>(step + 1))) return;

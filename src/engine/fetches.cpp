@@ -136,6 +136,7 @@ void Fetches::start(size_t last) {
 }
 
 void Fetches::read_again(size_t t) {
+  release_now();
   const auto [s, step] = order_[t];
   const plan::Stripe& stripe = plan_.stripes[s];
   if (static_cast<size_t>(step) >= stripe.fetch.size()) return;
@@ -159,6 +160,7 @@ void Fetches::read_again(size_t t) {
 
 // Slots for what comes, and the step's messages; receives that wait for nothing here are started.
 void Fetches::prepare(size_t t) {
+  release_now();
   const StepExchange& exchange = exchange_of(t);
   // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
   std::unordered_map<int64_t, int32_t> taken;
@@ -270,6 +272,7 @@ void Fetches::abandon() {
 }
 
 void Fetches::progress() {
+  release_now();
   send_ahead();  // one step at a time: it takes tens of microseconds for thousands of units, which this thread has now
   exchange_->progress();
   if (inside_host_) {
@@ -315,6 +318,7 @@ void Fetches::finish_passing_on(size_t t) {
 }
 
 void Fetches::finish_sends() {
+  release_now();
   if (!shared_.keys_stay) return;
   for (size_t t = 0; t < order_.size(); ++t) exchange_->finish_sends(tag_of(t));
 }
@@ -350,14 +354,29 @@ const Fetches::Released& Fetches::released_after(size_t t) {
   return known->second;
 }
 
-void Fetches::release(size_t t) {
-  const Released& released = released_after(t);
-  for (size_t c = 0; c < released.size(); ++c)
-    for (const Intervals& blocks : released[c])
-      for (const Interval& run : blocks)
-        for (int64_t block = run.begin; block < run.end; ++block)
-          for (int kv_head : shared_.classes[c].kv_heads) pool_.release(kv_head, block);
-  if (!keeps_) released_after_.erase(t);
+void Fetches::release(size_t t) { to_release_.push_back(t); }
+
+void Fetches::release_now() {
+  for (const size_t t : to_release_) {
+    const Released& released = released_after(t);
+    for (size_t c = 0; c < released.size(); ++c)
+      for (const Intervals& blocks : released[c])
+        for (const Interval& run : blocks)
+          for (int64_t block = run.begin; block < run.end; ++block)
+            for (int kv_head : shared_.classes[c].kv_heads) pool_.release(kv_head, block);
+    if (!keeps_) released_after_.erase(t);
+  }
+  to_release_.clear();
+}
+
+void Fetches::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) {
+  release_now();
+  pool_.slots_of(blocks, slots);
+}
+
+bool Fetches::has_places(size_t t) {
+  release_now();
+  return t < (shared_.keys_stay ? prepared_ : started_) && !pool_.some_are_twice();
 }
 
 }  // namespace longspan::engine

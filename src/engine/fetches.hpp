@@ -64,10 +64,13 @@ class Fetches {
   void start(size_t last);           // those of all steps up to `last`, in order
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
-  // Whether all units of the step have the slots that they will have when it is computed, come or not.
-  bool has_places(size_t t) const { return t < (shared_.keys_stay ? prepared_ : started_) && !pool_.some_are_twice(); }
+  // Slots of the resident units, come or not, [kv_heads][blocks].
+  void slots_of(const Intervals& blocks, std::vector<int32_t>& slots);
+  // Whether they are those that all units of the step will have when it is computed.
+  bool has_places(size_t t);
   void prepare_release(size_t t) { released_after(t); }  // finds out which; while a step computes there is time for it
-  void release(size_t t);                                // after a step: lets go of the units that nobody needs any more
+  void release(size_t t);                                // after a step: lets go of the units that nobody needs any more,
+                                                         // in a while: when their slots are wanted, or this thread has time
   void finish_sends();                                   // of all steps
   void progress();                                       // moves messages
   void let_it_begin();                                   // as comm::PoolExchange::let_it_begin, before a step is computed
@@ -103,6 +106,7 @@ class Fetches {
   void pass_on(size_t last);
   using Released = std::vector<std::vector<Intervals>>;  // [class] sets of blocks, which may overlap: kept twice, released twice
   const Released& released_after(size_t t);
+  void release_now();
   size_t last_of_first() const;
 
   const plan::Shared& shared_;
@@ -130,6 +134,7 @@ class Fetches {
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
   std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some
+  std::vector<size_t> to_release_;                   // after these steps
   std::map<size_t, Released> released_after_;        // by step, once known; those that are over only if another run will follow
   bool keeps_ = false;
   std::vector<Intervals> first_sent_;  // once known

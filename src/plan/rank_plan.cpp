@@ -309,7 +309,8 @@ int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead
 
 int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps) {
   if (shared.options.step_bytes > 0) return 1;  // what messages may take elsewhere was reckoned with one step ahead
-  int ahead = 4;                                // the groups into which a stripe's keys are divided
+  // The groups into which a stripe's keys are divided; or stripes of one step, each of which takes less than its keys.
+  int ahead = shared.short_stripes_first ? 8 : 4;
   while (ahead > 1 && most_fetched_units(shared, plan, ahead, steps) * plan.unit_bytes > shared.memory.received) --ahead;
   return ahead;
 }
@@ -410,6 +411,12 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   }
   if (!stripe.query_blocks.empty()) close(stripe, need);
+  // The states of long rows come while others are computed.
+  if (shared.short_stripes_first)
+    std::stable_partition(plan.stripes.begin(), plan.stripes.end(), [&](const Stripe& one) {
+      const auto is_in = [&](const LongRow& row) { return contains(one.query_blocks, row.block); };
+      return std::none_of(shared.long_rows.begin(), shared.long_rows.end(), is_in);
+    });
 
   std::vector<Intervals> needed(shared.classes.size());
   int64_t steps = 0;

@@ -57,7 +57,8 @@ struct Shared {
   // reproducible; and on a GPU whose rows look at few keys, of other ranks too, in one step: the keys come while the stripe before
   // computes.
   bool own_keys_first = true;
-  bool short_stripes_first = false;                             // where the first stripe's keys come beside nothing: so they are fewer
+  // Where the first stripe's keys come beside nothing: so it is short. (Stripes with rows that come from elsewhere are last.)
+  bool short_stripes_first = false;
   double mean_entries = 0;                                      // of the tile lists of a query block, all groups, from samples
   Memory memory;                                                // how Options::memory is shared out, from what all ranks know
   int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
