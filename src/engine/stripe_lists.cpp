@@ -70,7 +70,8 @@ Intervals step_blocks(const plan::Shared& shared, const plan::RankPlan& plan, co
   if (own_first && step == 0) return intersect(need, plan.own);
   const auto group = static_cast<size_t>(own_first ? step - 1 : step);
   if (group + 1 >= stripe.bounds.size()) return group == 0 && !own_first ? need : Intervals{};
-  const Interval range{stripe.bounds[group], stripe.bounds[group + 1]};
+  const size_t place = (stripe.first_group + group) % (stripe.bounds.size() - 1);
+  const Interval range{stripe.bounds[place], stripe.bounds[place + 1]};
   return own_first ? clipped(subtract(need, plan.own), range) : clipped(need, range);
 }
 

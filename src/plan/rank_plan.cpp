@@ -73,8 +73,22 @@ class NeedCollector {
 
 int heads_of_class(const KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
 
-// Cuts the fetched blocks of all classes into ascending groups of about `group_bytes`.
-std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t group_bytes) {
+int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
+  int64_t units = 0;
+  for (size_t c = 0; c < blocks.size(); ++c) units += size_of(blocks[c]) * heads_of_class(shared.classes[c]);
+  return units;
+}
+
+// The key block with which the rank begins, 0 where the order is to be the same for all: that after its own. Example: 4 ranks of 4 blocks
+// each look at all 16. In ascending order all would begin with the keys of rank 0; so ranks 0, 1, 2, 3 begin with those of 1, 2, 3, 0.
+int64_t first_block_of(const Shared& shared, const RankPlan& plan) {
+  if (!shared.own_keys_first || !shared.keys_stay || plan.own.empty()) return 0;
+  return plan.own.front().end % shared.partition.blocks();
+}
+
+// Cuts the fetched blocks of all classes into ascending groups of about `group_bytes`. If there are several, one begins at block `first`.
+std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t group_bytes,
+                                  int64_t first) {
   // Sweep: at every position the number of KV heads that fetch the block there.
   std::map<int64_t, int64_t> change;
   for (size_t c = 0; c < fetched.size(); ++c) {
@@ -86,9 +100,14 @@ std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Interv
   std::vector<int64_t> bounds{0};
   if (change.empty()) return bounds;
   int64_t depth = 0, filled = 0;
+  bool cut = units_of(shared, fetched) * unit_bytes > group_bytes;  // at `first`, still
   for (auto it = change.begin(); std::next(it) != change.end(); ++it) {
     depth += it->second;
     if (depth == 0) continue;
+    if (cut && it->first >= first) {
+      if (filled > 0) bounds.push_back(it->first), filled = 0;
+      cut = false;
+    }
     const int64_t block_bytes = depth * unit_bytes;
     for (int64_t block = it->first; block < std::next(it)->first;) {
       if (filled > 0 && filled + block_bytes > group_bytes) bounds.push_back(block), filled = 0;
@@ -137,12 +156,6 @@ class LastUse {
   };
   std::vector<Run> runs_;  // ascending, disjoint
 };
-
-int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
-  int64_t units = 0;
-  for (size_t c = 0; c < blocks.size(); ++c) units += size_of(blocks[c]) * heads_of_class(shared.classes[c]);
-  return units;
-}
 
 // A few groups of fetched keys (one where own keys do not come first on a GPU), so that one can be computed while the next is on its way.
 // On a GPU one, where the own keys' step takes as long as all of them need, or where rows find so little in a group that a step of it takes
@@ -210,16 +223,24 @@ std::vector<StripeRow> rows_of(const Shared& shared, const pattern::BoundPattern
 int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, int64_t block) {
   if (shared.own_keys_first && contains(plan.own, block)) return 0;
   const auto next = std::upper_bound(stripe.bounds.begin(), stripe.bounds.end(), block) - stripe.bounds.begin();
-  const int group = static_cast<int>(std::max<int64_t>(0, next - 1));
-  return group + (shared.own_keys_first ? 1 : 0);
+  const auto group = static_cast<size_t>(std::max<int64_t>(0, next - 1));
+  const size_t before = group < stripe.first_group ? stripe.bounds.size() - 1 : 0;
+  return static_cast<int>(before + group - stripe.first_group) + (shared.own_keys_first ? 1 : 0);
 }
 
 namespace {
 
+// The group with which the rank begins.
+size_t first_group_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe) {
+  if (stripe.groups.size() < 3) return 0;
+  const auto next = std::upper_bound(stripe.groups.begin(), stripe.groups.end(), first_block_of(shared, plan));
+  return std::min(static_cast<size_t>(next - stripe.groups.begin()) - 1, stripe.groups.size() - 2);
+}
+
 // Groups side by side that bring nothing become one step: all of their keys are here. Of groups 0 … 4 of which 1 alone brings some, steps
-// are {0}, {1}, {2, 3, 4}. `first`: the first group's place in stripe.fetch.
-void join_idle_groups(Stripe& stripe, size_t first) {
-  stripe.bounds = stripe.groups;
+// are {0}, {1}, {2, 3, 4}. `first`: the first group's place in stripe.fetch. What comes first and what last is not joined: the order stays.
+void join_idle_groups(Stripe& stripe, size_t first, size_t first_group) {
+  stripe.bounds = stripe.groups, stripe.first_group = 0;
   if (stripe.groups.size() < 3) return;
   std::vector<bool> brings;  // by group
   for (size_t step = first; step < stripe.fetch.size(); ++step)
@@ -227,11 +248,14 @@ void join_idle_groups(Stripe& stripe, size_t first) {
   stripe.bounds = {stripe.groups.front()};
   std::vector<std::vector<Intervals>> fetch(stripe.fetch.begin(), stripe.fetch.begin() + static_cast<int64_t>(first) + 1);
   for (size_t group = 1; group < brings.size(); ++group) {
-    if (!brings[group] && !brings[group - 1]) continue;
+    if (group == first_group) stripe.first_group = stripe.bounds.size();
+    if (!brings[group] && !brings[group - 1] && group != first_group) continue;
     stripe.bounds.push_back(stripe.groups[group]);
     fetch.push_back(std::move(stripe.fetch[first + group]));
   }
   stripe.bounds.push_back(stripe.groups.back());
+  const auto begin = fetch.begin() + static_cast<int64_t>(first);
+  std::rotate(begin, begin + static_cast<int64_t>(stripe.first_group), fetch.end());
   stripe.fetch = std::move(fetch);
 }
 
@@ -272,7 +296,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
       stripe.keep[c] = unite(stripe.keep[c], fits);
     }
     kept = stripe.keep;
-    join_idle_groups(stripe, first);
+    join_idle_groups(stripe, first, first_group_of(shared, plan, stripe));
   }
 }
 
@@ -426,8 +450,8 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       fetched[c] = fetchable(shared, plan, done.need[c]);
       needed[c] = unite(needed[c], done.need[c]);
     }
-    done.groups =
-        group_bounds(shared, fetched, plan.unit_bytes, group_bytes_of(shared, done, fetched, plan.unit_bytes, shared.memory.received));
+    const int64_t group_bytes = group_bytes_of(shared, done, fetched, plan.unit_bytes, shared.memory.received);
+    done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes, first_block_of(shared, plan));
     steps += static_cast<int64_t>(done.groups.size());
     // Work items: each row's, for each KV head, in each step.
     done.list_bytes += done.list_rows * shared.shape.kv_heads * static_cast<int64_t>(done.groups.size() * sizeof(kernels::Work));

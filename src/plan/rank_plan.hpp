@@ -73,10 +73,12 @@ struct Stripe {
   Intervals query_blocks;  // a stripe of own rows
   bool is_long() const { return !pieces.empty(); }
 
-  std::vector<Intervals> need;                // [class] key blocks that some tile of the stripe touches, own and others'
-  std::vector<int64_t> groups;                // bounds of ascending key blocks that may be fetched at once
-  std::vector<int64_t> bounds;                // key block b belongs to step g of other ranks' keys when bounds[g] <= b < bounds[g + 1]: a
-                                              // group, or several side by side of which nothing is fetched
+  std::vector<Intervals> need;  // [class] key blocks that some tile of the stripe touches, own and others'
+  std::vector<int64_t> groups;  // bounds of ascending key blocks that may be fetched at once
+  std::vector<int64_t> bounds;  // key block b belongs to step g of other ranks' keys when bounds[g] <= b < bounds[g + 1]: a
+                                // group, or several side by side of which nothing is fetched
+  // Of these: steps take it and those after it, then those before it. So ranks do not all ask the same home at a time.
+  size_t first_group = 0;
   std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
   std::vector<Intervals> keep;                // [class] fetched blocks that stay for later stripes
   TileCount tiles;                            // over head groups, not weighted

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -105,8 +106,11 @@ void expect_sound(const Case& c) {
     std::vector<Intervals> kept(shared.classes.size());
     int64_t moved = 0;
     for (const Stripe& stripe : plan.stripes) {
-      for (int step = shared.own_keys_first ? 2 : 1; step < stripe.steps(); ++step)
-        EXPECT_TRUE(brings(stripe, step) || brings(stripe, step - 1)) << "two steps of other ranks' keys that are all here could be one";
+      const int own = shared.own_keys_first ? 1 : 0;
+      const int wraps = own + static_cast<int>(stripe.bounds.size() - 1 - stripe.first_group);  // to the first keys of all
+      for (int step = own + 1; step < stripe.steps(); ++step)
+        EXPECT_TRUE(brings(stripe, step) || brings(stripe, step - 1) || step == wraps)
+            << "two steps of other ranks' keys that are all here could be one";
       std::vector<Intervals> used(shared.classes.size());
       for (const StripeRow& row : rows_of(shared, pattern, stripe, rank)) {
         computed[{row.group, row.block}].push_back(row.key_blocks);
@@ -176,6 +180,33 @@ TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
             expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
 }
 
+// Of rows that look at keys all over, each rank begins with its neighbours': a home is asked for its share in every step, not by all at
+// once.
+TEST(RankPlan, NoHomeIsAskedByAllRanksAtATime) {
+  constexpr int kRanks = 8;
+  const Shape shape{.tokens = 1 << 16, .heads = 4, .kv_heads = 4, .head_dim = 128, .type = ElementType::bfloat16};
+  const pattern::BoundPattern pattern(pattern::Pattern::parse("block_random(128, 40, 1)"), shape.heads, shape.kv_heads,
+                                      Documents::single(shape.tokens));
+  const Blocks blocks(pattern.documents());
+  Options options;
+  options.memory = int64_t{4} << 30;
+  options.stripes = 1;
+  const Shared shared = make_shared(pattern, blocks, shape, kRanks, options);
+  std::vector<std::vector<int64_t>> asked(5, std::vector<int64_t>(kRanks));  // [step][home] blocks
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const RankPlan plan = make_rank_plan(shared, pattern, blocks, rank);
+    ASSERT_EQ(plan.stripes.size(), 1u);
+    ASSERT_GE(plan.stripes[0].steps(), 5) << "own keys, four groups, and what may be left over";
+    for (size_t step = 0; step < 5; ++step)
+      for (int home = 0; home < kRanks; ++home)
+        asked[step][static_cast<size_t>(home)] += size_of(intersect(plan.stripes[0].fetch[step][0], shared.partition.blocks_of(home)));
+  }
+  for (size_t step = 1; step < 5; ++step) {
+    const double mean = static_cast<double>(std::accumulate(asked[step].begin(), asked[step].end(), int64_t{0})) / kRanks;
+    for (int64_t of_home : asked[step]) EXPECT_LT(static_cast<double>(of_home), 1.5 * mean) << "step " << step;
+  }
+}
+
 // Where memory keeps what came, only the first stripe takes its keys in several steps; and each does when the ones before it are emptied.
 TEST(RankPlan, KeysThatAreHereAreOneStep) {
   const Documents documents = Documents::from_lengths({6000});
@@ -222,7 +253,7 @@ TEST(RankPlan, GroupsThatAreWorthwhileOnAGpu) {
   };
   EXPECT_EQ(steps("causal", 2, 0, false), 5);
   EXPECT_EQ(steps("causal", 2, 0, true), 2) << "own keys take longer than the others' to come";
-  EXPECT_EQ(steps("causal", 64, 33, true), 5) << "they do not, and rows find many tiles in each group";
+  EXPECT_EQ(steps("causal", 64, 33, true), 6) << "they do not, rows find many tiles in each group, and one begins after the first own keys";
   EXPECT_GE(steps("block_random(64, 3, 1)", 4, 1, false), 5);
   EXPECT_EQ(steps("block_random(64, 3, 1)", 4, 1, true), 1) << "few tiles, of own keys too: the next stripe's come beside a stripe";
   EXPECT_EQ(steps("block_random(64, 3, 1)", 2, 1, true), 1);
