@@ -266,7 +266,7 @@ class PeerExchange : public PoolExchange {
   // What copies what, once it is known where it lies: thousands of blocks take a tenth of a millisecond, before their homes have them or
   // while they are read.
   void list(Receiving& step) {
-    const bool by_engine = step.from.size() == 1;
+    const bool by_engine = ranks_.size() == 2;
     std::vector<std::vector<cuda::BlockCopy>> by_home;
     for (const Receive& of : step.from) by_home.push_back(blocks_of(of, by_engine ? &step.runs : nullptr));
     const std::vector<cuda::BlockCopy> copies = in_turns(std::move(by_home));
@@ -304,10 +304,10 @@ class PeerExchange : public PoolExchange {
     return {peers_->of(of.peer) + of.there[i] * block_bytes_, pool_ + of.here[i] * block_bytes_};
   }
 
-  // Those of one home; but long runs go to `runs`, if there is such.
+  // Those of one home; but long runs go to `runs`, if there is one.
   std::vector<cuda::BlockCopy> blocks_of(const Receive& of, std::vector<Run>* runs) const {
-    std::vector<cuda::BlockCopy> blocks;
-    blocks.reserve(of.here.size());
+    std::vector<cuda::BlockCopy> blocks(of.here.size());
+    auto next = blocks.begin();
     for (size_t begin = 0, end; begin < of.here.size(); begin = end) {
       end = begin + 1;
       while (end < of.here.size() && of.here[end] == of.here[end - 1] + 1 && of.there[end] == of.there[end - 1] + 1) ++end;
@@ -315,8 +315,9 @@ class PeerExchange : public PoolExchange {
       if (runs != nullptr && bytes >= kLongRun)
         runs->push_back({copy_of(of, begin), bytes});
       else
-        for (size_t i = begin; i < end; ++i) blocks.push_back(copy_of(of, i));
+        for (size_t i = begin; i < end; ++i) *next++ = copy_of(of, i);
     }
+    blocks.erase(next, blocks.end());
     return blocks;
   }
 

@@ -226,7 +226,7 @@ class Engine::Run {
     if (stripe(0).is_long()) start_queries(0);
     {
       const Timed timed(record_.plan);
-      fetches_.prepare_first();
+      while (fetches_.prepare_one_of_first()) long_rows_.progress();
     }
     may_start_first_ = true;
     const auto list_more = [&] {

@@ -1,6 +1,7 @@
 #include "engine/fetches.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -14,10 +15,9 @@ int tag_of(size_t t) { return static_cast<int>(t % kTags); }
 
 // Calls f(KV head, block) in the order in which both sides of a message count.
 template <typename F>
-void for_each_unit(const std::vector<UnitRun>& runs, F f) {
-  for (const UnitRun& run : runs)
-    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-      for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
+void for_each_unit(const UnitRun& run, F f) {
+  for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+    for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
 }
 
 std::vector<comm::PoolExchange::Message> outlines(const std::vector<PeerUnits>& peers) {
@@ -30,14 +30,17 @@ std::vector<comm::PoolExchange::Message> outlines(const std::vector<PeerUnits>& 
   return messages;
 }
 
-template <typename Slot>
-std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Slot slot) {
+int64_t units_of(const PeerUnits& peer) {
+  return std::accumulate(peer.runs.begin(), peer.runs.end(), int64_t{0}, [](int64_t sum, const UnitRun& run) { return sum + run.units(); });
+}
+
+// `append(run, slots)` appends those of a run, in that order.
+template <typename Append>
+std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Append append) {
   std::vector<comm::PoolExchange::Message> messages = outlines(peers);
   for (size_t p = 0; p < peers.size(); ++p) {
-    int64_t units = 0;
-    for (const UnitRun& run : peers[p].runs) units += run.units();
-    messages[p].slots.reserve(static_cast<size_t>(units));
-    for_each_unit(peers[p].runs, [&](int kv_head, int64_t block) { messages[p].slots.push_back(slot(kv_head, block)); });
+    messages[p].slots.reserve(static_cast<size_t>(units_of(peers[p])));
+    for (const UnitRun& run : peers[p].runs) append(run, messages[p].slots);
   }
   return messages;
 }
@@ -87,14 +90,16 @@ const StepExchange& Fetches::exchange_of(size_t t) const {
 
 size_t Fetches::last_of_first() const { return std::max(schedule_.first_fetch, static_cast<size_t>(schedule_.ahead - 1)); }
 
-void Fetches::prepare_first() {
-  if (!shared_.keys_stay) return;
+bool Fetches::prepare_one_of_first() {
+  if (!shared_.keys_stay) return false;
   if (!std::exchange(expects_, true)) {
     std::vector<comm::PoolExchange::Step> all;
     for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
     exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
   }
-  while (prepared_ <= last_of_first() && prepared_ < order_.size()) prepare(prepared_);
+  if (prepared_ > last_of_first() || prepared_ == order_.size()) return false;
+  prepare(prepared_);
+  return true;
 }
 
 const std::vector<Intervals>& Fetches::first_sent() {
@@ -152,46 +157,81 @@ void Fetches::read_again(size_t t) {
     slots.emplace_back();
     for (int64_t block = run.block; block < run.block + run.count; ++block)
       for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-        slots.back().push_back(static_cast<int32_t>(pool_.take(kv_head, block)));
+        pool_.take(kv_head, {block, block + 1}, slots.back());
     bytes_read_again_ += run.units() * plan_.unit_bytes;
   }
   key_reads_[t] = read_again_(std::move(runs), std::move(slots));
+}
+
+// What a step receives from homes, with slots for it: those of the run before, if there was one.
+Fetches::Messages Fetches::receives_of(size_t t) {
+  const std::vector<PeerUnits>& peers = exchange_of(t).receive;
+  std::vector<int32_t>& arriving = arriving_[t];
+  if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
+    if (pool_.take_again(before->second.units, before->second.slots)) {
+      arriving = before->second.slots;
+      return before->second.messages;
+    }
+    receives_before_.erase(before);
+  }
+  Messages receives = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
+    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+      pool_.take(kv_head, {run.block, run.block + run.count}, slots);
+  });
+  for (const comm::PoolExchange::Message& message : receives) arriving.insert(arriving.end(), message.slots.begin(), message.slots.end());
+  if (exchange_->reads_from_peers()) name_slots_at_home(peers, receives);
+  if (!keeps_) return receives;
+  Receives& kept = receives_before_[t];
+  kept = {receives, {}, arriving};
+  kept.units.reserve(arriving.size());
+  for (const PeerUnits& peer : peers)
+    for (const UnitRun& run : peer.runs)
+      for_each_unit(run, [&](int kv_head, int64_t block) { kept.units.push_back(pool_.unit(kv_head, block)); });
+  return receives;
 }
 
 // Slots for what comes, and the step's messages; receives that wait for nothing here are started.
 void Fetches::prepare(size_t t) {
   release_now();
   const StepExchange& exchange = exchange_of(t);
-  // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
-  std::unordered_map<int64_t, int32_t> taken;
-  std::vector<int32_t>& arriving = arriving_[t];
-  const auto take = [&](int kv_head, int64_t block) {
-    const auto slot = static_cast<int32_t>(pool_.take(kv_head, block));
-    if (!exchange.pass_on.empty()) taken[block * shared_.shape.kv_heads + kv_head] = slot;
-    arriving.push_back(slot);
-    return slot;
-  };
   Ready& ready = ready_.emplace_back();
   comm::PoolExchange::Step& step = ready.messages;
-  step.receives = messages(exchange.receive, take);
+  step.receives = receives_of(t);
   ready.receives = !step.receives.empty();
   for (const comm::PoolExchange::Message& message : step.receives)
     if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
       bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
-  if (exchange_->reads_from_peers()) {
-    name_slots_at_home(exchange.receive, step.receives);
-    exchange_->start(tag_of(t), std::exchange(step.receives, {}), {});
-  }
-  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) {
-    Inside inside{t, messages(exchange.given_receive, take), {}};
-    inside.sends = messages(exchange.pass_on, [&](int kv_head, int64_t block) {
-      const auto now = taken.find(block * shared_.shape.kv_heads + kv_head);
-      return now != taken.end() ? now->second : static_cast<int32_t>(pool_.slot(kv_head, block));
-    });
-    inside_waiting_.push_back(std::move(inside));
-  }
+  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t, step.receives));
+  if (exchange_->reads_from_peers()) exchange_->start(tag_of(t), std::exchange(step.receives, {}), {});
   if (sent_ <= t) step.sends = sends_of(sent_++);
   prepared_ = t + 1;
+}
+
+// And its messages inside the host.
+Fetches::Inside Fetches::inside_host(size_t t, const Messages& receives) {
+  const StepExchange& exchange = exchange_of(t);
+  // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
+  std::unordered_map<int64_t, int32_t> taken;
+  for (size_t p = 0; p < receives.size() && !exchange.pass_on.empty(); ++p) {
+    auto slot = receives[p].slots.begin();
+    for (const UnitRun& run : exchange.receive[p].runs)
+      for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = *slot++; });
+  }
+  Inside inside{t, {}, {}};
+  inside.receives = messages(exchange.given_receive, [&](const UnitRun& run, std::vector<int32_t>& slots) {
+    size_t at = slots.size();
+    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+      pool_.take(kv_head, {run.block, run.block + run.count}, slots);
+    arriving_[t].insert(arriving_[t].end(), slots.begin() + static_cast<int64_t>(at), slots.end());
+    for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = slots[at++]; });
+  });
+  inside.sends = messages(exchange.pass_on, [&](const UnitRun& run, std::vector<int32_t>& slots) {
+    for_each_unit(run, [&](int kv_head, int64_t block) {
+      const auto now = taken.find(pool_.unit(kv_head, block));
+      slots.push_back(now != taken.end() ? now->second : static_cast<int32_t>(pool_.slot(kv_head, block)));
+    });
+  });
+  return inside;
 }
 
 void Fetches::start_prepared(size_t t) {
@@ -218,11 +258,12 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
     Numbering& own = own_of_[peers[p].peer];
     if (own.count() == 0) own = Numbering(shared_.partition.blocks_of(peers[p].peer));
     std::vector<int32_t>& slots = receives[p].slots_there;
-    slots.reserve(receives[p].slots.size());
+    slots.resize(receives[p].slots.size());
+    auto at = slots.begin();
     for (const UnitRun& run : peers[p].runs) {
       const int64_t first = own.of(run.block);  // of a run all blocks have one home, where they follow each other
-      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-        for (int64_t i = 0; i < run.count; ++i) slots.push_back(static_cast<int32_t>(kv_head * own.count() + first + i));
+      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head, at += run.count)
+        std::iota(at, at + run.count, static_cast<int32_t>(kv_head * own.count() + first));
     }
   }
 }
@@ -230,13 +271,12 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
 Fetches::Messages Fetches::sends_of(size_t t) const {
   if (exchange_->reads_from_peers()) {
     Messages sends;
-    for (const PeerUnits& peer : exchange_of(t).send) {
-      sends.push_back({.peer = peer.peer});
-      for (const UnitRun& run : peer.runs) sends.back().blocks += run.units();
-    }
+    for (const PeerUnits& peer : exchange_of(t).send) sends.push_back({.peer = peer.peer, .blocks = units_of(peer)});
     return sends;
   }
-  return messages(exchange_of(t).send, [&](int kv_head, int64_t block) { return static_cast<int32_t>(pool_.slot(kv_head, block)); });
+  return messages(exchange_of(t).send, [&](const UnitRun& run, std::vector<int32_t>& slots) {
+    for_each_unit(run, [&](int kv_head, int64_t block) { slots.push_back(static_cast<int32_t>(pool_.slot(kv_head, block))); });
+  });
 }
 
 // Inside the host, a step's units go on as soon as they are here; step by step. Some may have come with the step before, from elsewhere

@@ -53,8 +53,8 @@ class Fetches {
 
   // The first fetches are those of the steps that are ahead of the first one, and of the first step at all in which keys travel.
   //
-  // Makes them ready: slots, messages, memory for them. May come before this rank's own keys are here.
-  void prepare_first();
+  // Makes the next of them ready: slots, messages, memory for them; false when all are. May come before this rank's own keys are here.
+  bool prepare_one_of_first();
   // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before, and what lies
   // between its blocks, if that is little: files are read in long runs.
   const std::vector<Intervals>& first_sent();
@@ -97,6 +97,8 @@ class Fetches {
   int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
+  Messages receives_of(size_t t);
+  Inside inside_host(size_t t, const Messages& receives);
   void start_prepared(size_t t);
   bool send_ahead();  // of the next step, when it may be; whether it was
   void read_again(size_t t);
@@ -127,7 +129,13 @@ class Fetches {
     comm::PoolExchange::Step messages;  // without receives that have been started
     bool receives;
   };
-  std::deque<Ready> ready_;                          // of steps [started_, prepared_)
+  std::deque<Ready> ready_;  // of steps [started_, prepared_)
+  struct Receives {
+    Messages messages;
+    std::vector<int64_t> units;  // by slot, as the messages have them
+    std::vector<int32_t> slots;
+  };
+  std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill

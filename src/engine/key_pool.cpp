@@ -33,17 +33,37 @@ void KeyPool::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) con
       slots.insert(slots.end(), slot_of_.begin() + unit(kv_head, run.begin), slot_of_.begin() + unit(kv_head, run.end));
 }
 
-int64_t KeyPool::take(int kv_head, int64_t block) {
-  while (lowest_ < free_.size() && free_[lowest_] == 0) ++lowest_;
-  if (lowest_ == free_.size()) internal_error("the plan asks for more resident units than it reserved");
-  const auto slot = static_cast<int32_t>(lowest_ * 64) + std::countr_zero(free_[lowest_]);
-  free_[lowest_] &= free_[lowest_] - 1;
-  int32_t& older = slot_of_[static_cast<size_t>(unit(kv_head, block))];
-  if (older < 0)
-    older = slot;
-  else
-    newer_[unit(kv_head, block)].push_back(slot);
-  return slot;
+void KeyPool::take(int kv_head, Interval blocks, std::vector<int32_t>& slots) {
+  const size_t end = free_.size();
+  uint64_t word = lowest_ < end ? free_[lowest_] : 0;
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    while (word == 0 && lowest_ < end) {
+      free_[lowest_] = 0;
+      word = ++lowest_ < end ? free_[lowest_] : 0;
+    }
+    if (word == 0) internal_error("the plan asks for more resident units than it reserved");
+    const auto slot = static_cast<int32_t>(lowest_ * 64) + std::countr_zero(word);
+    word &= word - 1;
+    slots.push_back(slot);
+    int32_t& older = slot_of_[static_cast<size_t>(unit(kv_head, block))];
+    if (older < 0)
+      older = slot;
+    else
+      newer_[unit(kv_head, block)].push_back(slot);
+  }
+  if (lowest_ < end) free_[lowest_] = word;
+}
+
+bool KeyPool::take_again(const std::vector<int64_t>& units, const std::vector<int32_t>& slots) {
+  bool free = true;
+  for (size_t i = 0; i < units.size(); ++i)
+    free = free && (free_[static_cast<size_t>(slots[i] / 64)] >> slots[i] % 64 & 1) != 0 && slot_of_[static_cast<size_t>(units[i])] < 0;
+  if (!free) return false;
+  for (size_t i = 0; i < units.size(); ++i) {
+    free_[static_cast<size_t>(slots[i] / 64)] &= ~(uint64_t{1} << slots[i] % 64);
+    slot_of_[static_cast<size_t>(units[i])] = slots[i];
+  }
+  return true;
 }
 
 void KeyPool::release(int kv_head, int64_t block) {

@@ -24,15 +24,18 @@ class KeyPool {
   int64_t slot(int kv_head, int64_t block) const { return slot_of_[static_cast<size_t>(unit(kv_head, block))]; }
   // Those of KV heads × blocks, [kv_heads][blocks].
   void slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const;
-  // Takes a free slot for a unit that is on its way. Internal error if none is free: the plan counted them. A unit that a step of a
-  // stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until it is released.
-  int64_t take(int kv_head, int64_t block);
+  // Takes free slots for units that are on their way, and appends them. Internal error if there are too few: the plan counted them. A unit
+  // that a step of a stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until
+  // it is released.
+  void take(int kv_head, Interval blocks, std::vector<int32_t>& slots);
+  // Takes these slots for these units (of none of which one is here), as take() did in a run before. Whether they are free: else nothing is
+  // taken. A tenth of the time, since nothing is looked for.
+  bool take_again(const std::vector<int64_t>& units, const std::vector<int32_t>& slots);
+  int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }  // its number
   void release(int kv_head, int64_t block);
   bool some_are_twice() const { return !newer_.empty(); }
 
  private:
-  int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }
-
   int kv_heads_;
   int64_t blocks_, own_slots_, slots_, unit_bytes_;
   kernels::Buffer memory_, nonfinite_;

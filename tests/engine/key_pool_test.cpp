@@ -16,6 +16,11 @@ constexpr int64_t kBlocks = 200, kFetched = 150;
 class KeyPoolTest : public ::testing::Test {
  protected:
   kernels::cpu::CpuDevice device_{1};
+  int64_t take(int head, int64_t block) {
+    std::vector<int32_t> slots;
+    pool_.take(head, {block, block + 1}, slots);
+    return slots.at(0);
+  }
   KeyPool pool_{{{10, 12}, {20, 23}}, kBlocks, kHeads, kFetched, 64, device_};
 };
 
@@ -37,7 +42,7 @@ TEST_F(KeyPoolTest, TheLowestFreeSlotIsTaken) {
       const auto head = static_cast<int>(random() % kHeads);
       const auto block = static_cast<int64_t>(30 + random() % 170);
       if (pool_.slot(head, block) >= 0) continue;
-      EXPECT_EQ(pool_.take(head, block), *free.begin());
+      EXPECT_EQ(take(head, block), *free.begin());
       EXPECT_EQ(pool_.slot(head, block), *free.begin());
       free.erase(free.begin());
       here.emplace_back(head, block);
@@ -53,15 +58,32 @@ TEST_F(KeyPoolTest, TheLowestFreeSlotIsTaken) {
 }
 
 TEST_F(KeyPoolTest, AUnitIsHereMoreThanOnceUntilTheOlderGo) {
-  const int64_t oldest = pool_.take(1, 50), older = pool_.take(1, 50), newer = pool_.take(1, 50);
+  const int64_t oldest = take(1, 50), older = take(1, 50), newer = take(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), oldest);
   pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), older);
-  EXPECT_EQ(pool_.take(2, 50), oldest);
+  EXPECT_EQ(take(2, 50), oldest);
   pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), newer);
   pool_.release(1, 50);
   EXPECT_EQ(pool_.slot(1, 50), -1);
+}
+
+// Of two runs the second takes what the first one had; not if something of it is in use, or one of the units is here.
+TEST_F(KeyPoolTest, SlotsAreTakenAgain) {
+  std::vector<int32_t> slots;
+  pool_.take(1, {50, 53}, slots);
+  ASSERT_EQ(slots.size(), 3u);
+  const std::vector<int64_t> units{pool_.unit(1, 50), pool_.unit(1, 51), pool_.unit(1, 52)};
+  EXPECT_FALSE(pool_.take_again(units, slots)) << "they are here";
+  for (int64_t block = 50; block < 53; ++block) pool_.release(1, block);
+  EXPECT_EQ(take(0, 70), slots[0]);
+  EXPECT_FALSE(pool_.take_again(units, slots)) << "another unit has one of the slots";
+  EXPECT_EQ(pool_.slot(1, 51), -1) << "nothing was taken";
+  pool_.release(0, 70);
+  EXPECT_TRUE(pool_.take_again(units, slots));
+  for (int64_t block = 50; block < 53; ++block) EXPECT_EQ(pool_.slot(1, block), slots[static_cast<size_t>(block - 50)]);
+  EXPECT_EQ(take(0, 70), slots[2] + 1) << "the lowest free one";
 }
 
 }  // namespace
