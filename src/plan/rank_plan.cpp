@@ -79,39 +79,41 @@ int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
   return units;
 }
 
-// The key block with which the rank begins, 0 where the order is to be the same for all: that after its own. Example: 4 ranks of 4 blocks
-// each look at all 16. In ascending order all would begin with the keys of rank 0; so ranks 0, 1, 2, 3 begin with those of 1, 2, 3, 0.
-int64_t first_block_of(const Shared& shared, const RankPlan& plan) {
-  if (!shared.own_keys_first || !shared.keys_stay || plan.own.empty()) return 0;
-  return plan.own.front().end % shared.partition.blocks();
-}
-
-// Cuts the fetched blocks of all classes into ascending groups of about `group_bytes`. If there are several, one begins at block `first`.
+// Cuts the fetched blocks of all classes into ascending groups of `group_bytes` at most; if there are several, those before block `own` and
+// the others into groups that are about the same. `own`: 0, or the rank's first block.
 std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t group_bytes,
-                                  int64_t first) {
+                                  int64_t own) {
   // Sweep: at every position the number of KV heads that fetch the block there.
   std::map<int64_t, int64_t> change;
+  int64_t before = 0, all = 0;  // bytes
   for (size_t c = 0; c < fetched.size(); ++c) {
+    const int64_t block_bytes = heads_of_class(shared.classes[c]) * unit_bytes;
     for (const Interval& run : fetched[c]) {
       change[run.begin] += heads_of_class(shared.classes[c]);
       change[run.end] -= heads_of_class(shared.classes[c]);
+      all += run.length() * block_bytes, before += overlap(run, {0, own}).length() * block_bytes;
     }
   }
   std::vector<int64_t> bounds{0};
   if (change.empty()) return bounds;
-  int64_t depth = 0, filled = 0;
-  bool cut = units_of(shared, fetched) * unit_bytes > group_bytes;  // at `first`, still
+  const int64_t most_of_block = shared.shape.kv_heads * unit_bytes;
+  const auto most_of = [&](int64_t bytes) {
+    const int64_t groups = std::max<int64_t>(1, (bytes + group_bytes - 1) / group_bytes);
+    return std::min(group_bytes, (bytes + groups - 1) / groups + most_of_block - 1);
+  };
+  bool is_before = own > 0 && all > group_bytes;
+  int64_t depth = 0, filled = 0, most = is_before ? most_of(before) : group_bytes;
   for (auto it = change.begin(); std::next(it) != change.end(); ++it) {
     depth += it->second;
     if (depth == 0) continue;
-    if (cut && it->first >= first) {
+    if (is_before && it->first >= own) {
       if (filled > 0) bounds.push_back(it->first), filled = 0;
-      cut = false;
+      is_before = false, most = most_of(all - before);
     }
     const int64_t block_bytes = depth * unit_bytes;
     for (int64_t block = it->first; block < std::next(it)->first;) {
-      if (filled > 0 && filled + block_bytes > group_bytes) bounds.push_back(block), filled = 0;
-      const int64_t fit = std::max<int64_t>(1, (group_bytes - filled) / block_bytes);
+      if (filled > 0 && filled + block_bytes > most) bounds.push_back(block), filled = 0;
+      const int64_t fit = std::max<int64_t>(1, (most - filled) / block_bytes);
       const int64_t taken = std::min(fit, std::next(it)->first - block);
       filled += taken * block_bytes;
       block += taken;
@@ -182,7 +184,8 @@ int64_t group_bytes_of(const Shared& shared, const Stripe& stripe, const std::ve
   const int64_t one_block = shared.shape.kv_heads * unit_bytes;
   // Three fit into the room, kept units aside.
   const int64_t most = shared.options.step_bytes > 0 ? std::min(room / 3, shared.options.step_bytes) : room / 3;
-  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, (bytes + groups - 1) / groups)));
+  const int64_t part = (bytes + groups * one_block - 1) / (groups * one_block) * one_block;  // of whole blocks
+  return std::max(one_block, std::min(most, std::max(kWorthwhileGroup, part)));
 }
 
 }  // namespace
@@ -230,11 +233,10 @@ int step_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe, in
 
 namespace {
 
-// The group with which the rank begins.
-size_t first_group_of(const Shared& shared, const RankPlan& plan, const Stripe& stripe) {
-  if (stripe.groups.size() < 3) return 0;
-  const auto next = std::upper_bound(stripe.groups.begin(), stripe.groups.end(), first_block_of(shared, plan));
-  return std::min(static_cast<size_t>(next - stripe.groups.begin()) - 1, stripe.groups.size() - 2);
+size_t first_group_of(const Stripe& stripe) {
+  if (stripe.groups.size() < 3 || stripe.begins_before == 0) return 0;
+  const auto next = std::lower_bound(stripe.groups.begin() + 1, stripe.groups.end(), stripe.begins_before);
+  return static_cast<size_t>(next - stripe.groups.begin()) - 1;
 }
 
 // Groups side by side that bring nothing become one step: all of their keys are here. Of groups 0 … 4 of which 1 alone brings some, steps
@@ -296,7 +298,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
       stripe.keep[c] = unite(stripe.keep[c], fits);
     }
     kept = stripe.keep;
-    join_idle_groups(stripe, first, first_group_of(shared, plan, stripe));
+    join_idle_groups(stripe, first, first_group_of(stripe));
   }
 }
 
@@ -443,23 +445,29 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     });
 
   std::vector<Intervals> needed(shared.classes.size());
+  for (const Stripe& done : plan.stripes)
+    for (size_t c = 0; c < done.need.size(); ++c) needed[c] = unite(needed[c], done.need[c]);
+  for (size_t c = 0; c < needed.size(); ++c) {
+    plan.units_needed += size_of(needed[c]) * heads_of_class(shared.classes[c]);
+    plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
+  }
+  // Where keys stay, later stripes bring little: one step of theirs is worth more than the order.
+  bool in_turns = shared.own_keys_first && shared.keys_stay && !plan.own.empty();
+  const bool all_stay = plan.units_lower_bound() * plan.unit_bytes <= shared.memory.received / 2;
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {
     std::vector<Intervals> fetched(done.need.size());
-    for (size_t c = 0; c < done.need.size(); ++c) {
-      fetched[c] = fetchable(shared, plan, done.need[c]);
-      needed[c] = unite(needed[c], done.need[c]);
+    for (size_t c = 0; c < done.need.size(); ++c) fetched[c] = fetchable(shared, plan, done.need[c]);
+    if (in_turns && !done.is_long()) {
+      done.begins_before = plan.own.front().begin > 0 ? plan.own.front().begin : shared.partition.blocks();
+      in_turns = !all_stay;
     }
     const int64_t group_bytes = group_bytes_of(shared, done, fetched, plan.unit_bytes, shared.memory.received);
-    done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes, first_block_of(shared, plan));
+    done.groups = group_bounds(shared, fetched, plan.unit_bytes, group_bytes, done.begins_before);
     steps += static_cast<int64_t>(done.groups.size());
     // Work items: each row's, for each KV head, in each step.
     done.list_bytes += done.list_rows * shared.shape.kv_heads * static_cast<int64_t>(done.groups.size() * sizeof(kernels::Work));
     if (steps > kMostSteps) return std::nullopt;
-  }
-  for (size_t c = 0; c < needed.size(); ++c) {
-    plan.units_needed += size_of(needed[c]) * heads_of_class(shared.classes[c]);
-    plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
   }
   plan_fetches(shared, plan);
   plan.memory.lists = most_list_bytes(shared, plan);

@@ -77,8 +77,11 @@ struct Stripe {
   std::vector<int64_t> groups;  // bounds of ascending key blocks that may be fetched at once
   std::vector<int64_t> bounds;  // key block b belongs to step g of other ranks' keys when bounds[g] <= b < bounds[g + 1]: a
                                 // group, or several side by side of which nothing is fetched
-  // Of these: steps take it and those after it, then those before it. So ranks do not all ask the same home at a time.
-  size_t first_group = 0;
+  // If not 0, steps begin with the group before this block, go on to the last one, and then from the first one on. Example: 4 ranks of 4
+  // blocks look at all keys before them. If all began with block 0, the link of rank 0 would be the limit for ranks 1, 2 and 3; so these
+  // begin with the groups before their own blocks 4, 8 and 12, at ranks 0, 1 and 2.
+  int64_t begins_before = 0;
+  size_t first_group = 0;                     // of those between `bounds`: the first step of other ranks' keys
   std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
   std::vector<Intervals> keep;                // [class] fetched blocks that stay for later stripes
   TileCount tiles;                            // over head groups, not weighted

@@ -253,7 +253,7 @@ TEST(RankPlan, GroupsThatAreWorthwhileOnAGpu) {
   };
   EXPECT_EQ(steps("causal", 2, 0, false), 5);
   EXPECT_EQ(steps("causal", 2, 0, true), 2) << "own keys take longer than the others' to come";
-  EXPECT_EQ(steps("causal", 64, 33, true), 6) << "they do not, rows find many tiles in each group, and one begins after the first own keys";
+  EXPECT_EQ(steps("causal", 64, 33, true), 6) << "they do not, rows find many tiles in each group, and one ends where own keys begin";
   EXPECT_GE(steps("block_random(64, 3, 1)", 4, 1, false), 5);
   EXPECT_EQ(steps("block_random(64, 3, 1)", 4, 1, true), 1) << "few tiles, of own keys too: the next stripe's come beside a stripe";
   EXPECT_EQ(steps("block_random(64, 3, 1)", 2, 1, true), 1);
