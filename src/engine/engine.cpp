@@ -255,7 +255,7 @@ class Engine::Run {
   }
 
   static constexpr double kPatience = 0.1;  // seconds
-  // Seconds between looks at the messages: few where this thread takes nothing from the device, and where both sides look for many parts.
+  // Seconds between looks at the messages: less where this thread takes nothing from the device, and where both sides look for many parts.
   double poll() const { return !device_.memory_is_host() || long_rows_.is_moving() ? 0.00005 : 0.0005; }
   void move_messages() {
     if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));

@@ -165,24 +165,30 @@ void Fetches::read_again(size_t t) {
 
 // What a step receives from homes, with slots for it: those of the run before, if there was one.
 Fetches::Messages Fetches::receives_of(size_t t) {
+  constexpr int64_t kMostBefore = int64_t{4} << 20;  // units: 64 MiB
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
+  const auto arrive = [&](const Messages& receives) {
+    for (const comm::PoolExchange::Message& message : receives) arriving.insert(arriving.end(), message.slots.begin(), message.slots.end());
+  };
   if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
-    if (pool_.take_again(before->second.units, before->second.slots)) {
-      arriving = before->second.slots;
-      return before->second.messages;
-    }
+    arrive(before->second.messages);
+    if (pool_.take_again(before->second.units, arriving)) return before->second.messages;
+    arriving.clear();
+    units_before_ -= static_cast<int64_t>(before->second.units.size());
     receives_before_.erase(before);
   }
   Messages receives = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
     for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
       pool_.take(kv_head, {run.block, run.block + run.count}, slots);
   });
-  for (const comm::PoolExchange::Message& message : receives) arriving.insert(arriving.end(), message.slots.begin(), message.slots.end());
+  arrive(receives);
   if (exchange_->reads_from_peers()) name_slots_at_home(peers, receives);
-  if (!keeps_) return receives;
+  const auto units = static_cast<int64_t>(arriving.size());
+  if (!keeps_ || units_before_ + units > kMostBefore) return receives;
+  units_before_ += units;
   Receives& kept = receives_before_[t];
-  kept = {receives, {}, arriving};
+  kept.messages = receives;
   kept.units.reserve(arriving.size());
   for (const PeerUnits& peer : peers)
     for (const UnitRun& run : peer.runs)

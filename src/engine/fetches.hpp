@@ -79,7 +79,7 @@ class Fetches {
   void abandon();    // as comm::PoolExchange::abandon
 
   // Of this run.
-  double in_flight() const { return in_flight_; }  // seconds during which keys were on their way
+  double in_flight() const { return in_flight_; }  // seconds during which keys were on their way, from when own ones were here
   int64_t bytes_received() const { return received_ever() - received_before_; }
   int64_t bytes_sent() const { return sent_ever() - sent_before_; }
   int64_t bytes_from_other_hosts() const { return bytes_from_other_hosts_; }
@@ -132,10 +132,10 @@ class Fetches {
   std::deque<Ready> ready_;  // of steps [started_, prepared_)
   struct Receives {
     Messages messages;
-    std::vector<int64_t> units;  // by slot, as the messages have them
-    std::vector<int32_t> slots;
+    std::vector<int64_t> units;  // in the order of their slots
   };
-  std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows
+  std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows; of so many units at most
+  int64_t units_before_ = 0;                         // in there
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill

@@ -80,7 +80,7 @@ int64_t units_of(const Shared& shared, const std::vector<Intervals>& blocks) {
 }
 
 // Cuts the fetched blocks of all classes into ascending groups of `group_bytes` at most; if there are several, those before block `own` and
-// the others into groups that are about the same. `own`: 0, or the rank's first block.
+// those from there on into groups that are about the same, one more than else at most. `own`: Stripe::begins_before.
 std::vector<int64_t> group_bounds(const Shared& shared, const std::vector<Intervals>& fetched, int64_t unit_bytes, int64_t group_bytes,
                                   int64_t own) {
   // Sweep: at every position the number of KV heads that fetch the block there.
@@ -261,6 +261,27 @@ void join_idle_groups(Stripe& stripe, size_t first, size_t first_group) {
   stripe.fetch = std::move(fetch);
 }
 
+// Units that may stay for later stripes beside the largest group and the next one.
+int64_t room_to_keep(const Shared& shared, const RankPlan& plan) {
+  int64_t largest_group = shared.shape.kv_heads * plan.unit_bytes;
+  for (const Stripe& stripe : plan.stripes) {
+    std::vector<Intervals> all(shared.classes.size());
+    for (size_t c = 0; c < all.size(); ++c) all[c] = fetchable(shared, plan, stripe.need[c]);
+    largest_group = std::max(largest_group, group_bytes_of(shared, stripe, all, plan.unit_bytes, shared.memory.received));
+  }
+  return std::max<int64_t>(0, shared.memory.received - 2 * largest_group) / plan.unit_bytes;
+}
+
+// Stripe::begins_before. Four ranks or groups of neighbours, which often share a host and then fetch the same keys in the same step, have
+// an order of their own: the keys of others mostly come in four groups.
+int64_t begins_before(const Shared& shared, int rank) {
+  constexpr int kOrders = 4;
+  const int ranks = shared.partition.ranks(), order = static_cast<int>(int64_t{rank} * kOrders / ranks);
+  const int first = (order * ranks + kOrders - 1) / kOrders;  // of the ranks that have it
+  const Intervals blocks = shared.partition.blocks_of(first);
+  return blocks.empty() || blocks.front().begin == 0 ? shared.partition.blocks() : blocks.front().begin;
+}
+
 }  // namespace
 
 void plan_fetches(const Shared& shared, RankPlan& plan) {
@@ -268,13 +289,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   std::vector<LastUse> last_use;
   for (size_t c = 0; c < classes; ++c) last_use.emplace_back(shared, plan, c);
 
-  int64_t largest_group = shared.shape.kv_heads * plan.unit_bytes;
-  for (const Stripe& stripe : plan.stripes) {
-    std::vector<Intervals> all(classes);
-    for (size_t c = 0; c < classes; ++c) all[c] = fetchable(shared, plan, stripe.need[c]);
-    largest_group = std::max(largest_group, group_bytes_of(shared, stripe, all, plan.unit_bytes, shared.memory.received));
-  }
-  const int64_t keep_room = std::max<int64_t>(0, shared.memory.received - 2 * largest_group) / plan.unit_bytes;
+  const int64_t keep_room = room_to_keep(shared, plan);
 
   plan.units_moved = plan.units_read_again = 0;
   std::vector<Intervals> kept(classes);
@@ -437,12 +452,16 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   }
   if (!stripe.query_blocks.empty()) close(stripe, need);
-  // The states of long rows come while others are computed.
-  if (shared.short_stripes_first)
+  // States that come from other ranks have until others of this one's stripes are computed. (A job that is killed before that computes the
+  // long rows again.)
+  if (shared.short_stripes_first) {
+    std::set<int64_t> awaited;  // query blocks
+    for (const Piece& piece : shared.pieces)
+      if (piece.rank != rank) awaited.insert(shared.long_rows[static_cast<size_t>(piece.row)].block);
     std::stable_partition(plan.stripes.begin(), plan.stripes.end(), [&](const Stripe& one) {
-      const auto is_in = [&](const LongRow& row) { return contains(one.query_blocks, row.block); };
-      return std::none_of(shared.long_rows.begin(), shared.long_rows.end(), is_in);
+      return std::none_of(awaited.begin(), awaited.end(), [&](int64_t block) { return contains(one.query_blocks, block); });
     });
+  }
 
   std::vector<Intervals> needed(shared.classes.size());
   for (const Stripe& done : plan.stripes)
@@ -452,14 +471,14 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
   }
   // Where keys stay, later stripes bring little: one step of theirs is worth more than the order.
-  bool in_turns = shared.own_keys_first && shared.keys_stay && !plan.own.empty();
-  const bool all_stay = plan.units_lower_bound() * plan.unit_bytes <= shared.memory.received / 2;
+  bool in_turns = shared.own_keys_first && shared.keys_stay;
+  const bool all_stay = plan.units_lower_bound() <= room_to_keep(shared, plan);
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {
     std::vector<Intervals> fetched(done.need.size());
     for (size_t c = 0; c < done.need.size(); ++c) fetched[c] = fetchable(shared, plan, done.need[c]);
     if (in_turns && !done.is_long()) {
-      done.begins_before = plan.own.front().begin > 0 ? plan.own.front().begin : shared.partition.blocks();
+      done.begins_before = begins_before(shared, rank);
       in_turns = !all_stay;
     }
     const int64_t group_bytes = group_bytes_of(shared, done, fetched, plan.unit_bytes, shared.memory.received);

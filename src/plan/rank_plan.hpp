@@ -75,11 +75,11 @@ struct Stripe {
 
   std::vector<Intervals> need;  // [class] key blocks that some tile of the stripe touches, own and others'
   std::vector<int64_t> groups;  // bounds of ascending key blocks that may be fetched at once
-  std::vector<int64_t> bounds;  // key block b belongs to step g of other ranks' keys when bounds[g] <= b < bounds[g + 1]: a
-                                // group, or several side by side of which nothing is fetched
-  // If not 0, steps begin with the group before this block, go on to the last one, and then from the first one on. Example: 4 ranks of 4
-  // blocks look at all keys before them. If all began with block 0, the link of rank 0 would be the limit for ranks 1, 2 and 3; so these
-  // begin with the groups before their own blocks 4, 8 and 12, at ranks 0, 1 and 2.
+  std::vector<int64_t> bounds;  // of groups as they are fetched: one, or several side by side that bring nothing
+  // If not 0, steps begin with the group before this block, go on to the last one, and then from the first one on: key block b with
+  // bounds[g] <= b < bounds[g + 1] belongs to step (g - first_group) mod groups of other ranks' keys. Example: 4 ranks of 4 blocks look at
+  // all keys before them. If all began with block 0, the link of rank 0 would be the limit for ranks 1, 2 and 3; so these begin with the
+  // groups before their own blocks 4, 8 and 12, at ranks 0, 1 and 2.
   int64_t begins_before = 0;
   size_t first_group = 0;                     // of those between `bounds`: the first step of other ranks' keys
   std::vector<std::vector<Intervals>> fetch;  // [step][class] blocks that come in for this step: not held, not kept from an earlier stripe
@@ -133,8 +133,9 @@ void plan_fetches(const Shared& shared, RankPlan& plan);
 // later stripes. `steps`: of each stripe, when other ranks make it have more than this rank's plan.
 int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead, const std::vector<int>& steps = {});
 
-// How many steps ahead their keys may be on their way: at least the next one's, and as many more, up to the few that a stripe has, as the
-// memory for received keys takes. Where a rank moves much for what it computes, no single step hides the next one's exchange.
+// How many steps ahead their keys may be on their way: at least the next one's, and as many more, up to the few that a stripe has (or
+// short stripes together), as the memory for received keys takes. Where a rank moves much for what it computes, no single step hides the
+// next one's exchange.
 int steps_ahead(const Shared& shared, const RankPlan& plan, const std::vector<int>& steps = {});
 
 // What `piece` is computed in, ascending: each part has states of its own, which are merged before they go home. Of a piece of key blocks

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -97,7 +99,8 @@ TEST_P(PoolExchangeTest, BlocksArriveWhereTheyBelong) {
   EXPECT_EQ(exchange->bytes_sent(), given);
 }
 
-// Runs of 33 MiB, which NCCL sends and copy engines copy by themselves, and short ones between them, scattered or not on either side.
+// Runs of 33 MiB, which NCCL sends and, between two ranks, a copy engine copies by themselves, and short ones between them, scattered or
+// not on either side.
 TEST_P(PoolExchangeTest, LongAndShortRuns) {
   if (GetParam() == TestDevice::cpu || GetParam() == TestDevice::cpu_late || GetParam() == TestDevice::gpu)
     GTEST_SKIP() << "this exchange sends messages whole";
@@ -156,6 +159,45 @@ TEST_P(PoolExchangeTest, ARankThatDoesNotSendIsNamed) {
     }
   }
   world_.barrier();
+}
+
+// Where ranks read from peers and know where blocks lie there: receives of several steps first, sends when this rank is so far; and again.
+TEST_P(PoolExchangeTest, ReceivesMayBeStartedBeforeSends) {
+  const kernels::Buffer memory = open_.device->allocate(kSlots * kBlockBytes);
+  const auto exchange = open_.transport->between_pools(world_, memory.get(), kBlockBytes);
+  if (!exchange->reads_from_peers()) GTEST_SKIP() << "this exchange does not read from peers";
+  if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
+  exchange->set_timeout(60);
+  const int rank = world_.rank(), ranks = world_.size();
+  const int to = (rank + 1) % ranks, from = (rank + ranks - 1) % ranks;
+  constexpr int kSteps = 3, kEach = 4;  // steps, blocks of a step
+  static_assert(kOwn >= kSteps * kEach && kSlots >= kOwn + kSteps * kEach);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<std::byte> host(kSlots * kBlockBytes, std::byte{0xee});
+    open_.device->upload(host.data(), kSlots * kBlockBytes, memory.get());
+    for (int step = 0; step < kSteps; ++step) {
+      comm::PoolExchange::Message in{.peer = from};
+      for (int i = 0; i < kEach; ++i) in.slots.push_back(kOwn + step * kEach + i), in.slots_there.push_back(step * kEach + kEach - 1 - i);
+      exchange->start(step, {in}, {});
+      EXPECT_FALSE(exchange->received(step)) << "nobody has sent";
+    }
+    world_.barrier();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20 * ((rank + round) % ranks)));  // some are late
+    for (int slot = 0; slot < kOwn; ++slot)
+      for (int64_t at = 0; at < kBlockBytes; ++at) host[static_cast<size_t>(slot * kBlockBytes + at)] = mark(rank + round, slot, at);
+    open_.device->upload(host.data(), kOwn * kBlockBytes, memory.get());
+    for (int step = 0; step < kSteps; ++step) exchange->start(step, {}, {{.peer = to, .blocks = kEach}});
+    for (int step = 0; step < kSteps; ++step) exchange->finish_receives(step);
+    open_.device->download(memory.get(), kSlots * kBlockBytes, host.data());
+    for (int i = 0; i < kSteps * kEach; ++i)
+      for (int64_t at = 0; at < kBlockBytes; ++at)
+        ASSERT_EQ(host[static_cast<size_t>((kOwn + i) * kBlockBytes + at)],
+                  mark(from + round, i / kEach * kEach + kEach - 1 - i % kEach, at))
+            << "round " << round << " block " << i;
+    for (int step = 0; step < kSteps; ++step) exchange->finish_sends(step);
+  }
+  EXPECT_EQ(exchange->bytes_received(), 2 * kSteps * kEach * kBlockBytes);
+  EXPECT_EQ(exchange->bytes_sent(), 2 * kSteps * kEach * kBlockBytes);
 }
 
 // What comes after a job was given up must find the memory it goes to, or none (AddressSanitizer would see it), and nothing of it gets into
