@@ -4,7 +4,7 @@
 //   who needs them:  copies them from there to its own slots | says that it has them (MPI)
 //
 // Example: 4 units in slots 7, 8, 90, 3 at home come to slots 64, 65, 66, 67 here: one kernel reads each from home's pool where it lies.
-// Nothing is gathered or scattered, no kernel waits for another GPU's, and long runs of a single home are left to a copy engine.
+// Nothing is gathered or scattered, no kernel waits for another GPU's, and long runs between two ranks are left to a copy engine.
 #include <fmt/format.h>
 #include <sched.h>
 

@@ -28,8 +28,8 @@ class KeyPool {
   // that a step of a stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until
   // it is released.
   void take(int kv_head, Interval blocks, std::vector<int32_t>& slots);
-  // Takes these slots for these units (of none of which one is here), as take() did in a run before. Whether they are free: else nothing is
-  // taken. A tenth of the time, since nothing is looked for.
+  // Takes these slots for these units (of none of which one is here), as take() did in a run before: without looking for any. Whether they
+  // are free: else nothing is taken.
   bool take_again(const std::vector<int64_t>& units, const std::vector<int32_t>& slots);
   int64_t unit(int kv_head, int64_t block) const { return kv_head * blocks_ + block; }  // its number
   void release(int kv_head, int64_t block);
