@@ -180,8 +180,8 @@ TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
             expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
 }
 
-// Of rows that look at keys all over, each rank begins with its neighbours': a home is asked for its share in every step, not by all at
-// once.
+// Of rows that look at keys all over, ranks begin with other homes': in no step is one asked for twice its share. In one order for all it
+// would be four times: of four groups each has the keys of two of the eight homes.
 TEST(RankPlan, NoHomeIsAskedByAllRanksAtATime) {
   constexpr int kRanks = 8;
   const Shape shape{.tokens = 1 << 16, .heads = 4, .kv_heads = 4, .head_dim = 128, .type = ElementType::bfloat16};
