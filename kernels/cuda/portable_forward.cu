@@ -301,35 +301,57 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads) forward_mma(const __gri
 
     // A partial tile with NaN or ∞ in V: 0·NaN is NaN, so the product takes the finite values only, and a second one counts what each row
     // looks at of the others.
+    const auto multiply_carefully = [&](int n, int d, const uint32_t(&weights)[kTiles][4]) {
+      uint32_t b[4], codes[4];
+      load_matrices_transposed(b, value(n, d));
 #pragma unroll
-    for (int d = 0; d < kDim / 16; ++d) {
-      float counted[kTiles][2][4] = {};
+      for (int i = 0; i < 4; ++i) codes[i] = count_codes<T>(b[i]), b[i] = finite_only<T>(b[i]);
 #pragma unroll
-      for (int n = 0; n < kKeys / 16; ++n) {
-        uint32_t b[4], codes[4];
-        load_matrices_transposed(b, value(n, d));
+      for (int t = 0; t < kTiles; ++t) {
+        uint32_t looks[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) codes[i] = count_codes<T>(b[i]), b[i] = finite_only<T>(b[i]);
+        for (int i = 0; i < 4; ++i) {
+          const auto bits = static_cast<uint32_t>(allowed[t][i % 2] >> (2 * pair + 16 * n + i / 2 * 8));
+          looks[i] = (bits & 1) * kOne<T> | (bits >> 1 & 1) * (kOne<T> << 16);
+        }
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          uint32_t looks[4];
+        for (int c = 0; c < 2; ++c) {
+          float counted[4] = {};
+          multiply<T>(counted, looks, codes[2 * c], codes[2 * c + 1]);
+          multiply<T>(o[t][2 * d + c], weights[t], b[2 * c], b[2 * c + 1]);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const auto bits = static_cast<uint32_t>(allowed[t][i % 2] >> (2 * pair + 16 * n + i / 2 * 8));
-            looks[i] = (bits & 1) * kOne<T> | (bits >> 1 & 1) * (kOne<T> << 16);
-          }
-          multiply<T>(counted[t][0], looks, codes[0], codes[1]);
-          multiply<T>(counted[t][1], looks, codes[2], codes[3]);
-          multiply<T>(o[t][2 * d], p[t][n], b[0], b[1]);
-          multiply<T>(o[t][2 * d + 1], p[t][n], b[2], b[3]);
+          for (int i = 0; i < 4; ++i) o[t][2 * d + c][i] = with_nonfinite(o[t][2 * d + c][i], counted[i]);
         }
       }
+    };
+    if constexpr (kDim <= 128) {
+      // Rare, hence a loop: unrolled, it was a third of the time that this file takes to compile.
+#pragma unroll 1
+      for (int n = 0; n < kKeys / 16; ++n) {
+        uint32_t weights[kTiles][4];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t)
+        for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
+          for (int i = 0; i < 4; ++i) {
+            weights[t][i] = p[t][0][i];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) o[t][2 * d + c][i] = with_nonfinite(o[t][2 * d + c][i], counted[t][c][i]);
+            for (int other = 1; other < kKeys / 16; ++other) weights[t][i] = n == other ? p[t][other][i] : weights[t][i];
+          }
+#pragma unroll
+        for (int d = 0; d < kDim / 16; ++d) multiply_carefully(n, d, weights);
+      }
+    } else {  // no register is left for a loop: with one the kernel was 8 % slower, also where V is finite
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d)
+#pragma unroll
+        for (int n = 0; n < kKeys / 16; ++n) {
+          uint32_t weights[kTiles][4];
+#pragma unroll
+          for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) weights[t][i] = p[t][n][i];
+          multiply_carefully(n, d, weights);
+        }
     }
   }
 
