@@ -338,6 +338,52 @@ TEST_P(Gpu, PoisonReachesOnlyTheRowsThatLookAtIt) {
   }
 }
 
+// +∞, −∞ and NaN among one column's values: a row gets what the sum of those that it looks at is.
+TEST_P(Gpu, PoisonsOfAColumnAddUp) {
+  for (int head_dim : {24, 64, 128, 256}) {
+    for (uint32_t seed = 60; seed < 66; ++seed) {
+      const ProblemOptions options{.type = kTypes[seed % 3],
+                                   .head_dim = head_dim,
+                                   .kv_heads = 1,
+                                   .group = 2,
+                                   .query_rows = {128, 45},
+                                   .key_rows = {128, 100, 128},
+                                   .seed = seed};
+      const auto dim = static_cast<size_t>(head_dim);
+      const Problem clean(options);
+      const States before = run_on_gpu(clean);
+      std::mt19937 random(seed);
+      const auto element = static_cast<size_t>(random() % static_cast<unsigned>(head_dim));
+      Problem poisoned(options);
+      std::vector<float> sum(before.l.size(), 0.0f);  // of what a row sees of them
+      struct Poison {
+        int64_t block;
+        int key;
+        float value;
+      };
+      for (const auto& [block, key, poison] : {Poison{0, 3, kInfinity}, Poison{0, 40, -kInfinity}, Poison{1, 20, kInfinity},
+                                               Poison{1, 99, kNan}, Poison{2, 64, -kInfinity}, Poison{2, 127, kInfinity}}) {
+        if (random() % 2 == 0) continue;
+        const size_t at = poisoned.value_element(0, block, key, static_cast<int>(element));
+        poisoned.set(poisoned.pool, at, poison);
+        const std::vector<bool> looks = lookers(clean, 0, block, key);
+        for (size_t state = 0; state < sum.size(); ++state)
+          if (looks[state]) sum[state] += poison;
+      }
+      const States after = run_on_gpu(poisoned);
+      int wrong = 0;
+      for (size_t state = 0; state < sum.size(); ++state) {
+        const float got = after.o[state * dim + element];
+        if (sum[state] == 0)
+          wrong += same_state(after, before, state, dim) ? 0 : 1;
+        else
+          wrong += std::isnan(sum[state]) ? (std::isnan(got) ? 0 : 1) : (got == sum[state] ? 0 : 1);
+      }
+      EXPECT_EQ(wrong, 0) << "head_dim " << head_dim << " seed " << seed;
+    }
+  }
+}
+
 TEST_P(Gpu, WhatNobodyLooksAtChangesNothing) {
   for (int head_dim : {16, 64, 128}) {
     for (ElementType type : kTypes) {
