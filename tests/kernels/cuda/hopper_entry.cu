@@ -1,7 +1,7 @@
 // C entry points to the Hopper kernel for programs that load it at run time: hopper_bench (variants side by side) and
 // tests/bench/gpu_peers.py. Build, from the top folder, with
-//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a -I. -Isrc -shared -Xcompiler -fPIC
-//     -o hopper.so kernels/cuda/hopper_forward.cu kernels/cuda/queue.cpp
+//   nvcc -std=c++20 -O3 --expt-relaxed-constexpr --split-compile=2 -gencode=arch=compute_90a,code=sm_90a -I. -Isrc -shared
+//     -Xcompiler -fPIC -o hopper.so kernels/cuda/hopper_forward.cu kernels/cuda/queue.cpp
 //     tests/kernels/cuda/hopper_entry.cu
 #include <algorithm>
 #include <cstdio>
