@@ -118,7 +118,7 @@ class Probe::MovingJob {
 
 namespace {
 
-constexpr int64_t kProbeRows = 1 << 16;  // that differ, where they lie in memory for a GPU
+constexpr int64_t kProbeRows = 1 << 18;  // that differ, where they lie in memory for a GPU
 
 // Half a million tokens, what a GPU takes a fifth of a second for, copies included; and 8 GiB of its memory.
 constexpr int64_t kMostBlocks = 4096, kMostBytes = int64_t{8} << 30;
@@ -165,6 +165,8 @@ Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType ou
     const int64_t blocks = blocks_for(ranks, kFirst, std::min(most, kMostBytes / block_bytes), seconds, power, taken);
     *job = std::make_unique<SelfJob>(ranks, shape, blocks, text, output_type);
   }
+  constexpr int64_t kLinkBytes = int64_t{128} << 20;
+  if (!device.memory_is_host() && rows == RowsIn::host) row_link_ = std::make_unique<RowLink>(device, kLinkBytes);
   for (const SelfJob* job : {partial_.get(), listed_.get(), short_.get()}) partial_work_.push_back(job->work());
   partial_seconds_.resize(partial_work_.size());
 }
@@ -210,6 +212,10 @@ void Probe::sample() {
   partial_seconds_[1].push_back(many.attend);
   ranks_.barrier();
   partial_seconds_[2].push_back(short_->run(*rows_, device_).attend);
+  if (row_link_) {
+    ranks_.barrier();
+    both_ways_.push_back(row_link_->measure().slowdown());
+  }
   if (moving_) {
     ranks_.barrier();
     moving_->sample(*rows_, device_);
@@ -237,6 +243,7 @@ plan::Rates Probe::rates() const {
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);
+  if (row_link_) rates.both_ways = over_ranks(both_ways_);
   rates.list_row = over_ranks(list_row_);
   rates.list_entry = over_ranks(entry_);
   rates.lists_beside = device_.spare_threads() > 1;

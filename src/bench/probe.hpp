@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/prepared_job.hpp"
+#include "bench/row_link.hpp"
 #include "bench/rows.hpp"
 #include "comm/communicator.hpp"
 #include "comm/transport.hpp"
@@ -52,7 +53,8 @@ class Probe {
   std::vector<plan::StepWork> partial_work_;          // of the last three,
   std::vector<std::vector<double>> partial_seconds_;  // and what they took, by sample
   std::unique_ptr<MovingJob> moving_;
-  std::vector<double> full_quarter_, state_, state_in_, state_out_, list_row_, entry_, load_;
+  std::unique_ptr<RowLink> row_link_;  // of a GPU whose rows are in host memory
+  std::vector<double> full_quarter_, state_, state_in_, state_out_, both_ways_, list_row_, entry_, load_;
 };
 
 }  // namespace longspan::bench

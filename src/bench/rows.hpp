@@ -105,6 +105,7 @@ class HeldRows : public RowsInMemory {
 class Discard : public engine::Output {
  public:
   void write(int64_t, int64_t, const std::byte*, const float*) override {}
+  bool from_any_thread() const override { return true; }
 };
 
 // Rows in memory of the device's own (Device::allocate), where kernels use them in place, and room for their results.

@@ -10,6 +10,7 @@
 
 #include "bench/kernel.hpp"
 #include "bench/link.hpp"
+#include "bench/row_link.hpp"
 #include "cli/commands.hpp"
 #include "cli/effective.hpp"
 #include "cli/rank_map.hpp"
@@ -18,7 +19,6 @@
 #include "doctor/check.hpp"
 #include "doctor/compute_rate.hpp"
 #include "doctor/disk_rate.hpp"
-#include "doctor/gpu_rate.hpp"
 #include "doctor/memory_rate.hpp"
 #include "kernels/cpu/attention.hpp"
 #include "kernels/gpus.hpp"
@@ -274,6 +274,18 @@ ordered_json examine_gpu_link(const comm::Communicator& ranks, const bench::Neig
   return json;
 }
 
+// The medians of a few times.
+bench::RowLinkRates row_link_rates(kernels::Device& device, int64_t bytes) {
+  constexpr int kRepeats = 5;
+  bench::RowLink link(device, bytes);
+  std::vector<double> in, out, both;
+  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+    const bench::RowLinkRates rates = link.measure();
+    in.push_back(rates.in), out.push_back(rates.out), both.push_back(rates.both);
+  }
+  return {.in = bench::median(in), .out = bench::median(out), .both = bench::median(both)};
+}
+
 // All ranks work at the same time, as in a job. Enters the GPUs' figures in `machine` in place of the CPUs'.
 void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choice, kernels::Device& device, comm::Transport& transport,
                   ordered_json& machine, Examination& examination) {
@@ -290,14 +302,16 @@ void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choi
   }
   ranks.barrier();
   constexpr int64_t kBytes = int64_t{256} << 20;
-  const doctor::GpuRate rate = doctor::gpu_rate(*choice.gpu, device, kBytes);
+  const double copy = kernels::copy_rate(*choice.gpu);
+  const bench::RowLinkRates rows = row_link_rates(device, kBytes);
   ordered_json& memory = machine["gpu_memory"];
   const auto enter = [&](const char* name, const std::string& key, double value) {
     memory[key] = spread_json(examination.add(name, kGigabytes, "gpu_" + key, value, Better::higher));
   };
-  enter("GPU memory copy", "copy_bytes_per_second", rate.copy);
-  enter("host to GPU", "to_gpu_bytes_per_second", rate.to_gpu);
-  enter("GPU to host", "from_gpu_bytes_per_second", rate.from_gpu);
+  enter("GPU memory copy", "copy_bytes_per_second", copy);
+  enter("host to GPU", "to_gpu_bytes_per_second", rows.in);
+  enter("GPU to host", "from_gpu_bytes_per_second", rows.out);
+  enter("both ways at once", "both_ways_bytes_per_second", rows.both);
   memory["free_bytes"] = spread_json(
       examination.add("GPU memory free", kGibibytes, "gpu_free_bytes", static_cast<double>(choice.free_memory), Better::higher));
   const std::vector<int> hosts = ranks.host_of_rank();

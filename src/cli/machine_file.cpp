@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "bench/row_link.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::cli {
@@ -115,6 +116,9 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   const auto to_gpu = reader.figure(gpu, "to_gpu_bytes_per_second", true), from_gpu = reader.figure(gpu, "from_gpu_bytes_per_second", true);
   const double in = to_gpu && *to_gpu > 0 ? shape.head_dim * element / *to_gpu : 0;
   const double out = from_gpu && *from_gpu > 0 ? (shape.head_dim * result + 4) / *from_gpu : 0;
+  const auto both = reader.figure(gpu, "both_ways_bytes_per_second", true);
+  rates.both_ways = reader.figure(machine, "row_both_ways_slowdown", false)
+                        .value_or(bench::RowLinkRates{to_gpu.value_or(0), from_gpu.value_or(0), both.value_or(0)}.slowdown());
   rates.state_in = reader.figure(machine, "row_read_seconds_per_state", false).value_or(in);
   rates.state_out = reader.figure(machine, "row_write_seconds_per_state", false).value_or(out);
   auto load = reader.figure(machine, "key_load_bytes_per_second", true);
@@ -203,6 +207,7 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"row_seconds_per_state", number(rates.state)},
           {"row_read_seconds_per_state", number(rates.state_in)},
           {"row_write_seconds_per_state", number(rates.state_out)},
+          {"row_both_ways_slowdown", number(rates.both_ways)},
           {"list_seconds_per_row", number(rates.list_row)},
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},

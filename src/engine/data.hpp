@@ -8,7 +8,8 @@
 
 namespace longspan::engine {
 
-// Called from the engine's I/O thread and its main thread, one call at a time each. Errors are thrown.
+// Called from the engine's I/O thread and its main thread, one call at a time each; an Output from one thread, the I/O thread or another.
+// Errors are thrown.
 class Input {
  public:
   virtual ~Input() = default;
@@ -35,7 +36,7 @@ class Output {
   // Where the same rows are to lie, one after another, in memory that the device reaches straight, if they are: then they are not written.
   virtual kernels::Device::ResultRows in_place(int64_t, int64_t) { return {}; }
   virtual void stripe_written(int64_t stripe) { static_cast<void>(stripe); }
-  // Whether any threads may write (rows of their own, in any order) at the same time.
+  // Whether any threads may write (rows of their own, in any order) at the same time, and while others read the Input.
   virtual bool from_any_thread() const { return false; }
 };
 

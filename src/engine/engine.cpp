@@ -78,6 +78,7 @@ class Engine::Run {
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
             options.keep ? &kept.lists.of_stripes : nullptr) {
+    if (!device.memory_is_host() && output.from_any_thread()) results_thread_.emplace();
     long_rows_.begin(options.timeout);
     begin_fetches();
   }
@@ -497,7 +498,7 @@ class Engine::Run {
   }
 
   void write_results(size_t s) {
-    writes_[turn_] = io_.submit([this, s, from = results_now_] {
+    writes_[turn_] = (results_thread_ ? *results_thread_ : io_).submit([this, s, from = results_now_] {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       if (!rows_.results_in_place(s))
         device_.store_rows(
@@ -558,8 +559,9 @@ class Engine::Run {
   // which may wait for those.
   bool may_start_first_ = false;
   std::future<void> loading_, reading_, writes_[2];
-  IoThread io_;           // its tasks use everything above,
-  ListMaker list_maker_;  // and so do this one's: they are joined first
+  std::optional<IoThread> results_thread_;  // none: they are written by the one below
+  IoThread io_;                             // the tasks of both use everything above,
+  ListMaker list_maker_;                    // and so do this one's: they are joined first
 };
 
 std::unique_ptr<Engine::Kept> Engine::take_kept(kernels::Device& device, comm::Transport& transport, bool keep) {

@@ -4,7 +4,9 @@
 //   main thread   moves messages, starts the compute of a step and waits for it; the lists, where no other thread makes them
 //   list thread   where the device leaves threads to the host (a GPU): the tile lists, some stripes ahead
 //   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
-//                 again), writes the last one's results
+//                 again), writes the last one's results, unless
+//   results'      does: beside a GPU, whose link goes both ways at a time, where Output::from_any_thread()
+//   thread
 //   device        computes: a pool of threads, or a GPU
 #pragma once
 

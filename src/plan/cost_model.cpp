@@ -1,7 +1,9 @@
 #include "plan/cost_model.hpp"
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "plan/memory.hpp"
@@ -185,9 +187,72 @@ double compute_seconds(const StepWork& step, const Rates& rates) {
          step.tile_rows * rates.tile_row;
 }
 
+namespace {
+
+// What the I/O thread does, in the order asked for, and beside it the results' thread, if there is one. Example with Rates::both_ways of
+// 1.5: 10 s to bring and 5 s to take, asked for at 0. Taken at 7.5, when 5 of the 10 are done; brought at 12.5.
+class RowTraffic {
+ public:
+  explicit RowTraffic(double both_ways) : both_ways_(both_ways) {}
+
+  // `now` never goes back. Returns a number for end().
+  size_t bring(double now, double seconds) { return ask(now, seconds, queues_.in); }
+  size_t take(double now, double seconds) { return ask(now, seconds, both_ways_ > 0 ? queues_.out : queues_.in); }
+  // When it is over if nothing more is asked for until then.
+  double end(size_t task) const {
+    if (ended_[task] < kUnlimited) return ended_[task];
+    Queues rest = queues_;
+    double end = kUnlimited;
+    advance(rest, kUnlimited, [&](size_t ended) {
+      if (ended == task) end = rest.at;
+    });
+    return end;
+  }
+
+ private:
+  struct Task {
+    size_t number;
+    double seconds;  // that are left of it, by itself
+  };
+  struct Queues {
+    std::deque<Task> in, out;
+    double at = 0;
+  };
+
+  size_t ask(double now, double seconds, std::deque<Task>& of) {
+    advance(queues_, now, [this](size_t ended) { ended_[ended] = queues_.at; });
+    queues_.at = std::max(queues_.at, now);
+    of.push_back({ended_.size(), seconds});
+    ended_.push_back(kUnlimited);
+    return ended_.size() - 1;
+  }
+  template <typename Ended>
+  void advance(Queues& queues, double until, Ended ended) const {
+    while (queues.at < until && !(queues.in.empty() && queues.out.empty())) {
+      const double slowdown = queues.in.empty() || queues.out.empty() ? 1 : both_ways_;
+      double least = kUnlimited;
+      for (const std::deque<Task>* queue : {&queues.in, &queues.out})
+        if (!queue->empty()) least = std::min(least, queue->front().seconds);
+      const double worked = std::min((until - queues.at) / slowdown, least);
+      queues.at += worked * slowdown;
+      for (std::deque<Task>* queue : {&queues.in, &queues.out}) {
+        if (queue->empty() || (queue->front().seconds -= worked) > 0) continue;
+        ended(queue->front().number);
+        queue->pop_front();
+      }
+    }
+  }
+
+  double both_ways_;
+  Queues queues_;
+  std::vector<double> ended_;  // by task
+};
+
+}  // namespace
+
 RankTime play(const RankWork& work, const Rates& rates) {
   RankTime time;
-  double now = 0, link_free = 0, file_free = 0;
+  double now = 0, link_free = 0;
   const auto wait_for = [&](double event, double& section) {
     section += std::max(0.0, event - now);
     now = std::max(now, event);
@@ -196,10 +261,10 @@ RankTime play(const RankWork& work, const Rates& rates) {
     section += seconds;
     now += seconds;
   };
-  // One I/O thread: reads and writes one after another in the order asked for.
-  const auto ask_file = [&](int64_t bytes, double rate, double beside = 0) {  // what goes to or from the device meanwhile
-    file_free = std::max(file_free, now) + std::max(static_cast<double>(bytes) / rate, beside);
-    return file_free;
+  // Those of files are not taken both ways at a time.
+  RowTraffic traffic(rates.write_bytes_per_second < kUnlimited ? 0 : rates.both_ways);
+  const auto seconds_of = [](int64_t bytes, double rate, double beside) {  // what goes to or from the device meanwhile
+    return std::max(static_cast<double>(bytes) / rate, beside);
   };
   double& queries = rates.read_bytes_per_second < kUnlimited ? time.io : time.rows;  // what a wait for them waits for
   double& results = rates.write_bytes_per_second < kUnlimited ? time.io : time.rows;
@@ -217,7 +282,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
   const auto start_fetch = [&](size_t t, double earliest) {
     const StepWork& step = *order[t];
     if (step.bytes_read > 0) {
-      arrival[t] = ask_file(step.bytes_read, rates.read_bytes_per_second);
+      arrival[t] = traffic.end(traffic.bring(now, seconds_of(step.bytes_read, rates.read_bytes_per_second, 0)));
       return;
     }
     if (step.messages_within + step.messages_across == 0) return;
@@ -233,15 +298,17 @@ RankTime play(const RankWork& work, const Rates& rates) {
     for (; started <= last && started < order.size(); ++started) start_fetch(started, now);
   };
 
-  std::vector<double> queries_there(work.stripes.size(), 0), written;
+  std::vector<std::optional<size_t>> brought_queries(work.stripes.size());
+  std::vector<size_t> taken_results;
   const auto read_queries = [&](size_t s) {
     while (s < work.stripes.size() && work.stripes[s].bytes_in == 0) ++s;
-    if (s < work.stripes.size() && queries_there[s] == 0)
-      queries_there[s] = ask_file(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in);
+    if (s < work.stripes.size() && !brought_queries[s])
+      brought_queries[s] =
+          traffic.bring(now, seconds_of(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in));
   };
   // As the engine: the I/O thread loads the keys, then reads queries; meanwhile the first lists are made.
-  file_free += static_cast<double>(work.key_bytes) / rates.key_bytes_per_second;
-  const double keys_there = ask_file(work.key_bytes, rates.read_bytes_per_second);
+  const double keys_there = traffic.end(traffic.bring(
+      now, static_cast<double>(work.key_bytes) / rates.key_bytes_per_second + seconds_of(work.key_bytes, rates.read_bytes_per_second, 0)));
   read_queries(0);
   size_t listed = 0, brought = 0;
   double may_start = 0, lister_free = 0;
@@ -291,7 +358,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
     if (s >= listed) spend(list_seconds(stripe), time.plan), ++listed;
     if (s >= brought) bring_long_rows(stripe);
     if (stripe.bytes_in > 0) {
-      wait_for(queries_there[s], queries);
+      wait_for(traffic.end(*brought_queries[s]), queries);
       read_queries(s + 1);
     }
     spend(stripe.states * rates.state, time.rows);
@@ -309,11 +376,12 @@ RankTime play(const RankWork& work, const Rates& rates) {
       spend(compute, time.attend);
     }
     if (stripe.bytes_out > 0) {
-      if (written.size() >= 2) wait_for(written[written.size() - 2], results);  // two buffers
-      written.push_back(ask_file(stripe.bytes_out, rates.write_bytes_per_second, stripe.states * rates.state_out));
+      if (taken_results.size() >= 2) wait_for(traffic.end(taken_results[taken_results.size() - 2]), results);  // two buffers
+      taken_results.push_back(
+          traffic.take(now, seconds_of(stripe.bytes_out, rates.write_bytes_per_second, stripe.states * rates.state_out)));
     }
   }
-  if (!written.empty()) wait_for(written.back(), results);
+  if (!taken_results.empty()) wait_for(traffic.end(taken_results.back()), results);
   return time;
 }
 

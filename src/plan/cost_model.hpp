@@ -32,7 +32,8 @@ struct Rates {
   double tile_row = 0;         // and for a query block of one query head in a step in which it has tiles
   double state = 0;            // seconds per row and query head that no thread does beside: states cleared and rounded
   double state_in = 0;         // seconds per row and query head that the I/O thread takes to bring queries, apart from files,
-  double state_out = 0;        // and to take results away
+  double state_out = 0;        // and to take results away;
+  double both_ways = 0;        // how many times longer either takes beside the other, by a thread of its own; 0: one thread does both
   double list_row = 0;         // seconds to make tile lists, for each row of tiles, what its head groups share,
   double list_entry = 0;       // and for each entry;
   bool lists_beside = false;   // by a thread of their own, as engine::ListMaker has it for a GPU

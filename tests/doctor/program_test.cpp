@@ -69,7 +69,7 @@ TEST_F(Doctor, GpusAndTheWayBetweenThemAreExamined) {
       EXPECT_GT(row["full"]["seconds_per_quarter"]["median"], 0);
       EXPECT_GT(row["partial"]["seconds_per_quarter"]["median"], 0);
     }
-    for (const char* rate : {"copy_bytes_per_second", "to_gpu_bytes_per_second", "from_gpu_bytes_per_second"})
+    for (const char* rate : {"copy_bytes_per_second", "to_gpu_bytes_per_second", "from_gpu_bytes_per_second", "both_ways_bytes_per_second"})
       EXPECT_GT(machine["gpu_memory"][rate]["min"], 0) << rate;
     EXPECT_EQ(machine["links"]["within_host"].is_null(), ranks == 1);
     if (ranks > 1) {

@@ -7,6 +7,9 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
 #include <set>
 #include <thread>
 
@@ -26,9 +29,10 @@ struct Setting {
   bool keys_read_again = false;
   int64_t blocks_of_room = 0;  // beside the rank's own keys: 0 is plenty
   int stripes = 1;
-  int threads = 0;         // CPU threads, instead of the device under test
-  bool twice = false;      // the second time with what was kept of the first
-  int ranks_per_host = 0;  // as if the ranks were on several hosts; 0: they are where they are
+  int threads = 0;          // CPU threads, instead of the device under test
+  bool twice = false;       // the second time with what was kept of the first
+  bool any_thread = false;  // results may be written by any
+  int ranks_per_host = 0;   // as if the ranks were on several hosts; 0: they are where they are
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
   bool as_on_gpu = false;  // planned so, whatever computes: few steps, and long rows in parts
 };
@@ -58,7 +62,8 @@ class NoValues : public engine::Input {
 };
 
 Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
-                  const Setting& setting, const std::vector<bool>& done = {}, engine::Input* other_input = nullptr) {
+                  const Setting& setting, const std::vector<bool>& done = {}, engine::Input* other_input = nullptr,
+                  const std::function<void(int64_t begin)>& before_write = {}) {
   const Shape& shape = problem.shape();
   const plan::Blocks blocks(problem.documents());
   plan::Options options;
@@ -98,6 +103,7 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
   engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
                         done, hosts);
   Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule()};
+  outcome.output.any_thread = setting.any_thread, outcome.output.before_write = before_write;
   for (const Interval& run : engine.plan().own) append(outcome.tokens, {blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end});
   WholeInput whole(problem);
   engine::Input& input = other_input != nullptr ? *other_input : whole;
@@ -120,13 +126,16 @@ Outcome attend_on(kernels::Device& device, comm::Transport& transport, const com
 }
 
 const std::vector<std::string>& patterns() {
-  static const std::vector<std::string> all{"causal",
-                                            "causal & (window(200) | sink(5))",
-                                            "longformer(129, 2)",
-                                            "bigbird(32, 3, 2, 1, 7)",
-                                            "0-1: full; *: causal & strided(96)",
-                                            "rows(400, 402) | (causal & window(50) & !columns(0, 64))",
-                                            "dilated_segment(96, 3, 1)"};
+  static const std::vector<std::string> all{
+      "causal",
+      "causal & (window(200) | sink(5))",
+      "longformer(129, 2)",
+      "bigbird(32, 3, 2, 1, 7)",
+      "0-1: full; *: causal & strided(96)",
+      "rows(400, 402) | (causal & window(50) & !columns(0, 64))",
+      "1: rows(3, 5) | window(30, 30); 3: rows(290, 291) | causal & window(60); *: causal & window(50)",
+      "(rows(0, 2) & columns(2600, 5000)) | (causal & window(50))",
+      "dilated_segment(96, 3, 1)"};
   return all;
 }
 
@@ -279,6 +288,49 @@ TEST_P(EngineTest, SmallMemoryMakesStripesAndStepsAndChangesNothing) {
       }
     }
   }
+}
+
+// One thread where the memory is the host's, and two beside a GPU's: there the first results cannot leave here before the third queries
+// are read.
+TEST_P(EngineTest, ResultsLeaveWhileQueriesCome) {
+  constexpr int64_t kStripes = 6, kStripeRows = 8 * plan::kBlock, kRows = kStripes * kStripeRows;
+  const int64_t own = world_.rank() * kRows;
+  std::mutex mutex;
+  std::condition_variable read;
+  int64_t latest = -1;  // stripe whose queries are read
+  std::set<std::thread::id> readers, writers;
+  bool in_vain = false;
+  class Noted : public WholeInput {
+   public:
+    Noted(Problem& problem, std::function<void(int64_t)> note) : WholeInput(problem), note_(std::move(note)) {}
+    void read_q(int64_t begin, int64_t count, std::byte* out) override { WholeInput::read_q(begin, count, out), note_(begin); }
+
+   private:
+    std::function<void(int64_t)> note_;
+  };
+  Problem problem(shape_of(ElementType::float16), Documents::single(kRows * world_.size()), "causal & window(64)");
+  Noted input(problem, [&](int64_t begin) {
+    const std::lock_guard lock(mutex);
+    readers.insert(std::this_thread::get_id());
+    latest = std::max(latest, (begin - own) / kStripeRows);
+    read.notify_all();
+  });
+  const bool apart = !device_.device->memory_is_host();
+  const Outcome outcome =
+      attend_on(*device_.device, *device_.transport, world_, problem,
+                {.partition = plan::PartitionKind::contiguous, .stripes = kStripes, .any_thread = true}, {}, &input, [&](int64_t begin) {
+                  std::unique_lock lock(mutex);
+                  writers.insert(std::this_thread::get_id());
+                  const int64_t later = (begin - own) / kStripeRows + 2;
+                  if (apart && later < kStripes && !in_vain)
+                    in_vain = !read.wait_for(lock, std::chrono::seconds(10), [&] { return latest >= later; });
+                });
+  EXPECT_FALSE(in_vain);
+  EXPECT_EQ(readers.size(), 1u);
+  EXPECT_EQ(writers.size(), 1u);
+  EXPECT_EQ(readers != writers, apart);
+  EXPECT_EQ(outcome.output.stripes, (std::vector<int64_t>{0, 1, 2, 3, 4, 5}));
+  expect_exact(problem, outcome, 97);
 }
 
 TEST_P(EngineTest, ReproducibleBitsDependOnNothing) {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <random>
 #include <vector>
@@ -182,10 +183,12 @@ class WholeOutput : public engine::Output {
         o(static_cast<size_t>(shape.tokens) * row_, std::byte{0xff}),
         lse(static_cast<size_t>(shape.tokens * shape.heads), std::numeric_limits<float>::quiet_NaN()) {}
   void write(int64_t begin, int64_t count, const std::byte* rows, const float* row_lse) override {
+    if (before_write) before_write(begin);
     std::memcpy(o.data() + static_cast<size_t>(begin) * row_, rows, static_cast<size_t>(count) * row_);
     std::memcpy(lse.data() + begin * shape_.heads, row_lse, static_cast<size_t>(count * shape_.heads) * sizeof(float));
   }
   void stripe_written(int64_t stripe) override { stripes.push_back(stripe); }
+  bool from_any_thread() const override { return any_thread; }
   std::vector<uint32_t> lse_bits(Interval tokens) const {
     std::vector<uint32_t> bits;
     for (int64_t at = tokens.begin * shape_.heads; at < tokens.end * shape_.heads; ++at)
@@ -205,6 +208,8 @@ class WholeOutput : public engine::Output {
   std::vector<std::byte> o;
   std::vector<float> lse;
   std::vector<int64_t> stripes;
+  bool any_thread = false;
+  std::function<void(int64_t begin)> before_write;
 };
 
 }  // namespace longspan::testing

@@ -119,6 +119,27 @@ TEST(CostModel, RowsComeAndGoBesideTheRest) {
   EXPECT_NEAR(time.total(), 3 + 2 + 10 + 10 + 4, 1e-9);
 }
 
+// Three stripes whose compute takes no time: queries take 4 s each to come, results 2 s to go, and both 1.5 times as long together.
+TEST(CostModel, RowsComeAndGoAtATime) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{}};
+  stripe.states = 1, stripe.bytes_in = stripe.bytes_out = 1;
+  work.stripes = {stripe, stripe, stripe};
+  Rates rates;
+  rates.state_in = 4, rates.state_out = 2;
+  EXPECT_NEAR(play(work, rates).total(), 4 + 4 + 2 + 4 + 2 + 2, 1e-9);  // results wait for the next queries, asked for before
+  rates.both_ways = 1.5;
+  // Results are gone 3 s after the queries before them came, of which 2 s are done then: the next ones come 2 s later.
+  EXPECT_NEAR(play(work, rates).total(), 4 + 5 + 5 + 2, 1e-9);
+  rates.both_ways = 1;
+  EXPECT_NEAR(play(work, rates).total(), 4 + 4 + 4 + 2, 1e-9);
+  rates.state_out = 6;  // now results are what all waits for: stripe 2 computes into the buffer of stripe 0
+  EXPECT_NEAR(play(work, rates).total(), 4 + 6 + 6 + 6, 1e-9);
+  rates.write_bytes_per_second = 1;  // a file's: one thread
+  EXPECT_NEAR(play(work, rates).total(), 3 * (4 + 6), 1e-9);
+}
+
 // Keys take 10 s to load; lists 2 s for their row and 1 s for each of 3 entries; the queries of the long rows, which come first, 4 s.
 TEST(CostModel, ListsAndLongRowsComeBesideTheKeys) {
   RankWork work;

@@ -277,11 +277,13 @@ TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
     const Shared shared = make_shared(pattern, blocks, shape, ranks, options);
     return make_rank_plan(shared, pattern, blocks, 0).stripes.size();
   };
-  EXPECT_EQ(stripes("causal & window(4095)", 1, true), 4u);
-  EXPECT_EQ(stripes("causal & window(4095)", 2, true), 2u);
-  EXPECT_EQ(stripes("causal & window(4095)", 8, true), 1u);
+  EXPECT_EQ(stripes("causal & window(4095)", 1, true), 12u);
+  EXPECT_EQ(stripes("causal & window(4095)", 2, true), 8u);
+  EXPECT_EQ(stripes("causal & window(4095)", 8, true), 2u);
+  EXPECT_EQ(stripes("causal & window(4095)", 16, true), 1u);
   EXPECT_EQ(stripes("causal & window(4095)", 1, false), 1u);
-  EXPECT_EQ(stripes("causal", 1, true), 1u);  // 512 tiles a query block, not 33: compute takes several times as long as the copies
+  EXPECT_EQ(stripes("causal", 1, true), 12u);
+  EXPECT_EQ(stripes("causal", 2, true), 1u);  // 512 tiles a query block, not 33: compute takes several times as long as the copies
 }
 
 TEST(RankPlan, WhatEarlierRowsLookAtIsNotCollectedAgain) {
