@@ -30,8 +30,11 @@ class PoolExchange {
     std::vector<Message> receives, sends;
   };
   // These will be started (their messages without slots), `at_once` of them before the first is finished: memory that they need may be
-  // made now, when nobody waits for it.
-  virtual void expect(const std::vector<Step>& steps, size_t at_once) { static_cast<void>(steps), static_cast<void>(at_once); }
+  // made now, when nobody waits for it. `again`: all of them time after time, mostly with the same slots, so that what is made ready for
+  // one may be kept for the next time.
+  virtual void expect(const std::vector<Step>& steps, size_t at_once, bool again) {
+    static_cast<void>(steps), static_cast<void>(at_once), static_cast<void>(again);
+  }
   // Starts step `tag` (as BlockExchange::start). Receives of a step are started in one call, and its sends in one; when
   // `takes_sends_ahead()` they may come in an earlier one than its receives.
   virtual void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) = 0;

@@ -2,7 +2,7 @@
 // whether it is the CPUs of the process (kernels/cpu) or a GPU (kernels/cuda).
 //
 //   one thread:      allocate, clear, prepare and start a step, wait for it, finish, merge
-//   the I/O thread:  load_rows, load_units, store_rows, beside the compute
+//   the I/O thread:  load_rows, load_units, store_rows, beside the compute; store_rows may be another's, beside the other two
 //   either:          reach, upload, download
 //
 // "Device memory" is what allocate() returns; for CPUs it is plain memory and nothing is copied that need not be. Failures are thrown:
@@ -116,6 +116,9 @@ class Device {
   virtual bool wait_for(double seconds) = 0;
 
   // These may still be under way on return: what is asked for later, downloads too, comes after them.
+  //
+  // As upload(), from memory of allocate_host() that stays as it is until a step has run that was started later.
+  virtual void start_upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
   virtual void merge(const Merge& merge) = 0;
   // Lists of heads are in host memory, here and in finish(); what is packed in the device's. All of them at once: hundreds of small pieces

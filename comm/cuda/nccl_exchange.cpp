@@ -202,7 +202,7 @@ class NcclExchange : public PoolExchange {
     if (own_->is_up()) idle_.communicators.push_back(std::move(own_));
   }
 
-  void expect(const std::vector<Step>& steps, size_t at_once) override {
+  void expect(const std::vector<Step>& steps, size_t at_once, bool) override {
     const cuda::CurrentDevice current(gpu_);
     const auto packed = [&](const std::vector<Message>& messages) {  // blocks, at most
       int64_t blocks = 0;

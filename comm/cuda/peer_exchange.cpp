@@ -36,7 +36,8 @@ using Clock = std::chrono::steady_clock;
 // Bytes from which a run is left to a copy engine, which takes 9 us more for each than the link needs: of 395 GB/s, an H100 that reads
 // gets 322 in runs of 16 MiB and 217 in runs of 4 MiB.
 constexpr int64_t kLongRun = int64_t{32} << 20;
-constexpr int64_t kLeastList = 1 << 12;  // copies, so that lists seldom grow
+constexpr int64_t kMostKept = int64_t{4} << 20;  // copies of all steps: 64 MiB of pinned memory
+constexpr int64_t kLeastList = 1 << 12;          // copies, so that lists seldom grow
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -108,14 +109,15 @@ class PeerExchange : public PoolExchange {
     if (finalized == 0 && std::uncaught_exceptions() == 0 && !is_abandoned_) MPI_Barrier(ranks_.handle());
   }
 
-  void expect(const std::vector<Step>& steps, size_t at_once) override {
+  void expect(const std::vector<Step>& steps, size_t at_once, bool again) override {
     const cuda::CurrentDevice current(gpu_);
-    int64_t most = 0;
+    int64_t most = 0, all = 0;
     for (const Step& step : steps) {
       int64_t blocks = 0;
       for (const Message& message : step.receives) blocks += std::accumulate(message.runs.begin(), message.runs.end(), int64_t{0});
-      most = std::max(most, blocks);
+      most = std::max(most, blocks), all += blocks;
     }
+    keeps_ = again && all <= kMostKept;
     if (most == 0) return;
     copies_.reserve(most * static_cast<int64_t>(sizeof(cuda::BlockCopy)), stream_);
     IdleLists lists;
@@ -126,24 +128,14 @@ class PeerExchange : public PoolExchange {
   void start(int tag, const std::vector<Message>& receives, const std::vector<Message>& sends) override {
     const cuda::CurrentDevice current(gpu_);  // events belong to it
     std::vector<BlockExchange::Message> told, heard, done;
-    for (const Message& message : receives) {
-      if (message.slots.empty()) continue;
-      Receive& receive = receiving_[tag].from.emplace_back();
-      receive.peer = message.peer;
-      receive.here = message.slots;
-      receive.there = message.slots_there;
-      receive.knows = !receive.there.empty();
-      if (!receive.knows) receive.there.resize(message.slots.size());
-    }
-    if (const auto step = receiving_.find(tag); !receives.empty() && step != receiving_.end()) {
-      for (Receive& of : step->second.from) {
+    if (Receiving* step = receives.empty() ? nullptr : receiving_for(tag, receives)) {
+      for (Receive& of : step->from) {
         if (of.knows)
           heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(&of.is_there), 1}}});
         else
           heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
       }
-      const auto knows = [](const Receive& of) { return of.knows; };
-      if (std::all_of(step->second.from.begin(), step->second.from.end(), knows)) list(step->second);
+      if (!step->is_listed && step->knows()) list(*step);
     }
     for (const Message& message : sends) {
       if (!message.slots.empty())
@@ -250,6 +242,9 @@ class PeerExchange : public PoolExchange {
     int64_t blocks = 0;                        // for multiprocessors:
     std::unique_ptr<cuda::PinnedMemory> list;  // {begun, copies}; none: the copy engine does it all
     cuda::Event done;
+    bool knows() const {
+      return std::all_of(from.begin(), from.end(), [](const Receive& of) { return of.knows; });
+    }
     bool is_over() const { return is_started && done.done(); }
     bool has_multiprocessors() const {
       return is_started && (!list || done.done() || *reinterpret_cast<const volatile uint32_t*>(list->get()) != 0);
@@ -263,6 +258,44 @@ class PeerExchange : public PoolExchange {
   };
   static constexpr int64_t kListHead = 256;  // bytes before the copies
 
+  // The step that these messages are, with its lists if it is one as before; null if they bring nothing.
+  Receiving* receiving_for(int tag, const std::vector<Message>& receives) {
+    const auto brings = [](const Message& message) { return !message.slots.empty(); };
+    if (std::none_of(receives.begin(), receives.end(), brings)) return nullptr;
+    if (const auto before = kept_.find(tag); before != kept_.end()) {
+      auto of = before->second.from.begin();
+      const auto is_same = [&, end = before->second.from.end()](const Message& message) {
+        if (!brings(message)) return true;
+        if (of == end) return false;
+        const Receive& known = *of++;
+        return known.peer == message.peer && known.here == message.slots && known.there == message.slots_there;
+      };
+      if (std::all_of(receives.begin(), receives.end(), is_same) && of == before->second.from.end()) {
+        Receiving& step = receiving_.insert(kept_.extract(before)).position->second;
+        step.is_started = false;
+        begin_list(step);
+        return &step;
+      }
+      if (before->second.list) idle_.push_back(std::move(before->second.list));
+      kept_.erase(before);
+    }
+    Receiving& step = receiving_[tag];
+    for (const Message& message : receives) {
+      if (!brings(message)) continue;
+      Receive& receive = step.from.emplace_back();
+      receive.peer = message.peer;
+      receive.here = message.slots;
+      receive.there = message.slots_there;
+      receive.knows = !receive.there.empty();
+      if (!receive.knows) receive.there.resize(message.slots.size());
+    }
+    return &step;
+  }
+
+  void begin_list(Receiving& step) const {
+    if (step.list) *reinterpret_cast<volatile uint32_t*>(step.list->get()) = 0;
+  }
+
   // What copies what, once it is known where it lies: thousands of blocks take a tenth of a millisecond, before their homes have them or
   // while they are read.
   void list(Receiving& step) {
@@ -274,7 +307,7 @@ class PeerExchange : public PoolExchange {
     step.is_listed = true;
     if (copies.empty()) return;
     step.list = idle_list(step.blocks);
-    *reinterpret_cast<volatile uint32_t*>(step.list->get()) = 0;
+    begin_list(step);
     std::memcpy(step.list->get() + kListHead, copies.data(), copies.size() * sizeof(cuda::BlockCopy));
   }
 
@@ -346,6 +379,10 @@ class PeerExchange : public PoolExchange {
       taken.push_back({of.peer, {{reinterpret_cast<std::byte*>(&taken_word_), 1}}});
     }
     taken_.start(tag, {}, taken);
+    if (keeps_ && step.knows()) {
+      kept_.insert(receiving_.extract(tag));
+      return;
+    }
     if (step.list) idle_.push_back(std::move(step.list));
     receiving_.erase(tag);
   }
@@ -376,6 +413,8 @@ class PeerExchange : public PoolExchange {
   cuda::DeviceMemory copies_;
   std::deque<int> under_way_;  // tags of `receiving_`, as they were started
   std::map<int, Receiving> receiving_;
+  bool keeps_ = false;
+  std::map<int, Receiving> kept_;  // by tag: as they were when they were over
   std::map<int, std::vector<Send>> sending_;
   double timeout_ = 300;
   int64_t bytes_received_ = 0, bytes_sent_ = 0;

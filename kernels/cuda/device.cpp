@@ -112,11 +112,17 @@ Reach GpuDevice::reach(const void* memory) const {
           .in_kernels = of_gpu && attributes.device == gpu_.ordinal};
 }
 
-void GpuDevice::upload(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, from); }
-void GpuDevice::download(const void* from, int64_t bytes, void* to) { copy_now(to, from, bytes, to); }
+void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
+  start_copy(to, from, bytes, from);
+  compute_.synchronize();
+}
+void GpuDevice::download(const void* from, int64_t bytes, void* to) {
+  start_copy(to, from, bytes, to);
+  compute_.synchronize();
+}
 
 // `host`: that of the two which is the host's. The other one may be another GPU's, which kernels of this one do not reach.
-void GpuDevice::copy_now(void* to, const void* from, int64_t bytes, const void* host) {
+void GpuDevice::start_copy(void* to, const void* from, int64_t bytes, const void* host) {
   const CurrentDevice current(gpu_.ordinal);
   const bool in_words = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(bytes)) % 4 == 0;
   const auto is_pinned = [&](const void* memory) { return reach(memory).straight && reach(memory).by_host; };
@@ -125,7 +131,6 @@ void GpuDevice::copy_now(void* to, const void* from, int64_t bytes, const void* 
     copy_small(to, from, bytes, compute_.get());
   else
     copy(to, from, bytes, cudaMemcpyDefault, compute_);
-  compute_.synchronize();
 }
 
 void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) {

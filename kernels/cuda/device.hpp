@@ -28,6 +28,7 @@ class GpuDevice : public Device {
   Reach reach(const void* memory) const override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
+  void start_upload(const void* from, int64_t bytes, void* to) override { start_copy(to, from, bytes, from); }
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
@@ -61,7 +62,7 @@ class GpuDevice : public Device {
 
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
-  void copy_now(void* to, const void* from, int64_t bytes, const void* host);
+  void start_copy(void* to, const void* from, int64_t bytes, const void* host);
 
   using Clock = std::chrono::steady_clock;
 

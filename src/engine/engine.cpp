@@ -33,26 +33,7 @@ Engine::Engine(const comm::Communicator& ranks, const pattern::BoundPattern& pat
       plan_(std::move(plan)),
       host_of_rank_(host_of_rank.empty() ? ranks.host_of_rank() : std::move(host_of_rank)),
       row_ranks_(ranks.handle()) {
-  const size_t batches = shared.batches.size();
-  // A long stripe is needed as long as one of its rows still waits for its home's stripe.
-  std::vector<int64_t> batch_needed(batches, 0);
-  const auto is_done = [&](size_t stripe) { return stripe - batches < done.size() && done[stripe - batches]; };
-  for (size_t s = batches; s < plan_.stripes.size(); ++s) {
-    if (is_done(s)) continue;
-    for (size_t b = 0; b < batches; ++b)
-      for (int64_t p = shared.batches[b].begin; p < shared.batches[b].end; ++p)
-        if (contains(plan_.stripes[s].query_blocks, shared.long_rows[static_cast<size_t>(shared.pieces[static_cast<size_t>(p)].row)].block))
-          batch_needed[b] = 1;
-  }
-  ranks.max(batch_needed);
-  for (size_t s = 0; s < plan_.stripes.size(); ++s) {
-    plan::Stripe& stripe = plan_.stripes[s];
-    if (s < batches ? batch_needed[s] != 0 : !is_done(s)) continue;
-    stripe.query_blocks.clear();
-    stripe.pieces = {};
-    stripe.list_rows = stripe.list_entries = stripe.list_bytes = 0;
-    std::fill(stripe.need.begin(), stripe.need.end(), Intervals{});
-  }
+  leave_out_done(ranks, shared, done, plan_);
   plan::plan_fetches(shared, plan_);
   schedule_ = agree_on_schedule(ranks, shared, plan_, host_of_rank_);
 }
@@ -315,7 +296,7 @@ class Engine::Run {
 
   void start_queries(size_t s) {
     const Timed timed(record_.exchange);
-    if (queries_started_ <= s) long_rows_.start_queries(stripe(s), input_), queries_started_ = s + 1;
+    if (queries_started_ <= s) long_rows_.start_queries(stripe(s), input_, rows_.long_q_on_host()), queries_started_ = s + 1;
   }
 
   void begin_stripe(size_t s) {
@@ -334,8 +315,8 @@ class Engine::Run {
       // Keys that have been loaded go out meanwhile; not for ever, since finish_queries() knows when to give up.
       for (const double since = seconds_now(); !long_rows_.queries_are_here() && seconds_now() - since < kPatience;)
         move_messages(), std::this_thread::yield();
-      long_rows_.finish_queries(*layout_, rows_.long_q_on_host());
-      if (!device_.memory_is_host()) device_.upload(rows_.long_q_on_host(), layout_->q_rows * q_row_bytes(), rows_.long_q());
+      long_rows_.finish_queries();
+      if (!device_.memory_is_host()) device_.start_upload(rows_.long_q_on_host(), layout_->q_rows * q_row_bytes(), rows_.long_q());
       const auto [m, l, o] = states_of(s);
       device_.clear_states(layout_->state_rows * shape_.heads, shape_.head_dim, m, l, o);
     } else if (!stripe(s).query_blocks.empty()) {
@@ -381,15 +362,15 @@ class Engine::Run {
 
   // Last, since finish() of a stripe writes something in their place.
   void finish_long_rows(size_t s) {
+    const Numbering rows(tokens_of(stripe(s).query_blocks));
     std::vector<std::pair<int64_t, int64_t>> blocks;  // and their first rows
-    for_each_block(s, [&](int64_t block, int64_t row) {
-      if (long_rows_.has_rows(block)) blocks.emplace_back(block, row);
-    });
+    for (const int64_t block : long_rows_.own_blocks())
+      if (contains(stripe(s).query_blocks, block)) blocks.emplace_back(block, rows.of(engine_.blocks_.tokens(block).begin));
     if (blocks.empty()) return;
     merge_long_rows();
     finish_sending_states();
     const Timed timed(record_.finish);
-    for (const auto& [block, row] : blocks) long_rows_.finish(block, row, results_now_);
+    long_rows_.finish(blocks, results_now_);
   }
 
   // Calls f(block, its first row) for the own query blocks of a stripe.
@@ -444,7 +425,7 @@ class Engine::Run {
     prepare_next(step, t + 1), fetches_.prepare_release(t);  // this thread has time
     while (!device_.wait_for(poll())) {
       move_messages();
-      fetches_.note_arrivals();
+      fetches_.note_arrivals(), fetches_.accept(t + 1);
     }
   }
 
@@ -498,6 +479,10 @@ class Engine::Run {
   }
 
   void write_results(size_t s) {
+    if (rows_.results_in_place(s) && !writes_[0].valid() && !writes_[1].valid()) {
+      output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));  // no thread has anything to do
+      return;
+    }
     writes_[turn_] = (results_thread_ ? *results_thread_ : io_).submit([this, s, from = results_now_] {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       if (!rows_.results_in_place(s))
@@ -560,7 +545,7 @@ class Engine::Run {
   bool may_start_first_ = false;
   std::future<void> loading_, reading_, writes_[2];
   std::optional<IoThread> results_thread_;  // none: they are written by the one below
-  IoThread io_;                             // the tasks of both use everything above,
+  IoThread io_;                             // its tasks use everything above,
   ListMaker list_maker_;                    // and so do this one's: they are joined first
 };
 

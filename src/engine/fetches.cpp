@@ -95,7 +95,7 @@ bool Fetches::prepare_one_of_first() {
   if (!std::exchange(expects_, true)) {
     std::vector<comm::PoolExchange::Step> all;
     for (size_t t = 0; t < order_.size(); ++t) all.push_back({outlines(exchange_of(t).receive), outlines(exchange_of(t).send)});
-    exchange_->expect(all, std::min(order_.size(), last_of_first() + 2));
+    exchange_->expect(all, std::min(order_.size(), last_of_first() + 2), keeps_);
   }
   if (prepared_ > last_of_first() || prepared_ == order_.size()) return false;
   prepare(prepared_);
@@ -351,10 +351,18 @@ void Fetches::finish(size_t t) {
     inside_host_->finish_receives(tag_of(t));
   }
   note_arrivals();
-  if (const auto arrived = arriving_.find(t); arrived != arriving_.end()) {
-    device_.units_arrived(pool_.memory(), arrived->second, shared_.shape.type, shared_.shape.head_dim);
-    arriving_.erase(arrived);
-  }
+  tell_device(t);
+}
+
+void Fetches::accept(size_t t) {
+  if (!inside_host_ && arriving_.count(t) != 0 && exchange_->received(tag_of(t))) tell_device(t);
+}
+
+void Fetches::tell_device(size_t t) {
+  const auto arrived = arriving_.find(t);
+  if (arrived == arriving_.end()) return;
+  device_.units_arrived(pool_.memory(), arrived->second, shared_.shape.type, shared_.shape.head_dim);
+  arriving_.erase(arrived);
 }
 
 void Fetches::finish_passing_on(size_t t) {

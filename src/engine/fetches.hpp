@@ -62,6 +62,7 @@ class Fetches {
   void start_first(size_t parts);
   void start_first();                // all of them, once all own keys are here
   void start(size_t last);           // those of all steps up to `last`, in order
+  void accept(size_t t);             // if the step's keys are here: what finish() has to do then. The step before it is being computed
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
   // Slots of the resident units, come or not, [kv_heads][blocks].
@@ -104,6 +105,7 @@ class Fetches {
   void read_again(size_t t);
   void name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives);
   Messages sends_of(size_t t) const;
+  void tell_device(size_t t);  // that the step's keys are here
   bool may_pass_on(size_t t);
   void pass_on(size_t last);
   using Released = std::vector<std::vector<Intervals>>;  // [class] sets of blocks, which may overlap: kept twice, released twice

@@ -27,8 +27,8 @@ struct Engine::Kept {
   Kept(Engine& engine, kernels::Device& device_, comm::Transport& transport_)
       : device(device_),
         transport(transport_),
-        long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
         rows(device_, engine.shared_.shape, engine.shared_.options.output_type),
+        long_rows(engine.row_ranks_, engine.shared_, engine.pattern_, engine.blocks_, engine.plan_.rank, device_),
         heads(engine.pattern_, engine.shared_.shape),
         fetches({engine.ranks_, engine.shared_, engine.plan_, engine.blocks_, engine.schedule_, engine.host_of_rank_}, device_,
                 transport_) {}
@@ -37,8 +37,8 @@ struct Engine::Kept {
 
   kernels::Device& device;
   comm::Transport& transport;
-  LongRows long_rows;
   StripeRows rows;
+  LongRows long_rows;  // goes before them: queries are on their way from and to there
   HeadSets heads;
   KeptLists lists{device, {}};
   kernels::Buffer m, l, o;  // states of a stripe

@@ -50,81 +50,74 @@ void LongRows::begin(double timeout) {
   received_before_ = exchange_.bytes_received();
 }
 
-void LongRows::start_queries(const plan::Stripe& stripe, Input& input) {
-  const Shape& shape = shared_.shape;
-  const auto head_bytes = static_cast<int64_t>(size_of(shape.type)) * shape.head_dim;
-  std::map<int, std::set<int>> computed_by;  // by long row
+void LongRows::start_queries(const plan::Stripe& stripe, Input& input, std::byte* q) {
+  const Layout& layout = this->layout(stripe);
+  using Heads = std::vector<bool>;                   // whose rows travel
+  std::map<int, std::map<int64_t, Heads>> from, to;  // by peer and block: both sides go through them alike
+  std::set<int64_t> own;                             // blocks
+  const auto add = [&](std::map<int64_t, Heads>& blocks, const plan::LongRow& row) {
+    Heads& heads = blocks.try_emplace(row.block, all_heads_.size()).first->second;
+    for (int head : heads_[static_cast<size_t>(row.group)]) heads[static_cast<size_t>(head)] = true;
+  };
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const plan::Piece& piece = shared_.pieces[static_cast<size_t>(p)];
-    computed_by[piece.row].insert(piece.rank);
+    const int home = home_of(p), there = shared_.pieces[static_cast<size_t>(p)].rank;
+    if (home == rank_) own.insert(row_of(p).block);
+    if (home == rank_ && there != rank_) add(to[there], row_of(p));
+    if (home != rank_ && there == rank_) add(from[home], row_of(p));
   }
-  queries_ = {.tag = static_cast<int>(stripe.pieces.begin % kTags)};
-  // One message for each peer, of all its rows in ascending order: a message of its own for each would cost more than what is in it.
-  std::map<int, std::vector<comm::BlockExchange::Piece>> from, to;
-  // The queries of one own block, all heads: the rows of its groups stand side by side.
-  std::vector<std::byte> read;
-  const std::byte* all = nullptr;
-  int64_t block_of_all = -1;
-  for (const auto& [number, ranks] : computed_by) {
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
-    const int home = shared_.partition.rank_of(row.block);
-    const bool is_here = ranks.count(rank_) != 0;
-    if (is_here) queries_.computed_here.insert(number);
-    if (home != rank_ && !is_here) continue;
-    std::vector<std::byte>& packed = queries_.of_row[number];
-    packed.resize(static_cast<size_t>(states_of(row) * head_bytes));
-    const comm::BlockExchange::Piece piece{packed.data(), static_cast<int64_t>(packed.size()) / kWord};
-    if (home != rank_) {
-      from[home].push_back(piece);
-      continue;
+  queries_.tag = static_cast<int>(stripe.pieces.begin % kTags);
+  read_own(own, layout, input, q);
+  const auto messages = [&](const std::map<int, std::map<int64_t, Heads>>& peers) {
+    std::vector<comm::BlockExchange::Message> messages;
+    for (const auto& [peer, blocks] : peers) {
+      messages.push_back({peer, {}});
+      for (const auto& [block, heads] : blocks)
+        append_queries(heads, blocks_.rows(block), queries_of(block, layout, q), messages.back().pieces);
     }
-    const int64_t rows = blocks_.rows(row.block);
-    if (block_of_all != row.block) {
-      const int64_t first = blocks_.tokens(row.block).begin, bytes = rows * shape.heads * head_bytes;
-      const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(first, rows);
-      if (there != nullptr) {
-        device_.download(there, bytes, queries_read_.get());
-        all = queries_read_.get();
-      } else {
-        read.resize(static_cast<size_t>(bytes));
-        input.read_q(first, rows, read.data());
-        all = read.data();
-      }
-      block_of_all = row.block;
-    }
-    std::byte* into = packed.data();
-    for (int64_t r = 0; r < rows; ++r)
-      for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads)
-        std::memcpy(into, all + (r * shape.heads + head) * head_bytes, static_cast<size_t>(head_bytes)), into += head_bytes;
-    for (int peer : ranks)
-      if (peer != rank_) to[peer].push_back(piece);
+    return messages;
+  };
+  exchange_.start(queries_.tag, messages(from), messages(to));
+}
+
+std::byte* LongRows::queries_of(int64_t block, const Layout& layout, std::byte* q) {
+  const auto place = layout.q_row.find(block);
+  return place != layout.q_row.end() ? q + place->second * q_row_bytes() : queries_.only_leaving.at(block).data();
+}
+
+// Blocks whose rows lie side by side at both ends are read together.
+void LongRows::read_own(const std::set<int64_t>& own, const Layout& layout, Input& input, std::byte* q) {
+  for (const int64_t block : own)
+    if (layout.q_row.count(block) == 0) queries_.only_leaving[block].resize(static_cast<size_t>(blocks_.rows(block) * q_row_bytes()));
+  for (auto block = own.begin(); block != own.end();) {
+    std::byte* const into = queries_of(*block, layout, q);
+    Interval tokens = blocks_.tokens(*block);
+    for (++block; block != own.end() && blocks_.tokens(*block).begin == tokens.end &&
+                  queries_of(*block, layout, q) == into + tokens.length() * q_row_bytes();
+         ++block)
+      tokens.end = blocks_.tokens(*block).end;
+    const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(tokens.begin, tokens.length());
+    if (there != nullptr)
+      device_.download(there, tokens.length() * q_row_bytes(), into);
+    else
+      input.read_q(tokens.begin, tokens.length(), into);
   }
-  std::vector<comm::BlockExchange::Message> receives, sends;
-  for (auto& [peer, pieces] : from) receives.push_back({peer, std::move(pieces)});
-  for (auto& [peer, pieces] : to) sends.push_back({peer, std::move(pieces)});
-  exchange_.start(queries_.tag, receives, sends);
+}
+
+// Of 4 heads, of which 0, 1 and 3 travel: rows 0 and 1 are the pieces {0 1} {3 0 1} {3}, those that abut being joined by the exchange.
+void LongRows::append_queries(const std::vector<bool>& heads, int64_t rows, std::byte* q,
+                              std::vector<comm::BlockExchange::Piece>& to) const {
+  const int64_t head_bytes = q_row_bytes() / shared_.shape.heads;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (auto begin = heads.begin(), end = begin; (begin = std::find(end, heads.end(), true)) != heads.end();) {
+      end = std::find(begin, heads.end(), false);
+      to.push_back({q + r * q_row_bytes() + (begin - heads.begin()) * head_bytes, (end - begin) * head_bytes / kWord});
+    }
+  }
 }
 
 bool LongRows::queries_are_here() { return exchange_.received(queries_.tag); }
 
-void LongRows::finish_queries(const Layout& layout, std::byte* q) {
-  const Shape& shape = shared_.shape;
-  const auto head_bytes = static_cast<int64_t>(size_of(shape.type)) * shape.head_dim;
-  exchange_.finish_receives(queries_.tag);
-  for (int number : queries_.computed_here) {
-    const plan::LongRow& row = shared_.long_rows[static_cast<size_t>(number)];
-    const std::byte* from = queries_.of_row.at(number).data();
-    const int64_t first = layout.q_row.at(row.block);
-    for (int64_t r = 0; r < blocks_.rows(row.block); ++r) {
-      for (int head : pattern_.groups()[static_cast<size_t>(row.group)].heads) {
-        std::memcpy(q + ((first + r) * shape.heads + head) * head_bytes, from, static_cast<size_t>(head_bytes));
-        from += head_bytes;
-      }
-    }
-  }
-  exchange_.finish_sends(queries_.tag);
-  queries_ = {};
-}
+void LongRows::finish_queries() { exchange_.finish_receives(queries_.tag); }
 
 int64_t LongRows::packed_bytes(const plan::LongRow& row) const {
   return states_of(row) * (shared_.shape.head_dim + 2) * static_cast<int64_t>(sizeof(float));
@@ -162,9 +155,6 @@ void LongRows::make_room(const std::vector<plan::Stripe>& stripes) {
       if (!is_home) leaving += packed_bytes(row);
       if (!is_home || !place_.emplace(piece.row, all).second) continue;
       constexpr int64_t kAlignment = 256;
-      if (!queries_read_ && !device_.memory_is_host())
-        queries_read_ = device_.allocate_host(plan::kBlock * shared_.shape.heads * shared_.shape.head_dim *
-                                              static_cast<int64_t>(size_of(shared_.shape.type)));
       all += (packed_bytes(row) + kAlignment - 1) / kAlignment * kAlignment;
     }
     most_leaving = std::max(most_leaving, leaving);
@@ -220,6 +210,8 @@ int64_t LongRows::pack(std::span<const int64_t> pieces, const Layout& layout, co
 }
 
 void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
+  exchange_.finish_sends(queries_.tag);  // they had the time of the stripe
+  queries_.only_leaving.clear();
   finish_sending();  // of the last stripe: its memory is used again
   pieces_ = stripe.pieces;
   others_.clear();
@@ -338,29 +330,33 @@ void LongRows::give_room_back() {
   coming_.reset();
 }
 
-bool LongRows::has_rows(int64_t block) const {
-  return std::any_of(place_.begin(), place_.end(),
-                     [&](const auto& place) { return shared_.long_rows[static_cast<size_t>(place.first)].block == block; });
+std::set<int64_t> LongRows::own_blocks() const {
+  std::set<int64_t> blocks;
+  for (const auto& [row, place] : place_) blocks.insert(shared_.long_rows[static_cast<size_t>(row)].block);
+  return blocks;
 }
 
-void LongRows::finish(int64_t block, int64_t row, const kernels::Results& results) const {
+void LongRows::finish(const std::vector<std::pair<int64_t, int64_t>>& blocks, const kernels::Results& results) const {
   const Shape& shape = shared_.shape;
-  const int64_t first = row * shape.heads, element = static_cast<int64_t>(size_of(results.type));
+  const auto element = static_cast<int64_t>(size_of(results.type));
   std::vector<kernels::Finish> rows;
-  for (const auto& [number, states] : merged_) {
-    const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
-    if (long_row.block != block) continue;
-    const int64_t count = states_of(long_row);
-    rows.push_back({.heads = shape.heads,
-                    .head_dim = shape.head_dim,
-                    .rows = blocks_.rows(block),
-                    .m = states,
-                    .l = states + count,
-                    .o = states + 2 * count,
-                    .output_type = results.type,
-                    .out = results.o + first * shape.head_dim * element,
-                    .lse = results.lse + first,
-                    .head_list = heads_[static_cast<size_t>(long_row.group)]});
+  for (const auto& [block, row] : blocks) {
+    const int64_t first = row * shape.heads;
+    for (const auto& [number, states] : merged_) {
+      const plan::LongRow& long_row = shared_.long_rows[static_cast<size_t>(number)];
+      if (long_row.block != block) continue;
+      const int64_t count = states_of(long_row);
+      rows.push_back({.heads = shape.heads,
+                      .head_dim = shape.head_dim,
+                      .rows = blocks_.rows(block),
+                      .m = states,
+                      .l = states + count,
+                      .o = states + 2 * count,
+                      .output_type = results.type,
+                      .out = results.o + first * shape.head_dim * element,
+                      .lse = results.lse + first,
+                      .head_list = heads_[static_cast<size_t>(long_row.group)]});
+    }
   }
   device_.finish(rows);
 }

@@ -38,11 +38,12 @@ class LongRows {
   };
   const Layout& layout(const plan::Stripe& stripe) const { return layouts_.at(stripe.pieces.begin); }
 
-  // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns; then, with
-  // those of this rank's pieces in q [q_rows][heads][head_dim], host memory. One stripe at a time.
-  void start_queries(const plan::Stripe& stripe, Input& input);
+  // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns. Those of this
+  // rank's pieces are in q [q_rows][heads][head_dim], host memory, after finish_queries(): of the heads that have such rows. It is in use
+  // until send_states() has returned, since others may be late to take what they get. One stripe at a time.
+  void start_queries(const plan::Stripe& stripe, Input& input, std::byte* q);
   bool queries_are_here();  // those that come to this rank
-  void finish_queries(const Layout& layout, std::byte* q);
+  void finish_queries();
   // Memory for the states that travel, for the stripe that needs most. Before the first stripe, when nobody waits for it.
   void make_room(const std::vector<plan::Stripe>& stripes);
   // The device's memory: m, l [rows][heads], o [rows][heads][head_dim].
@@ -63,9 +64,9 @@ class LongRows {
   // After the last stripe of long rows, before there are results: the plan has what travels and the results in the same memory. Where that
   // is the host's, what make_room() made goes, once others have what was sent.
   void give_room_back();
-  // Whether there are own long rows in the block; and once they are merged, their results, to the `row`-th rows of `results` on.
-  bool has_rows(int64_t block) const;
-  void finish(int64_t block, int64_t row, const kernels::Results& results) const;
+  // Blocks with own long rows; and once they are merged, the results of some of them, each with its first row in `results`.
+  std::set<int64_t> own_blocks() const;
+  void finish(const std::vector<std::pair<int64_t, int64_t>>& blocks, const kernels::Results& results) const;
 
   void progress() { exchange_.progress(); }
   bool is_sending() const { return !sending_.empty(); }
@@ -82,6 +83,12 @@ class LongRows {
   void append_parts(int64_t piece, const Layout& layout, const States& states, std::vector<kernels::StateBlock>& to) const;
   // Pieces that this rank has computed, their parts merged, packed one after the other; returns the bytes.
   int64_t pack(std::span<const int64_t> pieces, const Layout& layout, const States& states, std::byte* into);
+  int64_t q_row_bytes() const {
+    return int64_t{shared_.shape.heads} * shared_.shape.head_dim * static_cast<int64_t>(size_of(shared_.shape.type));
+  }
+  std::byte* queries_of(int64_t block, const Layout& layout, std::byte* q);
+  void read_own(const std::set<int64_t>& own, const Layout& layout, Input& input, std::byte* q);
+  void append_queries(const std::vector<bool>& heads, int64_t rows, std::byte* q, std::vector<comm::BlockExchange::Piece>& to) const;
   void merge_at_once(const Layout& layout, const States& states);
   void post(size_t first);
   int64_t place_together(size_t other) const;
@@ -98,8 +105,7 @@ class LongRows {
   int64_t received_before_ = 0;              // bytes
   struct Queries {                           // of a stripe, on their way
     int tag = 0;
-    std::map<int, std::vector<std::byte>> of_row;  // [rows][group heads][head_dim], of own long rows and of those that this rank computes
-    std::set<int> computed_here;
+    std::map<int64_t, std::vector<std::byte>> only_leaving;  // by own block of whose rows this rank computes none
   } queries_;
   // All memory is made before the first stripe and given back at the end: a GPU may wait for all that it does then, and so for other ranks.
   kernels::Buffer piece_states_;  // m, l and o of the pieces, if they have their own
@@ -110,7 +116,6 @@ class LongRows {
   size_t together_ = 1;               // pieces that are copied to or from the device at once
   int64_t piece_bytes_ = 0;           // of the largest piece's states
   kernels::Buffer passing_;           // the device's: pieces on their way in or out
-  kernels::Buffer queries_read_;      // of a block of the device's, pinned
   kernels::Buffer leaving_, coming_;  // the host's: a stripe's pieces for other ranks; twice as many as come together
   std::vector<int> sending_;          // tags
   Interval pieces_;                   // of the stripe whose states were sent last

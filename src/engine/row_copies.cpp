@@ -94,14 +94,22 @@ kernels::Device::ResultRows RowCopies::results_in_kernels(const Intervals& token
 }
 
 std::vector<kernels::KeyRows> RowCopies::keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const {
+  const int64_t row = int64_t{shape_.kv_heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
   std::vector<kernels::KeyRows> keys;
+  keys.reserve(static_cast<size_t>(size_of(blocks)));
+  const auto place = [&](int64_t begin, int64_t rows) {
+    return kernels::KeyRows{input_.k_in_place(begin, rows), input_.v_in_place(begin, rows)};
+  };
   for (const Interval& run : blocks) {
+    const int64_t first = table.tokens(run.begin).begin;
+    const kernels::KeyRows all = place(first, table.tokens(run.end - 1).end - first);  // if they lie one after another
+    int64_t token = first;
     for (int64_t block = run.begin; block < run.end; ++block) {
-      const auto [begin, end] = table.tokens(block);
-      const kernels::KeyRows rows{input_.k_in_place(begin, end - begin), input_.v_in_place(begin, end - begin)};
-      if (rows.k == nullptr || rows.v == nullptr) return {};
-      if (keys.empty() && (!in_kernels(rows.k) || !in_kernels(rows.v))) return {};  // all of them are alike
-      keys.push_back(rows);
+      const int64_t rows = table.rows(block), at = (token - first) * row;
+      const kernels::KeyRows here = all.k != nullptr && all.v != nullptr ? kernels::KeyRows{all.k + at, all.v + at} : place(token, rows);
+      if (here.k == nullptr || here.v == nullptr) return {};
+      if (keys.empty() && (!in_kernels(here.k) || !in_kernels(here.v))) return {};  // all of them are alike
+      keys.push_back(here), token += rows;
     }
   }
   return keys;

@@ -245,6 +245,29 @@ int64_t Schedule::messages_received() const {
 
 int64_t Schedule::total_steps() const { return std::accumulate(steps.begin(), steps.end(), int64_t{0}); }
 
+void leave_out_done(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<bool>& done, plan::RankPlan& plan) {
+  const size_t batches = shared.batches.size();
+  // A long stripe is needed as long as one of its rows still waits for its home's stripe.
+  std::vector<int64_t> batch_needed(batches, 0);
+  const auto is_done = [&](size_t stripe) { return stripe - batches < done.size() && done[stripe - batches]; };
+  for (size_t s = batches; s < plan.stripes.size(); ++s) {
+    if (is_done(s)) continue;
+    for (size_t b = 0; b < batches; ++b)
+      for (int64_t p = shared.batches[b].begin; p < shared.batches[b].end; ++p)
+        if (contains(plan.stripes[s].query_blocks, shared.long_rows[static_cast<size_t>(shared.pieces[static_cast<size_t>(p)].row)].block))
+          batch_needed[b] = 1;
+  }
+  ranks.max(batch_needed);
+  for (size_t s = 0; s < plan.stripes.size(); ++s) {
+    plan::Stripe& stripe = plan.stripes[s];
+    if (s < batches ? batch_needed[s] != 0 : !is_done(s)) continue;
+    stripe.query_blocks.clear();
+    stripe.pieces = {};
+    stripe.list_rows = stripe.list_entries = stripe.list_bytes = 0;
+    std::fill(stripe.need.begin(), stripe.need.end(), Intervals{});
+  }
+}
+
 Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
                            const std::vector<int>& host_of_rank) {
   Schedule schedule;

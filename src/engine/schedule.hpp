@@ -54,6 +54,10 @@ struct Schedule {
   int64_t messages_received() const;  // by this rank
 };
 
+// Collective. Takes out of `plan` what needs no computing any more: own stripes of which `done` (may be empty; long ones not counted) says
+// so, and long ones whose rows are all in such stripes, of any rank. plan::plan_fetches() is to be called then.
+void leave_out_done(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<bool>& done, plan::RankPlan& plan);
+
 // Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where
 // several ranks share a host and there are others, its ranks first tell each other what they fetch from there.
 // `host_of_rank`: two ranks share a host when theirs is the same (comm::Communicator::host_of_rank; tests lay hosts out differently).

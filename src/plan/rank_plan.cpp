@@ -505,7 +505,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   int64_t most_queries = most_rows, most_states = most_rows, travelling = 0;  // of a stripe: blocks, blocks and bytes
   for (const Interval& batch : shared.batches) {
     std::set<int> rows_here;                         // a batch brings the queries of a row once
-    std::set<int64_t> queries, own;                  // blocks that come here, and that leave from here
+    std::set<int64_t> queries, own;                  // blocks whose queries are computed with here, and own ones
     std::set<std::pair<int64_t, int64_t>> computed;  // block and first key block of pieces,
     std::set<std::pair<int64_t, int64_t>> in_parts;  // and of parts
     for (int64_t p = batch.begin; p < batch.end; ++p) {
@@ -524,10 +524,12 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
       if (home == rank) plan.row_bytes_moved += states * state_bytes(shared.shape);
     }
     const auto count = [](const auto& set) { return static_cast<int64_t>(set.size()); };
+    const auto is_computed = [&](int64_t block) { return queries.count(block) != 0; };
+    const int64_t only_leaving = count(own) - std::count_if(own.begin(), own.end(), is_computed);
     most_queries = std::max(most_queries, count(queries));
     most_states = std::max(most_states, count(in_parts));
-    // Queries that come, packed and as rows, those that leave, and the block that is being packed; or packed states and two that arrive.
-    travelling = std::max({travelling, (2 * count(queries) + count(own) + 1) * block_query_bytes(shared.shape),
+    // Queries that only leave; or packed states and two that arrive.
+    travelling = std::max({travelling, only_leaving * block_query_bytes(shared.shape),
                            (count(computed) + (own.empty() ? 0 : 2)) * block_state_bytes(shared.shape)});
   }
   // What travels for long rows lies where results will lie afterwards.

@@ -165,12 +165,11 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
-  // Batches such that what travels fits where the results of a stripe will lie: copies of a rank's states and two that arrive; or the
-  // queries that come to it, packed and as rows, those that leave, which a home packs for all other ranks at once, and one block more.
+  // Batches such that what travels fits where the results of a stripe will lie: copies of a rank's states and two that arrive. Queries
+  // that only leave take less than as many states.
   const int64_t stripe_blocks = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type));
   const int64_t spare = 2 * stripe_blocks * block_result_bytes(shape, options.output_type) + shared.memory.long_rows - most_resting;
-  const int64_t most_pieces =
-      std::clamp<int64_t>(std::min(spare / block_state_bytes(shape) - 2, (spare / block_query_bytes(shape) - 1) / 3), 1, stripe_blocks);
+  const int64_t most_pieces = std::clamp<int64_t>(spare / block_state_bytes(shape) - 2, 1, stripe_blocks);
   // And so that the states of all parts fit into a stripe's: where a piece's do not, it is one part.
   const auto parts_in = [&](int64_t key_blocks) { return (key_blocks + options.longest_part() - 1) / options.longest_part(); };
   shared.part_blocks = parts_in(options.longest_piece()) <= stripe_blocks ? options.longest_part() : options.longest_piece();

@@ -200,6 +200,51 @@ TEST_P(PoolExchangeTest, ReceivesMayBeStartedBeforeSends) {
   EXPECT_EQ(exchange->bytes_sent(), 2 * kSteps * kEach * kBlockBytes);
 }
 
+// The same steps time after time, as they were announced: what is kept of one time must not show in the next, whose blocks have other
+// bytes, nor in a time with other slots, or with some that are not known beforehand.
+TEST_P(PoolExchangeTest, StepsMayComeAgainAndMayChange) {
+  if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
+  const int rank = world_.rank(), ranks = world_.size();
+  const int to = (rank + 1) % ranks, from = (rank + ranks - 1) % ranks;
+  const kernels::Buffer memory = open_.device->allocate(kSlots * kBlockBytes);
+  const auto exchange = open_.transport->between_pools(world_, memory.get(), kBlockBytes);
+  exchange->set_timeout(60);
+  constexpr int kSteps = 3, kEach = 5, kTimes = 6;
+  exchange->expect(std::vector<comm::PoolExchange::Step>(kSteps, {{{from, {}, {kEach}}}, {{to, {}, {kEach}}}}), 2, true);
+  for (int time = 0; time < kTimes; ++time) {
+    const int change = time < 3 ? 0 : time - 2;  // the fourth time and on, each is another
+    const bool named = exchange->reads_from_peers() && time != 4;
+    const auto here = [&](int step, int i) { return kOwn + step * 20 + i * (1 + change % 2) + change; };
+    const auto there = [&](int step, int i) { return (step * 7 + i * 3 + change) % kOwn; };
+    std::vector<std::byte> host(kSlots * kBlockBytes, std::byte{0xee});
+    for (int slot = 0; slot < kOwn; ++slot)
+      for (int64_t at = 0; at < kBlockBytes; ++at) host[static_cast<size_t>(slot * kBlockBytes + at)] = mark(rank + 5 * time, slot, at);
+    open_.device->upload(host.data(), kSlots * kBlockBytes, memory.get());
+    for (int step = 0; step < kSteps; ++step) {
+      comm::PoolExchange::Message in{.peer = from, .runs = {kEach}}, out{.peer = to, .runs = {kEach}};
+      for (int i = 0; i < kEach; ++i) {
+        in.slots.push_back(here(step, i));
+        if (named)
+          in.slots_there.push_back(there(step, i));
+        else
+          out.slots.push_back(there(step, i));
+      }
+      if (named) out.blocks = kEach;
+      exchange->start(step, {in}, {out});
+    }
+    for (int step = 0; step < kSteps; ++step) exchange->finish_receives(step);
+    open_.device->download(memory.get(), kSlots * kBlockBytes, host.data());
+    for (int step = 0; step < kSteps; ++step)
+      for (int i = 0; i < kEach; ++i)
+        for (int64_t at = 0; at < kBlockBytes; ++at)
+          ASSERT_EQ(host[static_cast<size_t>(here(step, i) * kBlockBytes + at)], mark(from + 5 * time, there(step, i), at))
+              << "time " << time << " step " << step << " block " << i;
+    for (int step = 0; step < kSteps; ++step) exchange->finish_sends(step);
+    world_.barrier();
+  }
+  EXPECT_EQ(exchange->bytes_received(), kTimes * kSteps * kEach * kBlockBytes);
+}
+
 // What comes after a job was given up must find the memory it goes to, or none (AddressSanitizer would see it), and nothing of it gets into
 // the next exchange between the same pools.
 TEST_P(PoolExchangeTest, WhatIsOnItsWayMayBeAbandoned) {
