@@ -115,8 +115,9 @@ class Device {
   // Waits at most so long for the step that runs; true when it has ended (also when there was none).
   virtual bool wait_for(double seconds) = 0;
 
-  // These may still be under way on return: what is asked for later, downloads too, comes after them.
-  //
+  // These may still be under way on return: what is asked for later, downloads too, comes after them. No step runs, unless they wait for it
+  // by themselves.
+  virtual bool work_waits_for_step() const { return false; }
   // As upload(), from memory of allocate_host() that stays as it is until a step has run that was started later.
   virtual void start_upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;

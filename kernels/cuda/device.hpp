@@ -37,6 +37,7 @@ class GpuDevice : public Device {
   void forget_lists(const Work* work) override { kept_lists_.erase(work); }
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
+  bool work_waits_for_step() const override { return true; }
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
   using Device::finish;
   void finish(std::span<const Finish> all) override;

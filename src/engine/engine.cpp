@@ -426,6 +426,8 @@ class Engine::Run {
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals(), fetches_.accept(t + 1);
+      if (states_to_merge_ && device_.work_waits_for_step() && long_rows_.own_states() && long_rows_.states_are_here())
+        states_to_merge_ = false, long_rows_.merge_states(*layout_, *long_rows_.own_states());
     }
   }
 

@@ -6,12 +6,9 @@
 namespace longspan::engine {
 
 ListMaker::ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept)
-    : plan_(plan), bytes_(bytes), make_(std::move(make)), kept_(kept) {
+    : plan_(plan), bytes_(bytes), spare_threads_(threads), make_(std::move(make)), kept_(kept) {
   if (!can_keep(plan, bytes)) kept_ = nullptr;
   if (kept_ != nullptr) kept_->resize(plan.stripes.size());
-  if (threads <= 1) return;
-  threads_.emplace(threads);
-  thread_.emplace();
 }
 
 bool ListMaker::can_keep(const plan::RankPlan& plan, int64_t bytes) {
@@ -35,8 +32,10 @@ bool ListMaker::has_room() const {
 
 void ListMaker::make_one() {
   const size_t stripe = asked_++;
+  const bool is_kept = kept_ != nullptr && (*kept_)[stripe];
+  if (!is_kept && has_thread() && !thread_) threads_.emplace(spare_threads_), thread_.emplace();
   Made& made = made_.emplace_back();
-  if (kept_ != nullptr && (*kept_)[stripe])
+  if (is_kept)
     made.lists = (*kept_)[stripe];
   else if (thread_)
     made.done = thread_->submit([this, stripe, &made] {

@@ -38,7 +38,7 @@ class ListMaker {
   ListMaker(const plan::RankPlan& plan, int64_t bytes, int threads, Make make, Kept* kept = nullptr);
   ~ListMaker();  // those that have not been begun are not made any more
 
-  bool has_thread() const { return thread_.has_value(); }
+  bool has_thread() const { return spare_threads_ > 1; }
   bool keeps() const { return kept_ != nullptr; }
   // As many more as there is room for: asked for where there is a thread, and one of them made where there is none. Whether there were any.
   bool make_ahead();
@@ -58,13 +58,14 @@ class ListMaker {
 
   const plan::RankPlan& plan_;
   int64_t bytes_;
+  int spare_threads_;
   Make make_;
   Kept* kept_;
   size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
   std::deque<Made> made_;         // of stripes [taken_, asked_)
   std::atomic<bool> ended_ = false;
-  std::optional<kernels::cpu::ThreadPool> threads_;
-  std::optional<IoThread> thread_;  // last: its tasks use everything above
+  std::optional<kernels::cpu::ThreadPool> threads_;  // both from when there is something to make: to start them takes half a millisecond
+  std::optional<IoThread> thread_;                   // last: its tasks use everything above
 };
 
 }  // namespace longspan::engine

@@ -252,7 +252,7 @@ void LongRows::post(size_t first) {
 void LongRows::merge_at_once(const Layout& layout, const States& states_of_stripe) {
   for (const int64_t other : others_) exchange_.finish_receives(tag_of(other));
   if (!others_.empty())
-    device_.upload(coming(0), place_together(others_.size() - 1) + packed_bytes(row_of(others_.back())), passing_.get());
+    device_.start_upload(coming(0), place_together(others_.size() - 1) + packed_bytes(row_of(others_.back())), passing_.get());
   std::map<int, std::vector<kernels::StateBlock>> blocks;  // by long row, in ascending order of keys, as the pieces are
   size_t taken = 0;
   for (int64_t p = pieces_.begin; p < pieces_.end; ++p) {
@@ -279,6 +279,10 @@ void LongRows::merge_at_once(const Layout& layout, const States& states_of_strip
     all.push_back({of_row, merged_.at(row)});
   }
   device_.merge_blocks(all);
+}
+
+bool LongRows::states_are_here() {
+  return std::all_of(others_.begin(), others_.end(), [this](int64_t piece) { return exchange_.received(tag_of(piece)); });
 }
 
 void LongRows::merge_states(const Layout& layout, const States& states_of_stripe) {

@@ -14,10 +14,7 @@ constexpr int64_t kPartBytes = int64_t{1} << 20;  // of one thread at a time: 10
 }  // namespace
 
 RowCopies::RowCopies(Input& input, Output& output, const Shape& shape, ElementType output_type, const kernels::Device& device)
-    : input_(input), output_(output), shape_(shape), output_type_(output_type), device_(device) {
-  const int threads = device.spare_threads();
-  if (threads > 1 && (input.from_any_thread() || output.from_any_thread())) threads_.emplace(threads);
-}
+    : input_(input), output_(output), shape_(shape), output_type_(output_type), device_(device) {}
 
 namespace {
 
@@ -64,11 +61,12 @@ void RowCopies::share(bool threaded, const Intervals& tokens, int64_t first, int
                  [&](int64_t token, int64_t rows, int64_t at) { copy(token, rows, begin + at); });
   };
   const int64_t part = std::max<int64_t>(1, kPartBytes / row_bytes), parts = (count + part - 1) / part;
-  if (!threaded || !threads_ || parts < 2) {
+  if (!threaded || parts < 2 || device_.spare_threads() < 2) {
     copy_part(0, count);
     return;
   }
   const std::lock_guard lock(mutex_);
+  if (!threads_) threads_.emplace(device_.spare_threads());
   threads_->for_each(parts, [&](int64_t item, int) { copy_part(item * part, std::min(count, (item + 1) * part)); });
 }
 

@@ -49,7 +49,7 @@ class RowCopies {
   ElementType output_type_;
   const kernels::Device& device_;
   std::mutex mutex_;  // the engine's two threads may both ask; the pool does one loop at a time
-  std::optional<kernels::cpu::ThreadPool> threads_;
+  std::optional<kernels::cpu::ThreadPool> threads_;  // from when they are wanted: rows that stay in place need none
 };
 
 }  // namespace longspan::engine

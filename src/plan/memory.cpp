@@ -21,12 +21,8 @@ int64_t least_room(const Shape& shape, ElementType output_type, int64_t block_of
 
 std::string mebibytes(int64_t bytes) { return fmt::format("{}Mi", (bytes + (int64_t{1} << 20) - 1) >> 20); }
 
-int stripes_of_copied_rows(const Shape& shape, ElementType output_type, int ranks, double tiles) {
+int stripes_of_copied_rows(const Shape& shape, ElementType output_type, int ranks) {
   constexpr int64_t kMost = 12, kWorthwhile = int64_t{64} << 20;
-  // In which an H100 computes for as long as it copies a block's queries and results: 4·128·128·head_dim FLOP each at 690 TFLOP/s, against
-  // 2·128·head_dim elements of two bytes at 55 GB/s.
-  constexpr double kTilesOfACopy = 100;
-  if (ranks > 1 && tiles > 2 * kTilesOfACopy) return 1;
   const int64_t blocks = shape.tokens / kBlock / std::max(1, ranks);
   const int64_t bytes = blocks * (block_query_bytes(shape) + block_result_bytes(shape, output_type));
   return static_cast<int>(std::clamp<int64_t>(bytes / kWorthwhile, 1, kMost));

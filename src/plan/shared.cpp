@@ -106,10 +106,6 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
                 .partition = choose_partition(lists, pattern, blocks, shape, costs, ranks, options),
                 .classes = key_classes(pattern, shape)};
   shared.mean_entries = costs.mean_entries();
-  if (options.rows_are_copied)
-    shared.options.stripes = stripes_of_copied_rows(
-        shape, options.output_type, ranks, costs.total() / static_cast<double>(std::max<int64_t>(1, blocks.count()) * shape.heads));
-
   // Long rows: the queries travel where that moves less. A reproducible result cuts them in any case, at fixed places.
   const int64_t unit = kernels::unit_bytes(shape.type, shape.head_dim);
   std::vector<int64_t> load(static_cast<size_t>(ranks)), resting(static_cast<size_t>(ranks));
@@ -153,6 +149,12 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   shared.own_keys_first = shared.keys_stay && !options.reproducible;
   // Keys that several stripes need must have a place until then, or they move again.
   const bool place_to_keep = shared.memory.received >= 2 * shared.memory.home;
+  if (options.rows_are_copied) {
+    constexpr double kDense = 200;  // tiles of a query block under one query head: where all look at most keys, compute hides the copies
+    const bool is_dense = costs.total() > kDense * static_cast<double>(blocks.count() * shape.heads);
+    const bool moves_again = ranks > 1 && is_dense && !place_to_keep;
+    shared.options.stripes = moves_again ? 1 : stripes_of_copied_rows(shape, options.output_type, ranks);
+  }
   if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
     constexpr int kStripes = 4;
     shared.own_keys_first = false;

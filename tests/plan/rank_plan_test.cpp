@@ -265,12 +265,12 @@ TEST(RankPlan, GroupsThatAreWorthwhileOnAGpu) {
 // Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
 // 131,072 rows of 4 KiB of queries and as much of results: 1 GiB on one rank, half of it on two.
 TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
-  const Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = 2, .head_dim = 128, .type = ElementType::bfloat16};
-  const auto stripes = [&](const char* text, int ranks, bool copied) {
+  Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = 2, .head_dim = 128, .type = ElementType::bfloat16};
+  const auto stripes = [&](const char* text, int ranks, bool copied, int64_t memory = int64_t{64} << 30) {
     const pattern::BoundPattern pattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, Documents::single(shape.tokens));
     const Blocks blocks(pattern.documents());
     Options options;
-    options.memory = int64_t{64} << 30;
+    options.memory = memory;
     options.output_type = ElementType::bfloat16;
     options.stripes = 1;
     options.rows_are_copied = copied;
@@ -283,7 +283,11 @@ TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
   EXPECT_EQ(stripes("causal & window(4095)", 16, true), 1u);
   EXPECT_EQ(stripes("causal & window(4095)", 1, false), 1u);
   EXPECT_EQ(stripes("causal", 1, true), 12u);
-  EXPECT_EQ(stripes("causal", 2, true), 1u);  // 512 tiles a query block, not 33: compute takes several times as long as the copies
+  EXPECT_EQ(stripes("causal", 2, true), 8u);
+  // A home of 512 MiB, and no place for as much of the other rank's until a later stripe: as few stripes as memory allows.
+  shape.kv_heads = 16;
+  EXPECT_EQ(stripes("causal", 2, true, int64_t{3072} << 20), 2u);
+  EXPECT_EQ(stripes("causal", 2, true, int64_t{8192} << 20), 8u);
 }
 
 TEST(RankPlan, WhatEarlierRowsLookAtIsNotCollectedAgain) {

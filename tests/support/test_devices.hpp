@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -119,12 +120,18 @@ inline std::string name_of(TestDevice device) {
   return "?";
 }
 
-// CPUs that the engine takes for a GPU: lists are made by a thread of their own then, and long rows are merged late.
+// CPUs that the engine takes for a GPU: lists are made by a thread of their own then, and long rows are merged late, beside a step if they
+// are there by then.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
   bool memory_is_host() const override { return false; }
   int spare_threads() const override { return 3; }
+  bool work_waits_for_step() const override { return true; }
+  void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
+    while (!wait_for(1)) continue;
+    CpuDevice::merge_blocks(all);
+  }
 };
 
 // And whose memory other ranks read.
