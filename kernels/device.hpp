@@ -17,6 +17,7 @@
 #include <string>
 
 #include "kernels/kernel.hpp"
+#include "longspan/error.hpp"
 
 namespace longspan::kernels {
 
@@ -112,7 +113,10 @@ class Device {
   // Starts a step and returns. Lists, slots and key_rows are host memory, the rest is the device's; all of it stays until wait_for() says
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;
-  // Waits at most so long for the step that runs; true when it has ended (also when there was none).
+  // The same while another step runs, whose states and results are none of its own: it takes of the device what that one leaves when it
+  // comes to its end. Then there are two, and no third. Where this device can, as work_waits_for_step() says.
+  virtual void start_beside(const Step&, int64_t, const Pool&, const Results&) { internal_error("this device has one step at a time"); }
+  // Waits at most so long for the step that runs, of two the first; true when it has ended (also when there was none).
   virtual bool wait_for(double seconds) = 0;
 
   // These may still be under way on return: what is asked for later, downloads too, comes after them. No step runs, unless they wait for it

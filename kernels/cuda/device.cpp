@@ -240,11 +240,12 @@ void GpuDevice::units_arrived(const Pool& pool, std::span<const int32_t> slots, 
   arrived_sent_.wait();  // those of the call before
   std::byte* host = arrived_host_.reserve(bytes);
   std::memcpy(host, slots.data(), slots.size_bytes());
-  std::byte* list = arrived_.reserve(bytes, compute_);
-  copy_small(list, host, bytes, compute_.get());
-  arrived_sent_.record(compute_.get());
+  std::byte* list = arrived_list_.reserve(bytes, arrive_);
+  copy_small(list, host, bytes, arrive_.get());
+  arrived_sent_.record(arrive_.get());
   flag_nonfinite(pool.units, reinterpret_cast<const int32_t*>(list), static_cast<int64_t>(slots.size()), type, head_dim, pool.nonfinite,
-                 compute_.get());
+                 arrive_.get());
+  arrived_.record(arrive_.get());
 }
 
 void GpuDevice::prepare(const Step& next) {
@@ -278,14 +279,27 @@ void GpuDevice::prepare(const Step& next) {
 }
 
 void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+  for (; ended_ != started_; ++ended_) steps_[ended_ % 2].done.wait();  // what a run that has failed left behind
+  launch(step, q_rows, pool, results, compute_);
+}
+
+// In another stream than the step that runs, so that its blocks of threads begin as those of that one end.
+void GpuDevice::start_beside(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+  if (started_ != ended_ + 1) internal_error("a step is started beside none or two");
+  launch(step, q_rows, pool, results, steps_[ended_ % 2].stream == &compute_ ? beside_ : compute_);
+}
+
+void GpuDevice::launch(const Step& step, int64_t q_rows, const Pool& pool, const Results& results, const Stream& stream) {
   const CurrentDevice current(gpu_.ordinal);
+  Started& now = steps_[started_++ % 2];
+  now.stream = &stream;
   Lists& lists = lists_of(step);
   if (!has_lists_of(lists.of, step)) prepare(step);
   if (!step.lists_stay) lists.of = {}, next_lists_ = 1 - next_lists_;
   Parcel places;
   const size_t slots = places.add(std::span(step.slots, static_cast<size_t>(step.resident * step.kv_heads))),
                key_rows = places.add(std::span(step.key_rows, static_cast<size_t>(step.resident)));
-  places.send(places_host_, places_, compute_, false);
+  places.send(now.places_host, now.places, stream, false);
 
   DeviceStep device = lists.step;
   device.step = step;
@@ -301,23 +315,27 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
   device.q_rows = q_rows;
   device.pool_slots = pool.slots;
   device.nonfinite_v = pool.nonfinite;
-  compute_.wait_for(lists.sent);
-  forward(device, compute_.get());
-  step_done_.record(compute_.get());
-  step_began_ = Clock::now();
+  stream.wait_for(lists.sent);
+  stream.wait_for(arrived_);
+  forward(device, stream.get());
+  now.done.record(stream.get());
+  now.began = Clock::now();
 }
 
 bool GpuDevice::wait_for(double seconds) {
   const CurrentDevice current(gpu_.ordinal);
+  if (started_ == ended_) return true;
+  const Started& step = steps_[ended_ % 2];
   const auto start = Clock::now();
-  while (!step_done_.done()) {
+  while (!step.done.done()) {
     const auto now = Clock::now();
     if (std::chrono::duration<double>(now - start).count() >= seconds) return false;
-    if (now - step_began_ < kBusyTime)
+    if (now - step.began < kBusyTime)
       sched_yield();
     else
       std::this_thread::sleep_for(kNap);
   }
+  ++ended_;
   return true;
 }
 

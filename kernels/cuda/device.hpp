@@ -36,6 +36,7 @@ class GpuDevice : public Device {
   void prepare(const Step& next) override;
   void forget_lists(const Work* work) override { kept_lists_.erase(work); }
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
+  void start_beside(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   bool work_waits_for_step() const override { return true; }
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
@@ -45,6 +46,8 @@ class GpuDevice : public Device {
   void merge_blocks(std::span<const MergeBlocks> all) override;
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   // A pinned buffer, its twin on the device for what cannot be copied straight to its place, and when its last use is over.
   struct Staging {
     PinnedMemory host;
@@ -61,17 +64,27 @@ class GpuDevice : public Device {
     Event sent;
   };
 
+  // A step that was started. Two in turns.
+  struct Started {
+    GrowingPinnedMemory places_host;  // slots and rows of its keys
+    DeviceMemory places;
+    const Stream* stream = nullptr;
+    Clock::time_point began;
+    Event done;
+  };
+
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
   void start_copy(void* to, const void* from, int64_t bytes, const void* host);
 
-  using Clock = std::chrono::steady_clock;
+  void launch(const Step& step, int64_t q_rows, const Pool& pool, const Results& results, const Stream& stream);
 
   Gpu gpu_;
   int64_t staging_bytes_;
   KeptMemory kept_;
-  CurrentDevice current_;  // for the constructor: the streams below belong to it
-  Stream compute_, lists_in_, in_, pack_, out_;
+  CurrentDevice current_;                                 // for the constructor: the streams below belong to it
+  Stream compute_, beside_, lists_in_, in_, pack_, out_;  // `beside_`: steps by start_beside(), in turns with the first
+  Stream arrive_{Stream::Priority::high};
   std::array<Staging, 2> loads_, stores_;
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;
@@ -81,11 +94,12 @@ class GpuDevice : public Device {
     Event sent;
   } parcels_[2];  // of lists, in turns
   size_t next_parcel_ = 0;
-  GrowingPinnedMemory places_host_, arrived_host_, merges_host_;
-  DeviceMemory places_, arrived_, merges_;
+  GrowingPinnedMemory arrived_host_, merges_host_;
+  DeviceMemory arrived_list_, merges_;
   std::map<std::vector<int32_t>, DeviceMemory> head_lists_;  // as they were asked for: a job has few
-  Event step_done_, arrived_sent_, merges_sent_;
-  Clock::time_point step_began_;
+  Event arrived_sent_, arrived_, merges_sent_;
+  std::array<Started, 2> steps_;
+  size_t started_ = 0, ended_ = 0;  // steps
 };
 
 }  // namespace longspan::kernels::cuda

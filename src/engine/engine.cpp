@@ -16,6 +16,7 @@
 #include "engine/list_maker.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
+#include "engine/step_starter.hpp"
 #include "engine/stripe_lists.hpp"
 #include "engine/stripe_rows.hpp"
 #include "engine/timed.hpp"
@@ -58,7 +59,8 @@ class Engine::Run {
         rows_(kept.rows),
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
-            options.keep ? &kept.lists.of_stripes : nullptr) {
+            options.keep ? &kept.lists.of_stripes : nullptr),
+        starter_(shape_, kept.heads, options.scale, list_maker_.keeps(), device, fetches_) {
     if (!device.memory_is_host() && output.from_any_thread()) results_thread_.emplace();
     long_rows_.begin(options.timeout);
     begin_fetches();
@@ -373,19 +375,13 @@ class Engine::Run {
     long_rows_.finish(blocks, results_now_);
   }
 
-  // Calls f(block, its first row) for the own query blocks of a stripe.
-  template <typename F>
-  void for_each_block(size_t s, F f) const {
-    int64_t row = 0;
-    for (const Interval& run : stripe(s).query_blocks)
-      for (int64_t block = run.begin; block < run.end; ++block) f(block, row), row += engine_.blocks_.rows(block);
-  }
-
   // By this thread, or by another one with `threads`: then messages are this one's to move.
   StripeLists make_lists(size_t s, kernels::cpu::ThreadPool* threads) {
     const Timed timed(record_.lists);
     std::map<int64_t, int64_t> first_row;  // of own query blocks
-    for_each_block(s, [&](int64_t block, int64_t row) { first_row[block] = row; });
+    int64_t rows = 0;
+    for (const Interval& run : stripe(s).query_blocks)
+      for (int64_t block = run.begin; block < run.end; ++block) first_row[block] = rows, rows += engine_.blocks_.rows(block);
     const auto place = [&](const plan::StripeRow& row) {
       if (row.piece < 0) return StripeLists::Place{first_row.at(row.block), first_row.at(row.block)};
       const LongRows::Layout& layout = long_rows_.layout(stripe(s));
@@ -401,34 +397,33 @@ class Engine::Run {
   void attend(size_t s, int step, size_t t) {
     const StepLists& lists = lists_->steps[static_cast<size_t>(step)];
     if (lists.work.empty()) return;
-    {
-      const Timed timed(record_.exchange);
-      fetches_.let_it_begin();
-    }
-    kernels::Step arguments = listed(*lists_, lists);
-    if (prepared_ != arguments.work.data()) {
-      const Timed timed(record_.plan);
-      device_.prepare(arguments);
+    if (!std::exchange(runs_already_, false)) {
+      {
+        const Timed timed(record_.exchange);
+        fetches_.let_it_begin();
+      }
+      if (!starter_.is_prepared(lists)) {
+        const Timed timed(record_.plan);
+        starter_.prepare(*lists_, lists, t);
+      }
+      const Timed timed(record_.attend);
+      const bool is_long = stripe(s).is_long();
+      starter_.start(*lists_, lists, rows_at(s, is_long ? rows_.long_q() : q_now_, is_long ? layout_->q_rows : rows_of(s), results_now_));
     }
     const Timed timed(record_.attend);
-    if (std::exchange(next_slots_of_, nullptr) == &lists)
-      slots_.swap(next_slots_);
-    else
-      fetches_.slots_of(lists.resident, slots_);
-    arguments.q = stripe(s).is_long() ? rows_.long_q() : q_now_;
-    arguments.pool = fetches_.pool().memory().units;
-    arguments.slots = slots_.data();
-    arguments.key_rows = lists.key_rows.data();
-    const auto [m, l, o] = states_of(s);
-    arguments.m = m, arguments.l = l, arguments.o = o;
-    device_.start(arguments, stripe(s).is_long() ? layout_->q_rows : rows_of(s), fetches_.pool().memory(), results_now_);
     prepare_next(step, t + 1), fetches_.prepare_release(t);  // this thread has time
+    const bool may_end_beside_next = leaves_next_alone(s, step);
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals(), fetches_.accept(t + 1);
       if (states_to_merge_ && device_.work_waits_for_step() && long_rows_.own_states() && long_rows_.states_are_here())
         states_to_merge_ = false, long_rows_.merge_states(*layout_, *long_rows_.own_states());
+      if (may_end_beside_next && !runs_already_) start_beside(s + 1, t + 1);
     }
+  }
+  StepStarter::Rows rows_at(size_t s, const std::byte* q, int64_t count, const kernels::Results& results) const {
+    const auto [m, l, o] = states_of(s);
+    return {q, count, m, l, o, results};
   }
 
   // The next step that has work, while the device computes step `step` of the stripe, or -1 before its first. `t`: the job's next step.
@@ -436,24 +431,36 @@ class Engine::Run {
     const auto prepare = [&](const StripeLists& lists, size_t from) {
       const auto next = std::find_if(lists.steps.begin() + static_cast<int64_t>(from), lists.steps.end(),
                                      [](const StepLists& of) { return !of.work.empty(); });
-      t += static_cast<size_t>(next - lists.steps.begin()) - from;
-      if (next == lists.steps.end()) return false;
-      device_.prepare(listed(lists, *next)), prepared_ = next->work.data();
-      if (fetches_.has_places(t)) fetches_.slots_of(next->resident, next_slots_), next_slots_of_ = &*next;
-      return true;
+      if (next != lists.steps.end()) starter_.prepare(lists, *next, t + static_cast<size_t>(next - lists.steps.begin()) - from);
+      t += lists.steps.size() - from;
+      return next != lists.steps.end();
     };
     if (lists_ && prepare(*lists_, static_cast<size_t>(step + 1))) return;
     if (const StripeLists* lists = list_maker_.next()) prepare(*lists, 0);
   }
 
-  // A step's lists and what they are for.
-  kernels::Step listed(const StripeLists& stripe, const StepLists& step) const {
-    kernels::Step of;
-    of.type = shape_.type, of.heads = shape_.heads, of.kv_heads = shape_.kv_heads, of.head_dim = shape_.head_dim;
-    of.scale = options_.scale, of.resident = size_of(step.resident);
-    of.work = step.work, of.tiles = step.tiles, of.head_lists = kept_.heads.heads, of.masks = stripe.masks;
-    of.lists_stay = list_maker_.keeps();
-    return of;
+  // Whether nothing is done on the device between this step and the next stripe's only one, for which that would have to wait.
+  bool leaves_next_alone(size_t s, int step) const {
+    if (!device_.work_waits_for_step() || !device_.finishes_in_steps() || stripe(s).is_long() || step + 1 < engine_.schedule_.steps[s] ||
+        s + 1 == plan_.stripes.size() || engine_.schedule_.steps[s + 1] != 1 || stripe(s + 1).query_blocks.empty())
+      return false;
+    const std::set<int64_t> own = long_rows_.own_blocks();
+    return (!states_to_merge_ || long_rows_.own_states()) &&
+           std::none_of(own.begin(), own.end(), [&](int64_t block) { return contains(stripe(s).query_blocks, block); });
+  }
+
+  // The only step of stripe `s`, of which the one before is computed, if all it needs is there: begin_stripe() and fetch() find it so.
+  void start_beside(size_t s, size_t t) {
+    const StripeLists* lists = list_maker_.next();
+    if (lists == nullptr || lists->some_rows_see_nothing || !starter_.can_start_beside(lists->steps.front()) || !fetches_.are_here(t))
+      return;
+    const auto is_over = [](const std::future<void>& task) {
+      return !task.valid() || task.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+    };
+    const size_t turn = written_ % 2;
+    if (!is_over(reading_) || !is_over(writes_[turn])) return;
+    starter_.start_beside(*lists, lists->steps.front(), rows_at(s, next_q_, rows_of(s), rows_.results(s, turn)));
+    runs_already_ = true;
   }
 
   void end_stripe(size_t s) {
@@ -537,10 +544,8 @@ class Engine::Run {
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
   size_t read_ = 0, written_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
-  std::vector<int32_t> slots_, next_slots_;
-  const StepLists* next_slots_of_ = nullptr;
+  bool runs_already_ = false;                                                // the step that is next
   std::atomic<size_t> loaded_parts_ = 0;                                     // of Fetches::first_sent()
-  const kernels::Work* prepared_ = nullptr;                                  // the work of the step that was prepared last
   std::atomic<double> loaded_at_ = std::numeric_limits<double>::infinity();  // when the own keys were there
   // The first fetches may start as these come, once the first stripe's long queries are on their way: a start may wait for other ranks,
   // which may wait for those.
@@ -549,6 +554,7 @@ class Engine::Run {
   std::optional<IoThread> results_thread_;  // none: they are written by the one below
   IoThread io_;                             // its tasks use everything above,
   ListMaker list_maker_;                    // and so do this one's: they are joined first
+  StepStarter starter_;                     // the main thread's
 };
 
 std::unique_ptr<Engine::Kept> Engine::take_kept(kernels::Device& device, comm::Transport& transport, bool keep) {

@@ -358,6 +358,8 @@ void Fetches::accept(size_t t) {
   if (!inside_host_ && arriving_.count(t) != 0 && exchange_->received(tag_of(t))) tell_device(t);
 }
 
+bool Fetches::are_here(size_t t) const { return shared_.keys_stay && !inside_host_ && t < started_ && arriving_.count(t) == 0; }
+
 void Fetches::tell_device(size_t t) {
   const auto arrived = arriving_.find(t);
   if (arrived == arriving_.end()) return;

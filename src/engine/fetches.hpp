@@ -63,6 +63,7 @@ class Fetches {
   void start_first();                // all of them, once all own keys are here
   void start(size_t last);           // those of all steps up to `last`, in order
   void accept(size_t t);             // if the step's keys are here: what finish() has to do then. The step before it is being computed
+  bool are_here(size_t t) const;     // whether all of the step's keys are, and the device knows: finish() has nothing to do
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
   // Slots of the resident units, come or not, [kv_heads][blocks].

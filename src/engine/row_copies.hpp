@@ -48,7 +48,7 @@ class RowCopies {
   Shape shape_;
   ElementType output_type_;
   const kernels::Device& device_;
-  std::mutex mutex_;  // the engine's two threads may both ask; the pool does one loop at a time
+  std::mutex mutex_;                                 // the engine's two threads may both ask; the pool does one loop at a time
   std::optional<kernels::cpu::ThreadPool> threads_;  // from when they are wanted: rows that stay in place need none
 };
 

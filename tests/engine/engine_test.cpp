@@ -333,6 +333,20 @@ TEST_P(EngineTest, ResultsLeaveWhileQueriesCome) {
   expect_exact(problem, outcome, 97);
 }
 
+// Of rows that find little everywhere stripes have one step each, which a GPU begins before the end of the one before.
+TEST_P(EngineTest, StripesOfOneStepFollowEachOther) {
+  for (const std::string text : {"bigbird(32, 3, 2, 1, 7)", "block_random(128, 4, 3)", "causal & window(700)"}) {
+    SCOPED_TRACE(text);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 47 * world_.size() + 77), text);
+    const Outcome outcome = attend(world_, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
+    expect_exact(problem, outcome, 53);
+    EXPECT_GE(outcome.plan.stripes.size(), 5u);
+    if (text != "causal & window(700)" || world_.size() == 1) {
+      for (const int steps : outcome.schedule.steps) EXPECT_EQ(steps, 1);
+    }
+  }
+}
+
 TEST_P(EngineTest, ReproducibleBitsDependOnNothing) {
   const comm::Communicator alone(MPI_COMM_SELF);
   for (const std::string& text : patterns()) {
