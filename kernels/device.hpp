@@ -102,7 +102,7 @@ class Device {
   using WriteRows = std::function<void(int64_t first, int64_t count, const std::byte* o, const float* lse)>;
   virtual void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place,
                           const WriteRows& write) = 0;
-  // Units that were filled from elsewhere (messages) are about to be used.
+  // Units that were filled from elsewhere (messages) are about to be used; by no step that runs.
   virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
 
   // Of the next step that will be started, lists and what they are for (type, heads, kv_heads, head_dim, scale, resident): host memory that
@@ -114,15 +114,16 @@ class Device {
   // yes. `q_rows`: rows of step.q.
   virtual void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) = 0;
   // The same while another step runs, whose states and results are none of its own: it takes of the device what that one leaves when it
-  // comes to its end. Then there are two, and no third. Where this device can, as work_waits_for_step() says.
+  // comes to its end. Then there are two, and no third. It is not ordered behind what was asked for while that one ran.
+  virtual bool can_start_beside() const { return false; }
   virtual void start_beside(const Step&, int64_t, const Pool&, const Results&) { internal_error("this device has one step at a time"); }
   // Waits at most so long for the step that runs, of two the first; true when it has ended (also when there was none).
   virtual bool wait_for(double seconds) = 0;
 
-  // These may still be under way on return: what is asked for later, downloads too, comes after them. No step runs, unless they wait for it
-  // by themselves.
+  // These may still be under way on return: what is asked for later, downloads too, comes after them. No step runs, unless they wait by
+  // themselves for those that do.
   virtual bool work_waits_for_step() const { return false; }
-  // As upload(), from memory of allocate_host() that stays as it is until a step has run that was started later.
+  // As upload(), from memory of allocate_host() that stays as it is until a step has run that start() started later.
   virtual void start_upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;
   virtual void merge(const Merge& merge) = 0;

@@ -36,8 +36,8 @@ using Clock = std::chrono::steady_clock;
 // Bytes from which a run is left to a copy engine, which takes 9 us more for each than the link needs: of 395 GB/s, an H100 that reads
 // gets 322 in runs of 16 MiB and 217 in runs of 4 MiB.
 constexpr int64_t kLongRun = int64_t{32} << 20;
-constexpr int64_t kMostKept = int64_t{4} << 20;  // copies of all steps: 64 MiB of pinned memory
-constexpr int64_t kLeastList = 1 << 12;          // copies, so that lists seldom grow
+constexpr int64_t kMostKept = int64_t{64} << 20;  // bytes of lists of all steps, in pages
+constexpr int64_t kLeastList = 1 << 12;           // copies, so that lists seldom grow
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -104,6 +104,9 @@ class PeerExchange : public PoolExchange {
     cudaStreamSynchronize(engine_stream_.get());
     cudaStreamSynchronize(stream_.get());
     peers_.reset();
+    for (auto* steps : {&receiving_, &kept_})
+      for (auto& [tag, step] : *steps)
+        if (step.list) idle_.push_back(std::move(step.list));
     cudaSetDevice(before);
     MPI_Finalized(&finalized);
     if (finalized == 0 && std::uncaught_exceptions() == 0 && !is_abandoned_) MPI_Barrier(ranks_.handle());
@@ -111,17 +114,23 @@ class PeerExchange : public PoolExchange {
 
   void expect(const std::vector<Step>& steps, size_t at_once, bool again) override {
     const cuda::CurrentDevice current(gpu_);
-    int64_t most = 0, all = 0;
+    std::vector<int64_t> copies;  // of each step that brings something
     for (const Step& step : steps) {
       int64_t blocks = 0;
       for (const Message& message : step.receives) blocks += std::accumulate(message.runs.begin(), message.runs.end(), int64_t{0});
-      most = std::max(most, blocks), all += blocks;
+      if (blocks > 0) copies.push_back(blocks);
     }
-    keeps_ = again && all <= kMostKept;
-    if (most == 0) return;
+    if (copies.empty()) return;
+    const int64_t most = *std::max_element(copies.begin(), copies.end());
     copies_.reserve(most * static_cast<int64_t>(sizeof(cuda::BlockCopy)), stream_);
+    constexpr int64_t kPage = 4096;
+    const int64_t bytes = std::accumulate(copies.begin(), copies.end(), int64_t{0}, [](int64_t sum, int64_t blocks) {
+      return sum + (list_bytes(blocks) + kPage - 1) / kPage * kPage;
+    });
+    keeps_ = again && bytes <= kMostKept;
+    if (!keeps_) copies.assign(at_once, most);
     IdleLists lists;
-    while (lists.size() < at_once) lists.push_back(idle_list(most));
+    for (const int64_t blocks : copies) lists.push_back(idle_list(blocks, keeps_ ? blocks : most));
     for (auto& list : lists) idle_.push_back(std::move(list));
   }
 
@@ -387,15 +396,19 @@ class PeerExchange : public PoolExchange {
     receiving_.erase(tag);
   }
 
-  std::unique_ptr<cuda::PinnedMemory> idle_list(int64_t copies) {
-    const int64_t bytes = kListHead + copies * static_cast<int64_t>(sizeof(cuda::BlockCopy));
-    const auto fits = std::find_if(idle_.begin(), idle_.end(), [&](const auto& list) { return list->bytes() >= bytes; });
-    if (fits == idle_.end()) {
-      const auto many = std::bit_ceil(static_cast<uint64_t>(std::max(kLeastList, copies)));
-      return std::make_unique<cuda::PinnedMemory>(kListHead + static_cast<int64_t>(many * sizeof(cuda::BlockCopy)));
+  static int64_t list_bytes(int64_t copies) { return kListHead + copies * static_cast<int64_t>(sizeof(cuda::BlockCopy)); }
+
+  // The smallest that will do; a new one for as many copies as `room` says, or some more, so that lists seldom grow.
+  std::unique_ptr<cuda::PinnedMemory> idle_list(int64_t copies, int64_t room = 0) {
+    auto best = idle_.end();
+    for (auto list = idle_.begin(); list != idle_.end(); ++list)
+      if ((*list)->bytes() >= list_bytes(copies) && (best == idle_.end() || (*list)->bytes() < (*best)->bytes())) best = list;
+    if (best == idle_.end()) {
+      const auto some_more = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(kLeastList, copies))));
+      return std::make_unique<cuda::PinnedMemory>(list_bytes(room > 0 ? room : some_more));
     }
-    std::unique_ptr<cuda::PinnedMemory> list = std::move(*fits);
-    idle_.erase(fits);
+    std::unique_ptr<cuda::PinnedMemory> list = std::move(*best);
+    idle_.erase(best);
     return list;
   }
 

@@ -128,9 +128,9 @@ void GpuDevice::start_copy(void* to, const void* from, int64_t bytes, const void
   const auto is_pinned = [&](const void* memory) { return reach(memory).straight && reach(memory).by_host; };
   if (bytes > 0 && bytes <= kMostSmallBytes && in_words && is_pinned(host) && is_pinned(static_cast<const std::byte*>(host) + bytes - 1) &&
       reach(host == to ? from : to).in_kernels)
-    copy_small(to, from, bytes, compute_.get());
+    copy_small(to, from, bytes, after_steps().get());
   else
-    copy(to, from, bytes, cudaMemcpyDefault, compute_);
+    copy(to, from, bytes, cudaMemcpyDefault, after_steps());
 }
 
 void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) {
@@ -289,6 +289,13 @@ void GpuDevice::start_beside(const Step& step, int64_t q_rows, const Pool& pool,
   launch(step, q_rows, pool, results, steps_[ended_ % 2].stream == &compute_ ? beside_ : compute_);
 }
 
+// For work that comes after all steps that run.
+const Stream& GpuDevice::after_steps() {
+  for (size_t step = ended_; step != started_; ++step)
+    if (steps_[step % 2].stream != &compute_) compute_.wait_for(steps_[step % 2].done);
+  return compute_;
+}
+
 void GpuDevice::launch(const Step& step, int64_t q_rows, const Pool& pool, const Results& results, const Stream& stream) {
   const CurrentDevice current(gpu_.ordinal);
   Started& now = steps_[started_++ % 2];
@@ -335,17 +342,18 @@ bool GpuDevice::wait_for(double seconds) {
     else
       std::this_thread::sleep_for(kNap);
   }
-  ++ended_;
+  if (++ended_ != started_) steps_[ended_ % 2].began = Clock::now();
   return true;
 }
 
 void GpuDevice::clear_states(int64_t count, int head_dim, float* m, float* l, float* o) {
   const CurrentDevice current(gpu_.ordinal);
-  cuda::clear_states(count, head_dim, m, l, o, compute_.get());
+  cuda::clear_states(count, head_dim, m, l, o, after_steps().get());
 }
 
 void GpuDevice::finish(std::span<const Finish> all) {
   const CurrentDevice current(gpu_.ordinal);
+  after_steps();
   for (Finish one : all) {
     one.head_list = on_device(one.head_list);
     cuda::finish(one, compute_.get());
@@ -355,7 +363,7 @@ void GpuDevice::finish(std::span<const Finish> all) {
 
 void GpuDevice::merge(const Merge& merge) {
   const CurrentDevice current(gpu_.ordinal);
-  cuda::merge(merge, compute_.get());
+  cuda::merge(merge, after_steps().get());
 }
 
 std::span<const int32_t> GpuDevice::on_device(std::span<const int32_t> heads) {
@@ -380,6 +388,7 @@ void GpuDevice::merge_blocks(std::span<const MergeBlocks> all) {
   }
   if (most == 0) return;
   merges_sent_.wait();  // those of the call before
+  after_steps();
   Parcel parcel;
   const size_t of_blocks = parcel.add(std::span<const StateBlock>(blocks)), of_merges = parcel.add(std::span<const BlocksToMerge>(merges));
   parcel.send(merges_host_, merges_, compute_, false);

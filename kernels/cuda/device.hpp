@@ -1,5 +1,6 @@
-// A GPU as a device. Steps run in a stream of their own, their lists come in another, rows in and out in two more, each through two pinned
-// buffers: while one is filled from a file (or written to one), the other is on the link. Rows in pinned memory need no buffers.
+// A GPU as a device. Steps run in a stream of their own, or two in turns, their lists come in another, rows in and out in two more, each
+// through two pinned buffers: while one is filled from a file (or written to one), the other is on the link. Rows in pinned memory need no
+// buffers.
 #pragma once
 
 #include <array>
@@ -38,6 +39,7 @@ class GpuDevice : public Device {
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   void start_beside(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
+  bool can_start_beside() const override { return true; }
   bool work_waits_for_step() const override { return true; }
   void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) override;
   using Device::finish;
@@ -77,6 +79,7 @@ class GpuDevice : public Device {
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
   void start_copy(void* to, const void* from, int64_t bytes, const void* host);
 
+  const Stream& after_steps();
   void launch(const Step& step, int64_t q_rows, const Pool& pool, const Results& results, const Stream& stream);
 
   Gpu gpu_;

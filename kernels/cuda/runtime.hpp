@@ -43,7 +43,7 @@ class DeviceMemory {
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
   std::byte* reserve(int64_t bytes);  // waits for the device when it grows
-  // For memory that one stream uses: in the order of its work, so that nobody waits. Error(device) as above.
+  // For memory that one stream uses at a time: in the order of its work, so that nobody waits. Error(device) as above.
   std::byte* reserve(int64_t bytes, const Stream& stream);
   std::byte* get() const { return data_; }
   template <typename T>

@@ -119,6 +119,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
   const auto both = reader.figure(gpu, "both_ways_bytes_per_second", true);
   rates.both_ways = reader.figure(machine, "row_both_ways_slowdown", false)
                         .value_or(bench::RowLinkRates{to_gpu.value_or(0), from_gpu.value_or(0), both.value_or(0)}.slowdown());
+  if (rates.both_ways > 0) rates.both_ways = std::clamp(rates.both_ways, 1.0, 2.0);
   rates.state_in = reader.figure(machine, "row_read_seconds_per_state", false).value_or(in);
   rates.state_out = reader.figure(machine, "row_write_seconds_per_state", false).value_or(out);
   auto load = reader.figure(machine, "key_load_bytes_per_second", true);

@@ -8,8 +8,8 @@
 
 namespace longspan::engine {
 
-// Called from the engine's I/O thread and its main thread, one call at a time each; an Output from one thread, the I/O thread or another.
-// Errors are thrown.
+// Called from the engine's I/O thread and its main thread, one call at a time each; an Output by one at a time of these two and the
+// results' thread, by the main one only where all results are in place. Errors are thrown.
 class Input {
  public:
   virtual ~Input() = default;

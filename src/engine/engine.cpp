@@ -61,7 +61,6 @@ class Engine::Run {
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
             options.keep ? &kept.lists.of_stripes : nullptr),
         starter_(shape_, kept.heads, options.scale, list_maker_.keeps(), device, fetches_) {
-    if (!device.memory_is_host() && output.from_any_thread()) results_thread_.emplace();
     long_rows_.begin(options.timeout);
     begin_fetches();
   }
@@ -441,7 +440,7 @@ class Engine::Run {
 
   // Whether nothing is done on the device between this step and the next stripe's only one, for which that would have to wait.
   bool leaves_next_alone(size_t s, int step) const {
-    if (!device_.work_waits_for_step() || !device_.finishes_in_steps() || stripe(s).is_long() || step + 1 < engine_.schedule_.steps[s] ||
+    if (!device_.can_start_beside() || !device_.finishes_in_steps() || stripe(s).is_long() || step + 1 < engine_.schedule_.steps[s] ||
         s + 1 == plan_.stripes.size() || engine_.schedule_.steps[s + 1] != 1 || stripe(s + 1).query_blocks.empty())
       return false;
     const std::set<int64_t> own = long_rows_.own_blocks();
@@ -452,7 +451,8 @@ class Engine::Run {
   // The only step of stripe `s`, of which the one before is computed, if all it needs is there: begin_stripe() and fetch() find it so.
   void start_beside(size_t s, size_t t) {
     const StripeLists* lists = list_maker_.next();
-    if (lists == nullptr || lists->some_rows_see_nothing || !starter_.can_start_beside(lists->steps.front()) || !fetches_.are_here(t))
+    if (lists == nullptr || lists->some_rows_see_nothing || !starter_.can_start_beside(lists->steps.front()) ||
+        !fetches_.can_be_computed_early(t))
       return;
     const auto is_over = [](const std::future<void>& task) {
       return !task.valid() || task.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
@@ -460,7 +460,7 @@ class Engine::Run {
     const size_t turn = written_ % 2;
     if (!is_over(reading_) || !is_over(writes_[turn])) return;
     starter_.start_beside(*lists, lists->steps.front(), rows_at(s, next_q_, rows_of(s), rows_.results(s, turn)));
-    runs_already_ = true;
+    runs_already_ = true, ++record_.steps_beside;
   }
 
   void end_stripe(size_t s) {
@@ -492,6 +492,7 @@ class Engine::Run {
       output_.stripe_written(static_cast<int64_t>(s - shared_.batches.size()));  // no thread has anything to do
       return;
     }
+    if (!device_.memory_is_host() && output_.from_any_thread() && !results_thread_) results_thread_.emplace();
     writes_[turn_] = (results_thread_ ? *results_thread_ : io_).submit([this, s, from = results_now_] {
       const Intervals tokens = tokens_of(stripe(s).query_blocks);
       if (!rows_.results_in_place(s))

@@ -4,9 +4,8 @@
 //   main thread   moves messages, starts the compute of a step and waits for it; the lists, where no other thread makes them
 //   list thread   where the device leaves threads to the host (a GPU): the tile lists, some stripes ahead
 //   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
-//                 again), writes the last one's results, unless
-//   results'      does: beside a GPU, whose link goes both ways at a time, where Output::from_any_thread()
-//   thread
+//                 again), writes the last one's results where no other thread does
+//   another       writes results beside a GPU, whose link goes both ways at a time, where Output::from_any_thread()
 //   device        computes: a pool of threads, or a GPU
 #pragma once
 
@@ -47,6 +46,7 @@ struct Record {
   int64_t bytes_from_other_hosts = 0, bytes_from_other_hosts_if_flat = 0, least_bytes_to_host = 0;
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
+  int64_t steps_beside = 0;  // that were started before the end of the one before
   int64_t pool_bytes = 0, rows_bytes = 0;
 };
 

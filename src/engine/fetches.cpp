@@ -355,10 +355,15 @@ void Fetches::finish(size_t t) {
 }
 
 void Fetches::accept(size_t t) {
-  if (!inside_host_ && arriving_.count(t) != 0 && exchange_->received(tag_of(t))) tell_device(t);
+  if (!inside_host_ && t < started_ && arriving_.count(t) != 0 && exchange_->received(tag_of(t))) tell_device(t);
 }
 
-bool Fetches::are_here(size_t t) const { return shared_.keys_stay && !inside_host_ && t < started_ && arriving_.count(t) == 0; }
+// What is asked for next is late if it waits for multiprocessors until the end of step t, and other ranks' with it where all start in one
+// order.
+bool Fetches::can_be_computed_early(size_t t) const {
+  const bool next_can_wait = started_ == order_.size() || (schedule_.ahead > 1 && !exchange_->starts_in_one_order());
+  return shared_.keys_stay && !inside_host_ && t < started_ && arriving_.count(t) == 0 && next_can_wait;
+}
 
 void Fetches::tell_device(size_t t) {
   const auto arrived = arriving_.find(t);

@@ -60,10 +60,12 @@ class Fetches {
   const std::vector<Intervals>& first_sent();
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
-  void start_first();                // all of them, once all own keys are here
-  void start(size_t last);           // those of all steps up to `last`, in order
-  void accept(size_t t);             // if the step's keys are here: what finish() has to do then. The step before it is being computed
-  bool are_here(size_t t) const;     // whether all of the step's keys are, and the device knows: finish() has nothing to do
+  void start_first();       // all of them, once all own keys are here
+  void start(size_t last);  // those of all steps up to `last`, in order
+  void accept(size_t t);    // if the step's keys are here: what finish() has to do then. The step before it is being computed
+  // Whether all of the step's keys are here, and the device knows, so that finish() has nothing to do; and what is asked for then may come
+  // beside the step after it.
+  bool can_be_computed_early(size_t t) const;
   void finish(size_t t);             // waits until the step's keys are here
   void finish_passing_on(size_t t);  // and until others of the host have what they get of them
   // Slots of the resident units, come or not, [kv_heads][blocks].

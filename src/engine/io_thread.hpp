@@ -1,4 +1,4 @@
-// One thread that does a rank's reading and writing in the order asked for, beside the compute.
+// One thread that does its tasks, reading or writing, in the order asked for, beside the compute.
 #pragma once
 
 #include <condition_variable>

@@ -57,7 +57,7 @@ class LongRows {
   // After a stripe of long rows: its states of others' rows start home, those of own rows start coming.
   void send_states(const plan::Stripe& stripe, const Layout& layout, const States& states);
   // Then, with the same states, before anything is computed into them: merges what this rank has of own rows with what comes. Waits for
-  // nobody, also where a step runs, if pieces have states of their own and others' are here.
+  // no other rank, and may come while a step runs (Device::work_waits_for_step), if pieces have states of their own and others' are here.
   bool states_are_here();
   void merge_states(const Layout& layout, const States& states);
   // Waits until others have what was sent. To be called before this rank may wait for the device's other work, on which theirs may bear:

@@ -361,6 +361,8 @@ RankTime play(const RankWork& work, const Rates& rates) {
       wait_for(traffic.end(*brought_queries[s]), queries);
       read_queries(s + 1);
     }
+    if (stripe.bytes_out > 0 && taken_results.size() >= 2)  // two buffers
+      wait_for(traffic.end(taken_results[taken_results.size() - 2]), results);
     spend(stripe.states * rates.state, time.rows);
     const auto has_work = [](const StepWork& step) { return step.full_quarters + step.partial_quarters > 0; };
     const auto last = std::find_if(stripe.steps.rbegin(), stripe.steps.rend(), has_work).base() - stripe.steps.begin();  // one past it
@@ -376,7 +378,6 @@ RankTime play(const RankWork& work, const Rates& rates) {
       spend(compute, time.attend);
     }
     if (stripe.bytes_out > 0) {
-      if (taken_results.size() >= 2) wait_for(traffic.end(taken_results[taken_results.size() - 2]), results);  // two buffers
       taken_results.push_back(
           traffic.take(now, seconds_of(stripe.bytes_out, rates.write_bytes_per_second, stripe.states * rates.state_out)));
     }

@@ -34,11 +34,12 @@ int64_t block_row_bytes(const Shape& shape, ElementType output_type) {
 
 namespace {
 
-// Long rows: with their states, what travels needs room for three more at least (one that leaves, two that come), part of it where the
-// results of `blocks` will lie.
+// Long rows: with their states, what travels needs room for four more at least (one that leaves, one that is packed or merged, two that
+// come) and a block's queries, part of it where the results of `blocks` will lie.
 int64_t room_to_travel(const Shape& shape, const Options& options, int64_t resting, int64_t blocks) {
   if (resting == 0) return 0;
-  return std::max<int64_t>(0, 3 * block_state_bytes(shape) - 2 * blocks * block_result_bytes(shape, options.output_type));
+  return std::max<int64_t>(
+      0, 4 * block_state_bytes(shape) + block_query_bytes(shape) - 2 * blocks * block_result_bytes(shape, options.output_type));
 }
 
 int64_t least_room_beside(const Shape& shape, const Options& options, int64_t resting) {

@@ -528,9 +528,9 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     const int64_t only_leaving = count(own) - std::count_if(own.begin(), own.end(), is_computed);
     most_queries = std::max(most_queries, count(queries));
     most_states = std::max(most_states, count(in_parts));
-    // Queries that only leave; or packed states and two that arrive.
-    travelling = std::max({travelling, only_leaving * block_query_bytes(shared.shape),
-                           (count(computed) + (own.empty() ? 0 : 2)) * block_state_bytes(shared.shape)});
+    // Queries that only leave; packed states, one that is being packed or merged, and two that arrive.
+    travelling = std::max(travelling, only_leaving * block_query_bytes(shared.shape) +
+                                          (count(computed) + (own.empty() ? 1 : 3)) * block_state_bytes(shared.shape));
   }
   // What travels for long rows lies where results will lie afterwards.
   plan.memory.stripe = (most_rows + most_queries) * block_query_bytes(shared.shape) + most_states * block_state_bytes(shared.shape) +

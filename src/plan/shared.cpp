@@ -149,12 +149,8 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   shared.own_keys_first = shared.keys_stay && !options.reproducible;
   // Keys that several stripes need must have a place until then, or they move again.
   const bool place_to_keep = shared.memory.received >= 2 * shared.memory.home;
-  if (options.rows_are_copied) {
-    constexpr double kDense = 200;  // tiles of a query block under one query head: where all look at most keys, compute hides the copies
-    const bool is_dense = costs.total() > kDense * static_cast<double>(blocks.count() * shape.heads);
-    const bool moves_again = ranks > 1 && is_dense && !place_to_keep;
-    shared.options.stripes = moves_again ? 1 : stripes_of_copied_rows(shape, options.output_type, ranks);
-  }
+  if (options.rows_are_copied)
+    shared.options.stripes = ranks > 1 && !place_to_keep ? 1 : stripes_of_copied_rows(shape, options.output_type, ranks);
   if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
     constexpr int kStripes = 4;
     shared.own_keys_first = false;
@@ -167,11 +163,12 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     return std::pair(shared.long_rows[static_cast<size_t>(a.row)].block, a.key_blocks.begin) <
            std::pair(shared.long_rows[static_cast<size_t>(b.row)].block, b.key_blocks.begin);
   });
-  // Batches such that what travels fits where the results of a stripe will lie: copies of a rank's states and two that arrive. Queries
-  // that only leave take less than as many states.
+  // Batches such that what travels fits where the results of a stripe will lie: for each piece a copy of its states, and the queries of a
+  // block that only leaves; one piece more that is being packed or merged, and two that arrive.
   const int64_t stripe_blocks = std::max<int64_t>(1, shared.memory.stripe / block_row_bytes(shape, options.output_type));
   const int64_t spare = 2 * stripe_blocks * block_result_bytes(shape, options.output_type) + shared.memory.long_rows - most_resting;
-  const int64_t most_pieces = std::clamp<int64_t>(spare / block_state_bytes(shape) - 2, 1, stripe_blocks);
+  const int64_t state = block_state_bytes(shape);
+  const int64_t most_pieces = std::clamp<int64_t>((spare - 3 * state) / (state + block_query_bytes(shape)), 1, stripe_blocks);
   // And so that the states of all parts fit into a stripe's: where a piece's do not, it is one part.
   const auto parts_in = [&](int64_t key_blocks) { return (key_blocks + options.longest_part() - 1) / options.longest_part(); };
   shared.part_blocks = parts_in(options.longest_piece()) <= stripe_blocks ? options.longest_part() : options.longest_piece();

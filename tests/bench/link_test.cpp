@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "bench/row_link.hpp"
 #include "kernels/cpu/device.hpp"
 
 namespace longspan::bench {
@@ -57,6 +58,15 @@ TEST(Link, Median) {
   EXPECT_EQ(median({3}), 3);
   EXPECT_EQ(median({5, 1, 3}), 3);
   EXPECT_EQ(median({4, 1, 2, 100}), 3);
+}
+
+TEST(Link, SlowdownOfRowsBothWaysAtOnce) {
+  EXPECT_NEAR((RowLinkRates{50, 50, 100 / 1.2}.slowdown()), 1.2, 1e-12);
+  EXPECT_NEAR((RowLinkRates{50, 25, 50}.slowdown()), 1, 1e-12);          // the slower way takes as long as by itself
+  EXPECT_NEAR((RowLinkRates{50, 25, 2 / 0.05}.slowdown()), 1.5, 1e-12);  // 0.05 s, 0.02 of them alone
+  EXPECT_EQ((RowLinkRates{50, 50, 200}.slowdown()), 1);
+  EXPECT_EQ((RowLinkRates{50, 50, 10}.slowdown()), 2);
+  EXPECT_EQ((RowLinkRates{50, 0, 50}.slowdown()), 0);
 }
 
 }  // namespace

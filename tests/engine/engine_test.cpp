@@ -10,8 +10,10 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
+#include <utility>
 
 #include "../pattern/brute_force.hpp"
 #include "kernels/cpu/device.hpp"
@@ -587,6 +589,61 @@ TEST_P(EngineTest, StatesAreTakenAlsoWhereAStripeIsDone) {
       const Interval tokens{blocks.tokens(run.begin).begin, blocks.tokens(run.end - 1).end};
       EXPECT_EQ(rest.output.rows(tokens), whole.output.rows(tokens)) << "stripe " << number;
     }
+  }
+}
+
+// CPUs whose steps write results, as a GPU's do where each is the only one of its stripe, and which take a second step beside the first:
+// that is not over until there is one, or a while has passed.
+class TakesTwoSteps : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  bool finishes_in_steps() const override { return true; }
+  bool can_start_beside() const override { return true; }
+  void start(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
+    running_ = {step, q_rows, pool, results};
+    began_ = std::chrono::steady_clock::now();
+    CpuDevice::start(step, q_rows, pool, results);
+  }
+  void start_beside(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
+    ASSERT_TRUE(running_ && !next_);
+    next_ = {step, q_rows, pool, results};
+  }
+  bool wait_for(double seconds) override {
+    if (!running_) return true;
+    if (!next_ && std::chrono::steady_clock::now() - began_ < std::chrono::milliseconds(100)) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      return false;
+    }
+    if (!CpuDevice::wait_for(seconds)) return false;
+    const auto& [step, rows, pool, results] = *running_;
+    finish({step.heads, step.head_dim, rows, step.m, step.l, step.o, results.type, results.o, results.lse});
+    running_.reset();
+    if (const std::optional<Started> next = std::exchange(next_, std::nullopt)) start(next->step, next->q_rows, next->pool, next->results);
+    return true;
+  }
+
+ private:
+  struct Started {
+    kernels::Step step;
+    int64_t q_rows;
+    kernels::Pool pool;
+    kernels::Results results;
+  };
+  std::optional<Started> running_, next_;
+  std::chrono::steady_clock::time_point began_;
+};
+
+TEST(EngineBesideTest, AStripesOnlyStepStartsBeforeTheEndOfTheOneBefore) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  TakesTwoSteps device(2);
+  comm::MpiTransport transport;
+  for (const std::string text : {"block_random(128, 4, 3)", "causal & window(700)"}) {
+    SCOPED_TRACE(text);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 47 * world.size() + 77), text);
+    if (text != "block_random(128, 4, 3)" && world.size() > 1) continue;  // stripes have two steps
+    const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    EXPECT_EQ(outcome.record.steps_beside, static_cast<int64_t>(outcome.plan.stripes.size()) - 1);
   }
 }
 
