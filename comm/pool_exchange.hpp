@@ -46,8 +46,8 @@ class PoolExchange {
   // All ranks must start the steps of all their exchanges in one order: a start may wait until the peers have started theirs.
   virtual bool starts_in_one_order() const { return false; }
   virtual void progress() = 0;
-  // To be called before this rank's device computes, unless it does already, which may take all of it for as long as that takes: the oldest
-  // step that is on its way has its share of the device on return.
+  // To be called before this rank's device begins to compute, which may take all of it for as long as that takes: the oldest step that is
+  // on its way has its share of the device on return.
   virtual void let_it_begin() {}
   // On return everything that was started goes on by itself. To be called before this rank waits for others outside of this exchange: they
   // may be waiting for its blocks.

@@ -10,9 +10,9 @@
 //                as plan::Rates has them (state, state_in, state_out, both_ways, list_row, list_entry, key_bytes_per_second, hidden_byte,
 //                exposed_byte, link_slowdown)
 //   memory       {read_bytes_per_second, copy_bytes_per_second, free_bytes}, spreads
-//   gpu_memory   {copy_bytes_per_second, to_gpu_bytes_per_second, from_gpu_bytes_per_second, both_ways_bytes_per_second, free_bytes},
-//   spreads links        {within_host, across_hosts: {latency_seconds, bytes_per_second, …}}, spreads disk         {write_bytes_per_second,
-//   read_bytes_per_second, …} of all ranks together
+//   gpu_memory   {copy_…, to_gpu_…, from_gpu_…, both_ways_bytes_per_second, free_bytes}, spreads
+//   links        {within_host, across_hosts: {latency_seconds, bytes_per_second, …}}, spreads
+//   disk         {write_bytes_per_second, read_bytes_per_second, …} of all ranks together
 #pragma once
 
 #include <nlohmann/json.hpp>
