@@ -87,7 +87,7 @@ class GpuDevice : public Device {
   KeptMemory kept_;
   CurrentDevice current_;                                 // for the constructor: the streams below belong to it
   Stream compute_, beside_, lists_in_, in_, pack_, out_;  // `beside_`: steps by start_beside(), in turns with the first
-  Stream arrive_{Stream::Priority::high};
+  Stream arrive_{Stream::Priority::high};                 // what comes with units that arrive, while steps run
   std::array<Staging, 2> loads_, stores_;
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;

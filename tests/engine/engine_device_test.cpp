@@ -1,0 +1,119 @@
+// What the engine asks of its device: steps one beside another, and lists that it keeps or forgets.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <thread>
+#include <utility>
+
+#include "engine_run.hpp"
+#include "tests/support/test_devices.hpp"
+
+namespace longspan::testing {
+namespace {
+
+// CPUs whose steps write results, as a GPU's do where each is the only one of its stripe, and which take a second step beside the first:
+// that is not over until there is one, or a while has passed.
+class TakesTwoSteps : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  bool finishes_in_steps() const override { return true; }
+  bool can_start_beside() const override { return true; }
+  void start(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
+    running_ = {step, q_rows, pool, results};
+    began_ = std::chrono::steady_clock::now();
+    CpuDevice::start(step, q_rows, pool, results);
+  }
+  void start_beside(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
+    ASSERT_TRUE(running_ && !next_);
+    next_ = {step, q_rows, pool, results};
+  }
+  bool wait_for(double seconds) override {
+    if (!running_) return true;
+    if (!next_ && std::chrono::steady_clock::now() - began_ < std::chrono::milliseconds(100)) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      return false;
+    }
+    if (!CpuDevice::wait_for(seconds)) return false;
+    const auto& [step, rows, pool, results] = *running_;
+    finish({step.heads, step.head_dim, rows, step.m, step.l, step.o, results.type, results.o, results.lse});
+    running_.reset();
+    if (const std::optional<Started> next = std::exchange(next_, std::nullopt)) start(next->step, next->q_rows, next->pool, next->results);
+    return true;
+  }
+
+ private:
+  struct Started {
+    kernels::Step step;
+    int64_t q_rows;
+    kernels::Pool pool;
+    kernels::Results results;
+  };
+  std::optional<Started> running_, next_;
+  std::chrono::steady_clock::time_point began_;
+};
+
+TEST(EngineBesideTest, AStripesOnlyStepStartsBeforeTheEndOfTheOneBefore) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  TakesTwoSteps device(2);
+  comm::MpiTransport transport;
+  for (const std::string text : {"block_random(128, 4, 3)", "causal & window(700)"}) {
+    SCOPED_TRACE(text);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 47 * world.size() + 77), text);
+    if (text != "block_random(128, 4, 3)" && world.size() > 1) continue;  // stripes have two steps
+    const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    EXPECT_EQ(outcome.record.steps_beside, static_cast<int64_t>(outcome.plan.stripes.size()) - 1);
+  }
+}
+
+// Keeps what is made ready of lists that stay, as a GPU does.
+class KeepsLists : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  void prepare(const kernels::Step& step) override {
+    if (step.lists_stay) ++prepared, kept.insert(step.work.data());
+  }
+  void forget_lists(const kernels::Work* work) override { kept.erase(work); }
+  std::set<const kernels::Work*> kept;
+  int prepared = 0;
+};
+
+// Whatever step the device was told of last, it knows none of them once the engine is gone: its next lists may lie where these lay.
+TEST(EngineKeepsTest, NothingStaysOnTheDeviceAfterARunThatFails) {
+  class Fails : public WholeInput {
+   public:
+    using WholeInput::WholeInput;
+    void read_q(int64_t begin, int64_t count, std::byte* out) override {
+      if (begin >= fail_from) throw std::runtime_error("unreadable");
+      WholeInput::read_q(begin, count, out);
+    }
+    void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // lists come first
+      WholeInput::read_k(begin, count, head, heads, out);
+    }
+    bool from_any_thread() const override { return false; }
+    int64_t fail_from = 0;
+  };
+  const comm::Communicator alone(MPI_COMM_SELF);
+  Problem problem(shape_of(ElementType::float32), Documents::single(3000), "causal");
+  for (int64_t fail_from : {int64_t{0}, int64_t{2000}, int64_t{3000}}) {
+    KeepsLists device(2);
+    comm::MpiTransport transport;
+    Fails input(problem);
+    input.fail_from = fail_from;
+    const auto run = [&] { attend_on(device, transport, alone, problem, {.stripes = 3, .twice = true}, {}, &input); };
+    if (fail_from < 3000) {
+      EXPECT_THROW(run(), std::runtime_error);
+    } else {
+      run();
+    }
+    EXPECT_TRUE(device.prepared > 0 || fail_from == 0);
+    EXPECT_TRUE(device.kept.empty());
+  }
+}
+
+}  // namespace
+}  // namespace longspan::testing
