@@ -64,7 +64,7 @@ class ListMaker {
   size_t taken_ = 0, asked_ = 0;  // stripes before these are in use or were, and are made or will be
   std::deque<Made> made_;         // of stripes [taken_, asked_)
   std::atomic<bool> ended_ = false;
-  std::optional<kernels::cpu::ThreadPool> threads_;  // both from when there is something to make: to start them takes half a millisecond
+  std::optional<kernels::cpu::ThreadPool> threads_;  // both from when there is something to make: kept lists need none
   std::optional<IoThread> thread_;                   // last: its tasks use everything above
 };
 

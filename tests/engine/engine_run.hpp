@@ -55,8 +55,8 @@ class NoValues : public engine::Input {
 };
 
 inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
-                  const Setting& setting, const std::vector<bool>& done = {}, engine::Input* other_input = nullptr,
-                  const std::function<void(int64_t begin)>& before_write = {}) {
+                         const Setting& setting, const std::vector<bool>& done = {}, engine::Input* other_input = nullptr,
+                         const std::function<void(int64_t begin)>& before_write = {}) {
   const Shape& shape = problem.shape();
   const plan::Blocks blocks(problem.documents());
   plan::Options options;
