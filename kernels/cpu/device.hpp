@@ -19,6 +19,7 @@ class CpuDevice : public Device {
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void start_upload(const void* from, int64_t bytes, void* to) override { upload(from, bytes, to); }
+  void start_download(const void* from, int64_t bytes, void* to) override { download(from, bytes, to); }
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;

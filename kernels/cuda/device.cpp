@@ -113,24 +113,35 @@ Reach GpuDevice::reach(const void* memory) const {
 }
 
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
-  start_copy(to, from, bytes, from);
+  start_copy(to, from, bytes, from, after_steps());
   compute_.synchronize();
 }
 void GpuDevice::download(const void* from, int64_t bytes, void* to) {
-  start_copy(to, from, bytes, to);
+  start_copy(to, from, bytes, to, after_steps());
   compute_.synchronize();
+}
+void GpuDevice::start_download(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
+  to_download_.record(after_steps().get());
+  down_.wait_for(to_download_);
+  start_copy(to, from, bytes, to, down_);
+  downloaded_.record(down_.get());
+}
+bool GpuDevice::is_downloaded() {
+  const CurrentDevice current(gpu_.ordinal);
+  return downloaded_.done();
 }
 
 // `host`: that of the two which is the host's. The other one may be another GPU's, which kernels of this one do not reach.
-void GpuDevice::start_copy(void* to, const void* from, int64_t bytes, const void* host) {
+void GpuDevice::start_copy(void* to, const void* from, int64_t bytes, const void* host, const Stream& stream) {
   const CurrentDevice current(gpu_.ordinal);
   const bool in_words = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(bytes)) % 4 == 0;
   const auto is_pinned = [&](const void* memory) { return reach(memory).straight && reach(memory).by_host; };
   if (bytes > 0 && bytes <= kMostSmallBytes && in_words && is_pinned(host) && is_pinned(static_cast<const std::byte*>(host) + bytes - 1) &&
       reach(host == to ? from : to).in_kernels)
-    copy_small(to, from, bytes, after_steps().get());
+    copy_small(to, from, bytes, stream.get());
   else
-    copy(to, from, bytes, cudaMemcpyDefault, after_steps());
+    copy(to, from, bytes, cudaMemcpyDefault, stream);
 }
 
 void GpuDevice::load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) {
@@ -201,6 +212,36 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
     first_row += rows;
   }
   pack_.synchronize();
+}
+
+int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
+  const CurrentDevice current(gpu_.ordinal);
+  if (idle_loads_.empty()) idle_loads_.emplace_back();
+  loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
+  Load& load = loading_.back();
+  std::vector<UnitRows> rows;
+  rows.reserve(blocks.rows.size());
+  for (size_t b = 0; b < blocks.rows.size(); ++b) rows.push_back({blocks.in_place[b].k, blocks.in_place[b].v, blocks.rows[b]});
+  Parcel parcel;
+  const size_t of_rows = parcel.add(std::span<const UnitRows>(rows)), of_slots = parcel.add(blocks.slots);
+  if (!rows.empty()) parcel.send(load.host, load.twin, pack_, false);
+  pack_units({.type = blocks.type,
+              .head_dim = blocks.head_dim,
+              .kv_heads = blocks.kv_heads,
+              .blocks = static_cast<int64_t>(rows.size()),
+              .rows = parcel.at<UnitRows>(of_rows),
+              .slots = parcel.at<int32_t>(of_slots),
+              .pool = pool.units,
+              .nonfinite = pool.nonfinite},
+             pack_.get());
+  load.done.record(pack_.get());
+  return ++loads_started_;
+}
+
+bool GpuDevice::is_loaded(int64_t load) {
+  const CurrentDevice current(gpu_.ordinal);
+  while (!loading_.empty() && loading_.front().done.done()) idle_loads_.splice(idle_loads_.end(), loading_, loading_.begin());
+  return load <= loads_started_ - static_cast<int64_t>(loading_.size());
 }
 
 void GpuDevice::store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) {
@@ -287,6 +328,11 @@ void GpuDevice::start(const Step& step, int64_t q_rows, const Pool& pool, const 
 void GpuDevice::start_beside(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
   if (started_ != ended_ + 1) internal_error("a step is started beside none or two");
   launch(step, q_rows, pool, results, steps_[ended_ % 2].stream == &compute_ ? beside_ : compute_);
+}
+
+void GpuDevice::start_behind(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
+  if (started_ != ended_ + 1) internal_error("a step is started behind none or two");
+  launch(step, q_rows, pool, results, after_steps());
 }
 
 // For work that comes after all steps that run.

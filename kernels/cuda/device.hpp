@@ -5,6 +5,7 @@
 
 #include <array>
 #include <chrono>
+#include <list>
 #include <map>
 #include <vector>
 
@@ -29,15 +30,21 @@ class GpuDevice : public Device {
   Reach reach(const void* memory) const override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
-  void start_upload(const void* from, int64_t bytes, void* to) override { start_copy(to, from, bytes, from); }
+  void start_upload(const void* from, int64_t bytes, void* to) override { start_copy(to, from, bytes, from, after_steps()); }
+  void start_download(const void* from, int64_t bytes, void* to) override;
+  bool is_downloaded() override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;
   void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) override;
+  bool starts_loads() const override { return true; }
+  int64_t start_loading(const KeyBlocks& blocks, const Pool& pool) override;
+  bool is_loaded(int64_t load) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;
   void forget_lists(const Work* work) override { kept_lists_.erase(work); }
   void start(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   void start_beside(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
+  void start_behind(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) override;
   bool wait_for(double seconds) override;
   bool can_start_beside() const override { return true; }
   bool work_waits_for_step() const override { return true; }
@@ -55,6 +62,13 @@ class GpuDevice : public Device {
     PinnedMemory host;
     DeviceMemory twin;
     Event copied, free;
+  };
+
+  // A load that was started: where its rows lie and where they go.
+  struct Load {
+    GrowingPinnedMemory host;
+    DeviceMemory twin;
+    Event done;
   };
 
   // What of a step can be made and sent before it is started. Two in turns, of the step that runs and of the next one; and one of each step
@@ -77,7 +91,7 @@ class GpuDevice : public Device {
 
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
-  void start_copy(void* to, const void* from, int64_t bytes, const void* host);
+  void start_copy(void* to, const void* from, int64_t bytes, const void* host, const Stream& stream);
 
   const Stream& after_steps();
   void launch(const Step& step, int64_t q_rows, const Pool& pool, const Results& results, const Stream& stream);
@@ -88,7 +102,11 @@ class GpuDevice : public Device {
   CurrentDevice current_;                                 // for the constructor: the streams below belong to it
   Stream compute_, beside_, lists_in_, in_, pack_, out_;  // `beside_`: steps by start_beside(), in turns with the first
   Stream arrive_{Stream::Priority::high};                 // what comes with units that arrive, while steps run
+  Stream down_{Stream::Priority::high};                   // what other ranks wait for
   std::array<Staging, 2> loads_, stores_;
+  std::list<Load> loading_, idle_loads_;
+  int64_t loads_started_ = 0;
+  Event to_download_, downloaded_;
   std::array<Lists, 2> lists_;
   size_t next_lists_ = 0;
   std::map<const Work*, Lists> kept_lists_;

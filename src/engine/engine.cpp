@@ -1,11 +1,9 @@
 #include "engine/engine.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <future>
-#include <limits>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -13,6 +11,7 @@
 #include "engine/fetches.hpp"
 #include "engine/io_thread.hpp"
 #include "engine/kept.hpp"
+#include "engine/key_loader.hpp"
 #include "engine/list_maker.hpp"
 #include "engine/long_rows.hpp"
 #include "engine/row_copies.hpp"
@@ -57,6 +56,7 @@ class Engine::Run {
         fetches_(kept.fetches),
         long_rows_(kept.long_rows),
         rows_(kept.rows),
+        key_loader_(shape_, engine.blocks_, copies_, device, fetches_.pool(), io_),
         list_maker_(
             plan_, shared_.memory.lists, device.spare_threads(), [this](size_t s, auto* threads) { return make_lists(s, threads); },
             options.keep ? &kept.lists.of_stripes : nullptr),
@@ -69,6 +69,8 @@ class Engine::Run {
     const double start = seconds_now();
     if (list_maker_.has_thread()) list_maker_.make_ahead();
     allocate();
+    // Other ranks wait for them: a device that loads keys by itself brings them first.
+    if (device_.starts_loads() && shared_.keys_stay && !plan_.stripes.empty() && stripe(0).is_long()) read_queries(0);
     start_loading_keys();
     read_ahead(next_rows(0));
     prepare_beside_loading();
@@ -163,48 +165,14 @@ class Engine::Run {
     record_.pool_bytes = fetches_.pool().bytes();
   }
 
-  // Rows of KV heads [kv_head, kv_head + kv_heads) from the input into their units, whose slots are [blocks][kv_heads].
-  void load_units(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots) {
-    const std::vector<int32_t> rows = engine_.blocks_.rows(blocks);
-    std::vector<kernels::KeyRows> in_place;
-    if (kv_heads == shape_.kv_heads) in_place = copies_.keys_in_kernels(engine_.blocks_, blocks);
-    const Intervals tokens = tokens_of(blocks);
-    device_.load_units(
-        {.type = shape_.type, .head_dim = shape_.head_dim, .kv_heads = kv_heads, .rows = rows, .slots = slots, .in_place = in_place},
-        [&](int64_t first, int64_t count, std::byte* k, std::byte* v) {
-          return copies_.read_keys(tokens, first, count, kv_head, kv_heads, k, v);
-        },
-        fetches_.pool().memory());
-  }
-
-  void load_own(const Intervals& blocks) {
-    std::vector<int32_t> slots;
-    for (const Interval& run : blocks)
-      for (int64_t block = run.begin; block < run.end; ++block)
-        for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
-          slots.push_back(static_cast<int32_t>(fetches_.pool().slot(kv_head, block)));
-    load_units(0, shape_.kv_heads, blocks, slots);
-  }
-
-  // What others get first comes first, so that it is on its way while the rest is loaded.
   void start_loading_keys() {
-    if (!shared_.keys_stay) return;
-    loading_ = io_.submit([this, &parts = fetches_.first_sent()] {
-      const Timed timed(record_.keys_in);
-      Intervals rest = plan_.own;
-      for (const Intervals& part : parts) {
-        load_own(part);
-        rest = subtract(rest, part);
-        loaded_parts_.fetch_add(1, std::memory_order_release);
-      }
-      load_own(rest);
-      loaded_at_ = seconds_now();
-    });
+    const Timed timed(record_.load);
+    if (shared_.keys_stay) key_loader_.start_own(plan_.own, fetches_.first_sent());
   }
 
-  // What the first stripes need of this thread, while the I/O thread loads the keys: messages, long rows' queries, and lists.
+  // What the first stripes need of this thread, while the keys are loaded: messages, long rows' queries, and lists.
   void prepare_beside_loading() {
-    if (!loading_.valid() || plan_.stripes.empty()) return;
+    if (!key_loader_.is_started() || plan_.stripes.empty()) return;
     const double begin = seconds_now() - record_.plan;
     if (stripe(0).is_long()) start_queries(0);
     {
@@ -220,14 +188,15 @@ class Engine::Run {
     if (stripe(0).is_long()) begin_stripe(0);  // its queries come from their homes
     prepare_next(-1, 0);
     // Until the own keys are there nothing has waited for other ranks.
-    const double beside = std::clamp(loaded_at_ - record_.plan - begin, 0.0, record_.exchange);
+    const double beside = std::clamp(key_loader_.here_at() - record_.plan - begin, 0.0, record_.exchange);
     record_.load += beside, record_.exchange -= beside;
-    while (std::isinf(loaded_at_) && list_more()) continue;
+    while (std::isinf(key_loader_.here_at()) && list_more()) continue;
   }
 
   void finish_loading_keys() {
     const Timed timed(record_.load);
-    wait_for_io(loading_);
+    while (!key_loader_.wait_for(poll())) move_messages();
+    record_.keys_in = key_loader_.seconds();
   }
 
   // Others may be waiting for what this rank sends: it moves on meanwhile.
@@ -241,7 +210,7 @@ class Engine::Run {
   // Seconds between looks at the messages: less where this thread takes nothing from the device, and where both sides look for many parts.
   double poll() const { return !device_.memory_is_host() || long_rows_.is_moving() ? 0.00005 : 0.0005; }
   void move_messages() {
-    if (may_start_first_) fetches_.start_first(loaded_parts_.load(std::memory_order_acquire));
+    if (may_start_first_) fetches_.start_first(key_loader_.parts_here());
     fetches_.progress();
     if (may_start_first_) fetches_.note_arrivals();
     long_rows_.progress();
@@ -272,7 +241,7 @@ class Engine::Run {
   std::future<void> read_keys_again(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots) {
     return io_.submit([this, runs = std::move(runs), slots = std::move(slots)] {
       for (size_t r = 0; r < runs.size(); ++r)
-        load_units(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
+        key_loader_.load(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
     });
   }
 
@@ -282,6 +251,7 @@ class Engine::Run {
   }
   void finish_passing_on(size_t t) {
     const Timed timed(record_.exchange);
+    if (!fetches_.can_be_computed_early(t + 1)) long_rows_.hand_over();  // this rank may wait for others now, and for the next step's keys
     fetches_.finish_passing_on(t);
   }
   void finish_sends() {
@@ -295,9 +265,14 @@ class Engine::Run {
     long_rows_.finish_sending();
   }
 
-  void start_queries(size_t s) {
+  void read_queries(size_t s) {
     const Timed timed(record_.exchange);
-    if (queries_started_ <= s) long_rows_.start_queries(stripe(s), input_, rows_.long_q_on_host()), queries_started_ = s + 1;
+    if (queries_read_ <= s) long_rows_.read_queries(stripe(s), input_, rows_.long_q_on_host()), queries_read_ = s + 1;
+  }
+  void start_queries(size_t s) {
+    read_queries(s);
+    const Timed timed(record_.exchange);
+    if (queries_started_ <= s) long_rows_.start_queries(stripe(s), rows_.long_q_on_host()), queries_started_ = s + 1;
   }
 
   void begin_stripe(size_t s) {
@@ -410,6 +385,8 @@ class Engine::Run {
       starter_.start(*lists_, lists, rows_at(s, is_long ? rows_.long_q() : q_now_, is_long ? layout_->q_rows : rows_of(s), results_now_));
     }
     const Timed timed(record_.attend);
+    if (packs_states_beside(s) && step + 1 == engine_.schedule_.steps[s])
+      long_rows_.pack_states(stripe(s), *layout_, *long_rows_.own_states());
     prepare_next(step, t + 1), fetches_.prepare_release(t);  // this thread has time
     const bool may_end_beside_next = leaves_next_alone(s, step);
     while (!device_.wait_for(poll())) {
@@ -438,9 +415,12 @@ class Engine::Run {
     if (const StripeLists* lists = list_maker_.next()) prepare(*lists, 0);
   }
 
-  // Whether nothing is done on the device between this step and the next stripe's only one, for which that would have to wait.
+  bool packs_states_beside(size_t s) const { return stripe(s).is_long() && long_rows_.own_states() && device_.work_waits_for_step(); }
+
+  // Whether nothing is asked of the device between this step and the next stripe's only one, for which that would have to wait.
   bool leaves_next_alone(size_t s, int step) const {
-    if (!device_.can_start_beside() || !device_.finishes_in_steps() || stripe(s).is_long() || step + 1 < engine_.schedule_.steps[s] ||
+    const bool leaves_states = stripe(s).is_long() && !packs_states_beside(s);
+    if (!device_.can_start_beside() || !device_.finishes_in_steps() || leaves_states || step + 1 < engine_.schedule_.steps[s] ||
         s + 1 == plan_.stripes.size() || engine_.schedule_.steps[s + 1] != 1 || stripe(s + 1).query_blocks.empty())
       return false;
     const std::set<int64_t> own = long_rows_.own_blocks();
@@ -459,7 +439,11 @@ class Engine::Run {
     };
     const size_t turn = written_ % 2;
     if (!is_over(reading_) || !is_over(writes_[turn])) return;
-    starter_.start_beside(*lists, lists->steps.front(), rows_at(s, next_q_, rows_of(s), rows_.results(s, turn)));
+    const StepStarter::Rows rows = rows_at(s, next_q_, rows_of(s), rows_.results(s, turn));
+    if (stripe(s - 1).is_long())
+      starter_.start_behind(*lists, lists->steps.front(), rows);  // and behind the packing, which others wait for
+    else
+      starter_.start_beside(*lists, lists->steps.front(), rows);
     runs_already_ = true, ++record_.steps_beside;
   }
 
@@ -544,18 +528,17 @@ class Engine::Run {
   StripeRows& rows_;
   const std::byte *q_now_ = nullptr, *next_q_ = nullptr;
   kernels::Results results_now_;  // for long stripes those of no rows
-  size_t read_ = 0, written_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
-  bool runs_already_ = false;                                                // the step that is next
-  std::atomic<size_t> loaded_parts_ = 0;                                     // of Fetches::first_sent()
-  std::atomic<double> loaded_at_ = std::numeric_limits<double>::infinity();  // when the own keys were there
-  // The first fetches may start as these come, once the first stripe's long queries are on their way: a start may wait for other ranks,
+  size_t read_ = 0, written_ = 0, queries_read_ = 0, queries_started_ = 0, begun_ = 0, turn_ = 0;
+  bool runs_already_ = false;  // the step that is next
+  // The first fetches may start as own keys come, once the first stripe's long queries are on their way: a start may wait for other ranks,
   // which may wait for those.
   bool may_start_first_ = false;
-  std::future<void> loading_, reading_, writes_[2];
+  std::future<void> reading_, writes_[2];
   std::optional<IoThread> results_thread_;  // none: they are written by the one below
-  IoThread io_;                             // its tasks use everything above,
-  ListMaker list_maker_;                    // and so do this one's: they are joined first
-  StepStarter starter_;                     // the main thread's
+  KeyLoader key_loader_;
+  IoThread io_;           // its tasks use everything above,
+  ListMaker list_maker_;  // and so do this one's: they are joined first
+  StepStarter starter_;   // the main thread's
 };
 
 std::unique_ptr<Engine::Kept> Engine::take_kept(kernels::Device& device, comm::Transport& transport, bool keep) {

@@ -163,8 +163,8 @@ void Fetches::read_again(size_t t) {
   key_reads_[t] = read_again_(std::move(runs), std::move(slots));
 }
 
-// What a step receives from homes, with slots for it: those of the run before, if there was one.
-Fetches::Messages Fetches::receives_of(size_t t) {
+// What a step receives from homes, with slots for it: those of the run before, if there was one. `made`: a place for others.
+const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
   constexpr int64_t kMostBefore = int64_t{4} << 20;  // units: 64 MiB
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
@@ -178,22 +178,22 @@ Fetches::Messages Fetches::receives_of(size_t t) {
     units_before_ -= static_cast<int64_t>(before->second.units.size());
     receives_before_.erase(before);
   }
-  Messages receives = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
+  made = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
     for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
       pool_.take(kv_head, {run.block, run.block + run.count}, slots);
   });
-  arrive(receives);
-  if (exchange_->reads_from_peers()) name_slots_at_home(peers, receives);
+  arrive(made);
+  if (exchange_->reads_from_peers()) name_slots_at_home(peers, made);
   const auto units = static_cast<int64_t>(arriving.size());
-  if (!keeps_ || units_before_ + units > kMostBefore) return receives;
+  if (!keeps_ || units_before_ + units > kMostBefore) return made;
   units_before_ += units;
   Receives& kept = receives_before_[t];
-  kept.messages = receives;
+  kept.messages = std::move(made);
   kept.units.reserve(arriving.size());
   for (const PeerUnits& peer : peers)
     for (const UnitRun& run : peer.runs)
       for_each_unit(run, [&](int kv_head, int64_t block) { kept.units.push_back(pool_.unit(kv_head, block)); });
-  return receives;
+  return kept.messages;
 }
 
 // Slots for what comes, and the step's messages; receives that wait for nothing here are started.
@@ -202,13 +202,17 @@ void Fetches::prepare(size_t t) {
   const StepExchange& exchange = exchange_of(t);
   Ready& ready = ready_.emplace_back();
   comm::PoolExchange::Step& step = ready.messages;
-  step.receives = receives_of(t);
-  ready.receives = !step.receives.empty();
-  for (const comm::PoolExchange::Message& message : step.receives)
+  Messages made;
+  const Messages& receives = receives_of(t, made);
+  ready.receives = !receives.empty();
+  for (const comm::PoolExchange::Message& message : receives)
     if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
       bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
-  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t, step.receives));
-  if (exchange_->reads_from_peers()) exchange_->start(tag_of(t), std::exchange(step.receives, {}), {});
+  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t, receives));
+  if (exchange_->reads_from_peers())
+    exchange_->start(tag_of(t), receives, {});
+  else
+    step.receives = receives;
   if (sent_ <= t) step.sends = sends_of(sent_++);
   prepared_ = t + 1;
 }

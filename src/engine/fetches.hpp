@@ -101,7 +101,7 @@ class Fetches {
   int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
-  Messages receives_of(size_t t);
+  const Messages& receives_of(size_t t, Messages& made);
   Inside inside_host(size_t t, const Messages& receives);
   void start_prepared(size_t t);
   bool send_ahead();  // of the next step, when it may be; whether it was

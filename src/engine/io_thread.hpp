@@ -1,4 +1,4 @@
-// One thread that does its tasks, reading or writing, in the order asked for, beside the compute.
+// One thread that does its tasks, reading or writing, in the order asked for, beside the compute. It begins with the first of them.
 #pragma once
 
 #include <condition_variable>
@@ -12,7 +12,7 @@ namespace longspan::engine {
 
 class IoThread {
  public:
-  IoThread() : thread_([this] { work(); }) {}
+  IoThread() = default;
   ~IoThread() {
     {
       const std::lock_guard lock(mutex_);
@@ -23,7 +23,7 @@ class IoThread {
   IoThread(const IoThread&) = delete;
   IoThread& operator=(const IoThread&) = delete;
 
-  // The future rethrows what the task throws.
+  // One thread's to call. The future rethrows what the task throws.
   std::future<void> submit(std::function<void()> task) {
     std::packaged_task<void()> packaged(std::move(task));
     std::future<void> done = packaged.get_future();
@@ -31,6 +31,7 @@ class IoThread {
       const std::lock_guard lock(mutex_);
       tasks_.push_back(std::move(packaged));
     }
+    if (!thread_.joinable()) thread_ = std::jthread([this] { work(); });
     wake_.notify_one();
     return done;
   }
@@ -54,7 +55,7 @@ class IoThread {
   std::condition_variable wake_;
   std::deque<std::packaged_task<void()>> tasks_;
   bool stop_ = false;
-  std::jthread thread_;  // last: starts when the rest is there, joined first
+  std::jthread thread_;  // last: joined first
 };
 
 }  // namespace longspan::engine

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
+#include <utility>
 
 namespace longspan::engine {
 
@@ -50,23 +52,28 @@ void LongRows::begin(double timeout) {
   received_before_ = exchange_.bytes_received();
 }
 
-void LongRows::start_queries(const plan::Stripe& stripe, Input& input, std::byte* q) {
+void LongRows::read_queries(const plan::Stripe& stripe, Input& input, std::byte* q) {
+  std::set<int64_t> own;  // blocks
+  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p)
+    if (home_of(p) == rank_) own.insert(row_of(p).block);
+  read_own(own, layout(stripe), input, q);
+}
+
+void LongRows::start_queries(const plan::Stripe& stripe, std::byte* q) {
   const Layout& layout = this->layout(stripe);
   using Heads = std::vector<bool>;                   // whose rows travel
   std::map<int, std::map<int64_t, Heads>> from, to;  // by peer and block: both sides go through them alike
-  std::set<int64_t> own;                             // blocks
   const auto add = [&](std::map<int64_t, Heads>& blocks, const plan::LongRow& row) {
     Heads& heads = blocks.try_emplace(row.block, all_heads_.size()).first->second;
     for (int head : heads_[static_cast<size_t>(row.group)]) heads[static_cast<size_t>(head)] = true;
   };
   for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
     const int home = home_of(p), there = shared_.pieces[static_cast<size_t>(p)].rank;
-    if (home == rank_) own.insert(row_of(p).block);
     if (home == rank_ && there != rank_) add(to[there], row_of(p));
     if (home != rank_ && there == rank_) add(from[home], row_of(p));
   }
   queries_.tag = static_cast<int>(stripe.pieces.begin % kTags);
-  read_own(own, layout, input, q);
+  while (!device_.is_downloaded()) std::this_thread::yield();
   const auto messages = [&](const std::map<int, std::map<int64_t, Heads>>& peers) {
     std::vector<comm::BlockExchange::Message> messages;
     for (const auto& [peer, blocks] : peers) {
@@ -97,7 +104,7 @@ void LongRows::read_own(const std::set<int64_t>& own, const Layout& layout, Inpu
       tokens.end = blocks_.tokens(*block).end;
     const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(tokens.begin, tokens.length());
     if (there != nullptr)
-      device_.download(there, tokens.length() * q_row_bytes(), into);
+      device_.start_download(there, tokens.length() * q_row_bytes(), into);
     else
       input.read_q(tokens.begin, tokens.length(), into);
   }
@@ -209,29 +216,58 @@ int64_t LongRows::pack(std::span<const int64_t> pieces, const Layout& layout, co
   return bytes;
 }
 
+std::vector<int64_t> LongRows::leaving_of(const plan::Stripe& stripe) const {
+  std::vector<int64_t> leaving;
+  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p)
+    if (home_of(p) != rank_ && shared_.pieces[static_cast<size_t>(p)].rank == rank_) leaving.push_back(p);
+  return leaving;
+}
+
+std::byte* LongRows::send(std::span<const int64_t> pieces, std::byte* from) {
+  for (const int64_t piece : pieces) {
+    const int64_t bytes = packed_bytes(row_of(piece));
+    exchange_.start(tag_of(piece), {}, message(home_of(piece), from, bytes));
+    sending_.push_back(tag_of(piece));
+    from += bytes;
+  }
+  return from;
+}
+
+void LongRows::pack_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
+  std::vector<int64_t> leaving = leaving_of(stripe);
+  if (leaving.empty()) return;
+  finish_sending();  // of the run before: its memory is used again
+  device_.start_download(passing_.get(), pack(leaving, layout, states, passing_.get()), leaving_.get());
+  packed_ = std::move(leaving), is_packed_ = true;
+}
+
+bool LongRows::send_packed() {
+  if (!packed_.empty() && device_.is_downloaded()) send(std::exchange(packed_, {}), leaving_.get());
+  return packed_.empty();
+}
+
+void LongRows::progress() {
+  send_packed();
+  exchange_.progress();
+}
+
 void LongRows::send_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
   exchange_.finish_sends(queries_.tag);  // they had the time of the stripe
   queries_.only_leaving.clear();
-  finish_sending();  // of the last stripe: its memory is used again
+  const bool is_packed = std::exchange(is_packed_, false);
+  if (!is_packed) finish_sending();  // of the last stripe: its memory is used again
   pieces_ = stripe.pieces;
   others_.clear();
-  std::vector<int64_t> leaving;  // pieces that this rank has computed for others
-  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p) {
-    const bool is_home = home_of(p) == rank_, is_here = shared_.pieces[static_cast<size_t>(p)].rank == rank_;
-    if (is_home && !is_here) others_.push_back(p);
-    if (!is_home && is_here) leaving.push_back(p);
-  }
+  for (int64_t p = stripe.pieces.begin; p < stripe.pieces.end; ++p)
+    if (home_of(p) == rank_ && shared_.pieces[static_cast<size_t>(p)].rank != rank_) others_.push_back(p);
   post(0);
+  if (is_packed) return;
+  const std::vector<int64_t> leaving = leaving_of(stripe);
   std::byte* to = leaving_.get();
   for (size_t first = 0; first < leaving.size(); first += together_) {
-    const size_t end = std::min(leaving.size(), first + together_);
-    const int64_t bytes = pack(std::span(leaving).subspan(first, end - first), layout, states, passing_.get());
-    device_.download(passing_.get(), bytes, to);
-    for (size_t i = first; i < end; ++i) {
-      exchange_.start(tag_of(leaving[i]), {}, message(home_of(leaving[i]), to, packed_bytes(row_of(leaving[i]))));
-      sending_.push_back(tag_of(leaving[i]));
-      to += packed_bytes(row_of(leaving[i]));
-    }
+    const auto pieces = std::span(leaving).subspan(first, std::min(leaving.size() - first, together_));
+    device_.download(passing_.get(), pack(pieces, layout, states, passing_.get()), to);
+    to = send(pieces, to);
   }
 }
 
@@ -250,6 +286,7 @@ void LongRows::post(size_t first) {
 
 // Where all of others' pieces have come: together with the own ones, row by row.
 void LongRows::merge_at_once(const Layout& layout, const States& states_of_stripe) {
+  hand_over();  // and what is packed is in passing_ till then
   for (const int64_t other : others_) exchange_.finish_receives(tag_of(other));
   if (!others_.empty())
     device_.start_upload(coming(0), place_together(others_.size() - 1) + packed_bytes(row_of(others_.back())), passing_.get());
@@ -322,7 +359,12 @@ void LongRows::merge_states(const Layout& layout, const States& states_of_stripe
   }
 }
 
+void LongRows::hand_over() {
+  while (!send_packed()) std::this_thread::yield();
+}
+
 void LongRows::finish_sending() {
+  hand_over();
   for (int tag : sending_) exchange_.finish_sends(tag);
   sending_.clear();
 }

@@ -38,10 +38,12 @@ class LongRows {
   };
   const Layout& layout(const plan::Stripe& stripe) const { return layouts_.at(stripe.pieces.begin); }
 
-  // The queries of the stripe's pieces to the ranks that compute them: reads and sends those of own long rows, and returns. Those of this
+  // Reads the queries of own long rows that the stripe's pieces have; a device that has them may still do so on return.
+  void read_queries(const plan::Stripe& stripe, Input& input, std::byte* q);
+  // The queries of the stripe's pieces to the ranks that compute them: sends those that read_queries() has read, and returns. Those of this
   // rank's pieces are in q [q_rows][heads][head_dim], host memory, after finish_queries(): of the heads that have such rows. It is in use
   // until send_states() has returned, since others may be late to take what they get. One stripe at a time.
-  void start_queries(const plan::Stripe& stripe, Input& input, std::byte* q);
+  void start_queries(const plan::Stripe& stripe, std::byte* q);
   bool queries_are_here();  // those that come to this rank
   void finish_queries();
   // Memory for the states that travel, for the stripe that needs most. Before the first stripe, when nobody waits for it.
@@ -54,12 +56,17 @@ class LongRows {
   // of others a sixteenth of plan::Options::memory and 256 MiB at most, beside what the plan says): then they are merged when the rows'
   // results are wanted, and nobody waits for others' before that. Else they lie where those of the next stripe will.
   std::optional<States> own_states() const;
+  // While the last step of a stripe of long rows runs (Device::work_waits_for_step), where pieces have states of their own: those of
+  // others' rows leave the device when it has ended, and the host when progress() finds them there. So the next step need not wait.
+  void pack_states(const plan::Stripe& stripe, const Layout& layout, const States& states);
   // After a stripe of long rows: its states of others' rows start home, those of own rows start coming.
   void send_states(const plan::Stripe& stripe, const Layout& layout, const States& states);
   // Then, with the same states, before anything is computed into them: merges what this rank has of own rows with what comes. Waits for
   // no other rank, and may come while a step runs (Device::work_waits_for_step), if pieces have states of their own and others' are here.
   bool states_are_here();
   void merge_states(const Layout& layout, const States& states);
+  // On return what was packed goes on by itself. To be called before this rank waits for others elsewhere: they may be waiting for it.
+  void hand_over();
   // Waits until others have what was sent. To be called before this rank may wait for the device's other work, on which theirs may bear:
   // they take states only while this rank makes progress.
   void finish_sending();
@@ -70,8 +77,8 @@ class LongRows {
   std::set<int64_t> own_blocks() const;
   void finish(const std::vector<std::pair<int64_t, int64_t>>& blocks, const kernels::Results& results) const;
 
-  void progress() { exchange_.progress(); }
-  bool is_sending() const { return !sending_.empty(); }
+  void progress();
+  bool is_sending() const { return !sending_.empty() || !packed_.empty(); }
   bool is_moving() const { return exchange_.messages_in_flight() > 0; }                     // something, in or out
   int64_t bytes_received() const { return exchange_.bytes_received() - received_before_; }  // of this run
 
@@ -84,6 +91,10 @@ class LongRows {
   // Those of a piece's parts, ascending, after the others.
   void append_parts(int64_t piece, const Layout& layout, const States& states, std::vector<kernels::StateBlock>& to) const;
   // Pieces that this rank has computed, their parts merged, packed one after the other; returns the bytes.
+  // Those of the stripe for others.
+  std::vector<int64_t> leaving_of(const plan::Stripe& stripe) const;
+  std::byte* send(std::span<const int64_t> pieces, std::byte* from);  // the end of them
+  bool send_packed();                                                 // if they have left the device
   int64_t pack(std::span<const int64_t> pieces, const Layout& layout, const States& states, std::byte* into);
   int64_t q_row_bytes() const {
     return int64_t{shared_.shape.heads} * shared_.shape.head_dim * static_cast<int64_t>(size_of(shared_.shape.type));
@@ -120,6 +131,8 @@ class LongRows {
   kernels::Buffer passing_;           // the device's: pieces on their way in or out
   kernels::Buffer leaving_, coming_;  // the host's: a stripe's pieces for other ranks; twice as many as come together
   std::vector<int> sending_;          // tags
+  bool is_packed_ = false;            // the stripe whose states will be sent next
+  std::vector<int64_t> packed_;       // pieces on their way to leaving_
   Interval pieces_;                   // of the stripe whose states were sent last
   std::vector<int64_t> others_;       // of them, those that other ranks have computed for this one
   comm::BlockExchange exchange_;      // in pieces of 4 bytes; last: what is on its way is cancelled before its memory goes

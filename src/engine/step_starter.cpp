@@ -36,6 +36,10 @@ void StepStarter::start(const StripeLists& stripe, const StepLists& step, const 
   device_.start(complete(stripe, step, rows), rows.count, fetches_.pool().memory(), rows.results);
 }
 
+void StepStarter::start_behind(const StripeLists& stripe, const StepLists& step, const Rows& rows) {
+  device_.start_behind(complete(stripe, step, rows), rows.count, fetches_.pool().memory(), rows.results);
+}
+
 void StepStarter::start_beside(const StripeLists& stripe, const StepLists& step, const Rows& rows) {
   device_.start_beside(complete(stripe, step, rows), rows.count, fetches_.pool().memory(), rows.results);
 }

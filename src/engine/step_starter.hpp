@@ -33,8 +33,9 @@ class StepStarter {
 
   // Whether the step's lists, and where its keys lie, are ready: prepare() has found all of it.
   bool can_start_beside(const StepLists& step) const { return is_prepared(step) && next_slots_of_ == &step; }
-  // While another stripe's step runs: the only step of its stripe, all of whose rows see something (Device::start_beside).
+  // While another stripe's step runs: the only step of its stripe, all of whose rows see something (Device::start_beside, start_behind).
   void start_beside(const StripeLists& stripe, const StepLists& step, const Rows& rows);
+  void start_behind(const StripeLists& stripe, const StepLists& step, const Rows& rows);
 
  private:
   kernels::Step listed(const StripeLists& stripe, const StepLists& step) const;

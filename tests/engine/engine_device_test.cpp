@@ -2,11 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "engine_run.hpp"
 #include "tests/support/test_devices.hpp"
@@ -30,6 +33,26 @@ class TakesTwoSteps : public CpuWithSpareThreads {
     ASSERT_TRUE(running_ && !next_);
     next_ = {step, q_rows, pool, results};
   }
+  void start_behind(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
+    ASSERT_TRUE(running_ && !next_);
+    next_ = {step, q_rows, pool, results};
+    ++behind;
+  }
+  // Behind the step that runs, and before one that is started behind it.
+  void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
+    std::vector<std::vector<kernels::StateBlock>> blocks;
+    std::vector<float*> packed;
+    for (const kernels::MergeBlocks& one : all) blocks.emplace_back(one.blocks.begin(), one.blocks.end()), packed.push_back(one.packed);
+    after_step([this, blocks = std::move(blocks), packed = std::move(packed)] {
+      std::vector<kernels::MergeBlocks> merges;
+      for (size_t i = 0; i < packed.size(); ++i) merges.push_back({blocks[i], packed[i]});
+      CpuDevice::merge_blocks(merges);
+    });
+  }
+  void start_download(const void* from, int64_t bytes, void* to) override {
+    after_step([this, from, bytes, to] { CpuWithSpareThreads::start_download(from, bytes, to); });
+  }
+  bool is_downloaded() override { return after_.empty() && CpuWithSpareThreads::is_downloaded(); }
   bool wait_for(double seconds) override {
     if (!running_) return true;
     if (!next_ && std::chrono::steady_clock::now() - began_ < std::chrono::milliseconds(100)) {
@@ -38,13 +61,22 @@ class TakesTwoSteps : public CpuWithSpareThreads {
     }
     if (!CpuDevice::wait_for(seconds)) return false;
     const auto& [step, rows, pool, results] = *running_;
-    finish({step.heads, step.head_dim, rows, step.m, step.l, step.o, results.type, results.o, results.lse});
+    if (results.o != nullptr)  // of long rows there are states
+      finish({step.heads, step.head_dim, rows, step.m, step.l, step.o, results.type, results.o, results.lse});
     running_.reset();
+    for (const auto& work : std::exchange(after_, {})) work();
     if (const std::optional<Started> next = std::exchange(next_, std::nullopt)) start(next->step, next->q_rows, next->pool, next->results);
     return true;
   }
+  int behind = 0;  // steps
 
  private:
+  void after_step(std::function<void()> work) {
+    if (running_)
+      after_.push_back(std::move(work));
+    else
+      work();
+  }
   struct Started {
     kernels::Step step;
     int64_t q_rows;
@@ -52,6 +84,7 @@ class TakesTwoSteps : public CpuWithSpareThreads {
     kernels::Results results;
   };
   std::optional<Started> running_, next_;
+  std::vector<std::function<void()>> after_;  // the step that runs
   std::chrono::steady_clock::time_point began_;
 };
 
@@ -67,6 +100,18 @@ TEST(EngineBesideTest, AStripesOnlyStepStartsBeforeTheEndOfTheOneBefore) {
     testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
     EXPECT_EQ(outcome.record.steps_beside, static_cast<int64_t>(outcome.plan.stripes.size()) - 1);
   }
+}
+
+// The first stripe of own rows need not wait for anybody either: what long rows leave for others is packed before it.
+TEST(EngineBesideTest, AStepIsStartedBehindTheOneOfLongRowsAndItsPacking) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  TakesTwoSteps device(2);
+  comm::MpiTransport transport;
+  Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 47 * world.size() + 77),
+                  "block_random(128, 4, 3) | global(100, 120)");
+  const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
+  testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+  EXPECT_GE(world.max(int64_t{device.behind}), 1);  // where its keys came in time
 }
 
 // Keeps what is made ready of lists that stay, as a GPU does.

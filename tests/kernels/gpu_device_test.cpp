@@ -308,6 +308,27 @@ TEST_F(GpuDeviceTest, RowsAndUnitsComeInAndGoOutAsOnTheCpu) {
       std::vector<std::byte> straight(static_cast<size_t>(bytes));
       device->download(memory.get(), bytes, straight.data());
       EXPECT_TRUE(straight == units.back());
+      // And where they lie in the device's own memory, by loads that were started.
+      const Buffer k_near = device->allocate(static_cast<int64_t>(k.size())), v_near = device->allocate(static_cast<int64_t>(v.size()));
+      device->upload(k.data(), static_cast<int64_t>(k.size()), k_near.get());
+      device->upload(v.data(), static_cast<int64_t>(v.size()), v_near.get());
+      device->upload(std::vector<std::byte>(static_cast<size_t>(bytes)).data(), bytes, memory.get());
+      std::vector<KeyRows> near;
+      size_t at = 0;
+      for (int32_t count : block_rows) near.push_back({k_near.get() + at, v_near.get() + at}), at += static_cast<size_t>(count) * row;
+      int64_t load = 0;
+      for (const auto& [begin, end] : {std::pair<size_t, size_t>{0, 4}, {4, 4}, {4, near.size()}}) {
+        KeyBlocks part = blocks;
+        part.rows = part.rows.subspan(begin, end - begin);
+        part.slots = part.slots.subspan(begin * kKvHeads, (end - begin) * kKvHeads);
+        part.in_place = std::span(near).subspan(begin, end - begin);
+        load = device->start_loading(part, pool);
+      }
+      while (!device->is_loaded(load)) std::this_thread::yield();
+      const Buffer loaded = device->allocate_host(bytes);
+      device->start_download(memory.get(), bytes, loaded.get());
+      while (!device->is_downloaded()) std::this_thread::yield();
+      EXPECT_EQ(std::memcmp(loaded.get(), units.back().data(), static_cast<size_t>(bytes)), 0);
       device->upload(std::vector<std::byte>(k.size()).data(), static_cast<int64_t>(k.size()), q.get());
       device->load_rows(
           rows, static_cast<int64_t>(row), [&](int64_t first, int64_t, std::byte*) { return k_there + static_cast<size_t>(first) * row; },

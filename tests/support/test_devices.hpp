@@ -120,18 +120,34 @@ inline std::string name_of(TestDevice device) {
   return "?";
 }
 
-// CPUs that the engine takes for a GPU: lists are made by a thread of their own then, and long rows are merged late, beside a step if they
-// are there by then.
+// CPUs that the engine takes for a GPU: lists are made by a thread of their own then, own keys are loaded without one, and long rows are
+// packed and merged beside a step. What was started is seen to be over when that has been asked a few times.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
   bool memory_is_host() const override { return false; }
   int spare_threads() const override { return 3; }
   bool work_waits_for_step() const override { return true; }
+  bool starts_loads() const override { return true; }
+  int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
+    load_units(blocks, {}, pool);
+    questions_ = 0;
+    return ++loads_;
+  }
+  bool is_loaded(int64_t load) override { return load < loads_ || ++questions_ > 3; }
+  void start_download(const void* from, int64_t bytes, void* to) override {
+    CpuDevice::start_download(from, bytes, to);
+    questions_ = 0;
+  }
+  bool is_downloaded() override { return ++questions_ > 3; }
   void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
     while (!wait_for(1)) continue;
     CpuDevice::merge_blocks(all);
   }
+
+ private:
+  int64_t loads_ = 0;
+  int questions_ = 0;
 };
 
 // And whose memory other ranks read.
