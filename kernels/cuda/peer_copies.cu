@@ -1,6 +1,6 @@
 // On Hopper, pieces of blocks go through shared memory by its copy unit: each warp has a place for one, asks for it, and when it is there
-// for its way to memory. What is on its way must be as much as the link moves in a round trip: 16 multiprocessors with 12 warps and 16 KiB
-// each are 3 MiB, 8 us at 400 GB/s. On other chips threads copy.
+// for its way to memory. What is on its way must be as much as the link moves in a round trip: 12 multiprocessors with 12 warps and 16 KiB
+// each are 2.3 MB, 6 us at 400 GB/s. On other chips threads copy.
 #include "kernels/cuda/peer_copies.hpp"
 
 #include <algorithm>
@@ -14,9 +14,10 @@ namespace {
 constexpr int kPiece = 16 << 10;  // bytes
 constexpr int kWarps = 12;        // of a block of threads, each with a place for a piece
 constexpr int kThreads = 32 * kWarps;
-// Bigbird with 16 heads of keys, for which two H100 read 3.7 GB each from the other, took 30.0, 22.9 and 22.7 ms with 4, 8 and 16
-// multiprocessors for the copies; with 4 heads of keys 11.7, 11.7 and 11.2 ms (bench scaleout, medians of 7).
-constexpr int64_t kMost = 16, kMostOfThreads = 64;  // blocks of threads, by the copy unit and by threads
+// An H200 reads 200, 296, 363, 372 and 373 GB/s from another with 4, 6, 8, 12 and 16 multiprocessors (random blocks of 64 KiB, medians of
+// 7, by a program that is not kept), and what computes meanwhile has the rest: bigbird with 4 heads of keys took two H200 8.9 ms with 16
+// and 8.7 with 12 (bench scaleout, medians of 9, twice in turns); two H100 with 16 heads 30.0, 22.9 and 22.7 ms with 4, 8 and 16.
+constexpr int64_t kMost = 12, kMostOfThreads = 64;  // blocks of threads, by the copy unit and by threads
 
 struct Arguments {
   const BlockCopy* copies;
