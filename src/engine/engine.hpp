@@ -3,8 +3,9 @@
 //
 //   main thread   moves messages, starts the compute of a step and waits for it; the lists, where no other thread makes them
 //   list thread   where the device leaves threads to the host (a GPU): the tile lists, some stripes ahead
-//   I/O thread    loads own keys (the first lists are made meanwhile); reads the next stripe's queries (and keys, when they are read
-//                 again), writes the last one's results where no other thread does
+//   I/O thread    loads own keys (the first lists are made meanwhile), but for those that lie in reach of a GPU's kernels, whose loading
+//                 the main thread starts; reads the next stripe's queries (and keys, when they are read again), writes the last one's
+//                 results where no other thread does
 //   another       writes results beside a GPU, whose link goes both ways at a time, where Output::from_any_thread()
 //   device        computes: a pool of threads, or a GPU
 #pragma once
@@ -37,7 +38,7 @@ struct Record {
   double input = 0;     // waiting for queries
   double output = 0;    // waiting for results to be written
   double total = 0;
-  double keys_in = 0, queries_in = 0;  // no sections: what loading own keys, and reading queries, took the I/O thread,
+  double keys_in = 0, queries_in = 0;  // no sections: what loading own keys took, and reading queries the I/O thread,
   double lists = 0;                    // and making tile lists whoever made them
   double in_flight = 0;  // no section: how long keys were on their way; what of it `exchange` does not show was hidden by compute
   int64_t bytes_received = 0, bytes_sent = 0;  // keys and values

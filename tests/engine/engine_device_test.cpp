@@ -7,6 +7,7 @@
 #include <set>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -112,6 +113,49 @@ TEST(EngineBesideTest, AStepIsStartedBehindTheOneOfLongRowsAndItsPacking) {
   const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
   testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
   EXPECT_GE(world.max(int64_t{device.behind}), 1);  // where its keys came in time
+}
+
+// Rows in memory that the device reaches: nothing is read.
+class LiesThere : public WholeInput {
+ public:
+  explicit LiesThere(Problem& problem) : WholeInput(problem), problem_(problem) {}
+  const std::byte* q_in_place(int64_t begin, int64_t) override { return row(problem_.q(), problem_.shape().heads, begin); }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return row(problem_.k(), problem_.shape().kv_heads, begin); }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return row(problem_.v(), problem_.shape().kv_heads, begin); }
+  void read_q(int64_t, int64_t, std::byte*) override { throw std::runtime_error("queries are read that lie there"); }
+  void read_k(int64_t, int64_t, int, int, std::byte*) override { throw std::runtime_error("keys are read that lie there"); }
+  void read_v(int64_t, int64_t, int, int, std::byte*) override { throw std::runtime_error("values are read that lie there"); }
+
+ private:
+  const std::byte* row(const std::vector<std::byte>& rows, int heads, int64_t begin) const {
+    return rows.data() + static_cast<size_t>(begin * heads) * problem_.row_bytes(1);
+  }
+  Problem& problem_;
+};
+
+// The device loads own keys in parts, those first that others get first, and brings the queries of long rows to the host.
+TEST(EngineInPlaceTest, RowsThatTheDeviceReachesAreUsedWhereTheyLie) {
+  class Counts : public CpuWithSpareThreads {
+   public:
+    using CpuWithSpareThreads::CpuWithSpareThreads;
+    int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
+      loaded += static_cast<int64_t>(blocks.rows.size());
+      return CpuWithSpareThreads::start_loading(blocks, pool);
+    }
+    int64_t loaded = 0;
+  };
+  const comm::Communicator world(MPI_COMM_WORLD);
+  comm::MpiTransport transport;
+  for (const std::string text : {"block_random(128, 4, 3) | global(100, 400)", "causal & window(700)", "full"}) {
+    SCOPED_TRACE(text);
+    Counts device(2);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::from_lengths({plan::kBlock * 11 * world.size() + 77, 300, 1}),
+                    text);
+    LiesThere input(problem);
+    const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 3, .as_on_gpu = true}, {}, &input);
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    EXPECT_EQ(device.loaded, size_of(outcome.plan.own));
+  }
 }
 
 // Keeps what is made ready of lists that stay, as a GPU does.
