@@ -1,7 +1,8 @@
 // What a rank computes on: its memory, what happens there, and the way in and out. The engine drives a plan through this and does not know
 // whether it is the CPUs of the process (kernels/cpu) or a GPU (kernels/cuda).
 //
-//   one thread:      allocate, clear, start loads, prepare and start a step, wait for it, finish, merge
+//   one thread:      allocate, clear, prepare and start a step, wait for it, finish, merge; start loads, uploads and downloads, and ask
+//                    whether they are done
 //   the I/O thread:  load_rows, load_units, store_rows, beside the compute; store_rows may be another's, beside the other two
 //   either:          reach, upload, download
 //
@@ -92,8 +93,8 @@ class Device {
   // The same for keys and values, which become units. Nothing is read of blocks that are used in place.
   using ReadKeys = std::function<KeyRows(int64_t first, int64_t count, std::byte* k, std::byte* v)>;
   virtual void load_units(const KeyBlocks& blocks, const ReadKeys& read, const Pool& pool) = 0;
-  // The same of blocks that are all used in place: returns a number by which to ask whether it is done. What it is given may go on return;
-  // loads end in their order.
+  // The same of blocks that are all used in place: returns a number by which to ask whether it is done. The lists may go on return, the
+  // rows stay until then. Loads end in their order.
   virtual bool starts_loads() const { return false; }
   virtual int64_t start_loading(const KeyBlocks&, const Pool&) { internal_error("this device loads nothing by itself"); }
   virtual bool is_loaded(int64_t) { return true; }
@@ -122,7 +123,8 @@ class Device {
   // comes to its end. Then there are two, and no third. It is not ordered behind what was asked for while that one ran.
   virtual bool can_start_beside() const { return false; }
   virtual void start_beside(const Step&, int64_t, const Pool&, const Results&) { internal_error("this device has one step at a time"); }
-  // The same, but ordered behind all that was asked for before: it begins when that is done, and nobody has to start it then.
+  // The same, but behind the step that runs and what was cleared, merged and uploaded since: it begins when that is done, and nobody has to
+  // start it then.
   virtual void start_behind(const Step&, int64_t, const Pool&, const Results&) { internal_error("this device has one step at a time"); }
   // Waits at most so long for the step that runs, of two the first; true when it has ended (also when there was none).
   virtual bool wait_for(double seconds) = 0;
@@ -132,8 +134,8 @@ class Device {
   virtual bool work_waits_for_step() const { return false; }
   // As upload(), from memory of allocate_host() that stays as it is until a step has run that start() started later.
   virtual void start_upload(const void* from, int64_t bytes, void* to) = 0;
-  // As download(), to memory of allocate_host(): what these bring is there when is_downloaded() says so. What is asked for later does not
-  // wait for them.
+  // As download(), to memory of allocate_host(): comes after what was asked for before, and nothing asked for later waits for it. What all
+  // of them bring is there when is_downloaded() says so.
   virtual void start_download(const void* from, int64_t bytes, void* to) = 0;
   virtual bool is_downloaded() { return true; }
   virtual void clear_states(int64_t count, int head_dim, float* m, float* l, float* o) = 0;

@@ -113,12 +113,18 @@ Reach GpuDevice::reach(const void* memory) const {
 }
 
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
   start_copy(to, from, bytes, from, after_steps());
   compute_.synchronize();
 }
 void GpuDevice::download(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
   start_copy(to, from, bytes, to, after_steps());
   compute_.synchronize();
+}
+void GpuDevice::start_upload(const void* from, int64_t bytes, void* to) {
+  const CurrentDevice current(gpu_.ordinal);
+  start_copy(to, from, bytes, from, after_steps());
 }
 void GpuDevice::start_download(const void* from, int64_t bytes, void* to) {
   const CurrentDevice current(gpu_.ordinal);
@@ -217,8 +223,7 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
 int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
   const CurrentDevice current(gpu_.ordinal);
   if (idle_loads_.empty()) idle_loads_.emplace_back();
-  loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
-  Load& load = loading_.back();
+  Load& load = idle_loads_.front();
   std::vector<UnitRows> rows;
   rows.reserve(blocks.rows.size());
   for (size_t b = 0; b < blocks.rows.size(); ++b) rows.push_back({blocks.in_place[b].k, blocks.in_place[b].v, blocks.rows[b]});
@@ -235,6 +240,7 @@ int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
               .nonfinite = pool.nonfinite},
              pack_.get());
   load.done.record(pack_.get());
+  loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
   return ++loads_started_;
 }
 
@@ -332,6 +338,7 @@ void GpuDevice::start_beside(const Step& step, int64_t q_rows, const Pool& pool,
 
 void GpuDevice::start_behind(const Step& step, int64_t q_rows, const Pool& pool, const Results& results) {
   if (started_ != ended_ + 1) internal_error("a step is started behind none or two");
+  const CurrentDevice current(gpu_.ordinal);
   launch(step, q_rows, pool, results, after_steps());
 }
 

@@ -30,7 +30,7 @@ class GpuDevice : public Device {
   Reach reach(const void* memory) const override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
-  void start_upload(const void* from, int64_t bytes, void* to) override { start_copy(to, from, bytes, from, after_steps()); }
+  void start_upload(const void* from, int64_t bytes, void* to) override;
   void start_download(const void* from, int64_t bytes, void* to) override;
   bool is_downloaded() override;
   void load_rows(int64_t rows, int64_t row_bytes, const ReadRows& read, std::byte* to) override;

@@ -69,8 +69,8 @@ class Engine::Run {
     const double start = seconds_now();
     if (list_maker_.has_thread()) list_maker_.make_ahead();
     allocate();
-    // Other ranks wait for them: a device that loads keys by itself brings them first.
-    if (device_.starts_loads() && shared_.keys_stay && !plan_.stripes.empty() && stripe(0).is_long()) read_queries(0);
+    // Other ranks wait for them: where the device loads the keys, it brings them first.
+    if (shared_.keys_stay && !plan_.stripes.empty() && stripe(0).is_long() && key_loader_.is_the_devices(plan_.own)) read_queries(0);
     start_loading_keys();
     read_ahead(next_rows(0));
     prepare_beside_loading();
@@ -177,7 +177,7 @@ class Engine::Run {
     if (stripe(0).is_long()) start_queries(0);
     {
       const Timed timed(record_.plan);
-      while (fetches_.prepare_one_of_first()) long_rows_.progress();
+      while (fetches_.prepare_one_of_first()) long_rows_.progress(), key_loader_.here_at();  // notes the time
     }
     may_start_first_ = true;
     const auto list_more = [&] {
@@ -388,13 +388,13 @@ class Engine::Run {
     if (packs_states_beside(s) && step + 1 == engine_.schedule_.steps[s])
       long_rows_.pack_states(stripe(s), *layout_, *long_rows_.own_states());
     prepare_next(step, t + 1), fetches_.prepare_release(t);  // this thread has time
-    const bool may_end_beside_next = leaves_next_alone(s, step);
+    const bool may_start_next = leaves_next_alone(s, step);
     while (!device_.wait_for(poll())) {
       move_messages();
       fetches_.note_arrivals(), fetches_.accept(t + 1);
       if (states_to_merge_ && device_.work_waits_for_step() && long_rows_.own_states() && long_rows_.states_are_here())
         states_to_merge_ = false, long_rows_.merge_states(*layout_, *long_rows_.own_states());
-      if (may_end_beside_next && !runs_already_) start_beside(s + 1, t + 1);
+      if (may_start_next && !runs_already_) start_early(s + 1, t + 1);
     }
   }
   StepStarter::Rows rows_at(size_t s, const std::byte* q, int64_t count, const kernels::Results& results) const {
@@ -428,8 +428,8 @@ class Engine::Run {
            std::none_of(own.begin(), own.end(), [&](int64_t block) { return contains(stripe(s).query_blocks, block); });
   }
 
-  // The only step of stripe `s`, of which the one before is computed, if all it needs is there: begin_stripe() and fetch() find it so.
-  void start_beside(size_t s, size_t t) {
+  // The only step of stripe `s`, while that of the one before is computed, if all it needs is there: begin_stripe() and fetch() find it so.
+  void start_early(size_t s, size_t t) {
     const StripeLists* lists = list_maker_.next();
     if (lists == nullptr || lists->some_rows_see_nothing || !starter_.can_start_beside(lists->steps.front()) ||
         !fetches_.can_be_computed_early(t))
@@ -451,6 +451,7 @@ class Engine::Run {
     {
       const Timed timed(record_.exchange);
       fetches_.hand_over();
+      if (options_.progress && !stripe(s).is_long()) long_rows_.hand_over();  // it may wait for the other ranks
     }
     if (stripe(s).is_long()) {
       const Timed timed(record_.exchange);

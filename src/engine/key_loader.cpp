@@ -44,9 +44,14 @@ std::vector<int32_t> KeyLoader::own_slots(const Intervals& blocks) const {
   return slots;
 }
 
+bool KeyLoader::is_the_devices(const Intervals& own) {
+  if (!is_the_devices_) is_the_devices_ = device_.starts_loads() && !copies_.keys_in_kernels(blocks_, own).empty();
+  return *is_the_devices_;
+}
+
 // What others get first comes first, so that it is on its way while the rest is loaded.
 void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& parts) {
-  const bool on_device = device_.starts_loads() && !copies_.keys_in_kernels(blocks_, own).empty();
+  const bool on_device = is_the_devices(own);
   const auto load_part = [this, on_device](const Intervals& part) {
     const std::vector<int32_t> slots = own_slots(part);
     if (on_device)

@@ -1,12 +1,13 @@
 // Rows of keys and values from the input into units of the pool: a rank's own at the start of a run, others again where keys do not stay.
-// By the I/O thread; or, where all of the own ones are in reach of the device's kernels, started on the device by the caller's, whom no
-// thread has to wake up first.
+// By the I/O thread; or, where all of the own ones are in reach of the device's kernels, by the device, which the caller's thread tells to:
+// no other one has to wake up first.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <future>
 #include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -33,6 +34,8 @@ class KeyLoader {
   // KV heads [kv_head, kv_head + kv_heads) of these blocks into their units, whose slots are [blocks][kv_heads]. The I/O thread's.
   void load(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots);
 
+  // Whether the device loads `own`, the same blocks at every call.
+  bool is_the_devices(const Intervals& own);
   // Starts to load `own`: first `parts` of it, one after another, then the rest. Once.
   void start_own(const Intervals& own, const std::vector<Intervals>& parts);
   bool is_started() const { return task_.valid() || !started_.empty(); }
@@ -54,6 +57,7 @@ class KeyLoader {
   kernels::Device& device_;
   const KeyPool& pool_;
   IoThread& io_;
+  std::optional<bool> is_the_devices_;
   std::future<void> task_;        // not valid: none, or they are started on the device
   std::vector<int64_t> started_;  // there: a load for each part, and for the rest
   double begun_at_ = 0, seconds_ = 0;

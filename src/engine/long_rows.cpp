@@ -98,12 +98,15 @@ void LongRows::read_own(const std::set<int64_t>& own, const Layout& layout, Inpu
   for (auto block = own.begin(); block != own.end();) {
     std::byte* const into = queries_of(*block, layout, q);
     Interval tokens = blocks_.tokens(*block);
+    const bool only_leaves = layout.q_row.count(*block) == 0;  // from memory of its own, which is not allocate_host()'s
     for (++block; block != own.end() && blocks_.tokens(*block).begin == tokens.end &&
                   queries_of(*block, layout, q) == into + tokens.length() * q_row_bytes();
          ++block)
       tokens.end = blocks_.tokens(*block).end;
     const std::byte* const there = device_.memory_is_host() ? nullptr : input.q_in_place(tokens.begin, tokens.length());
-    if (there != nullptr)
+    if (there != nullptr && only_leaves)
+      device_.download(there, tokens.length() * q_row_bytes(), into);
+    else if (there != nullptr)
       device_.start_download(there, tokens.length() * q_row_bytes(), into);
     else
       input.read_q(tokens.begin, tokens.length(), into);
@@ -236,7 +239,6 @@ std::byte* LongRows::send(std::span<const int64_t> pieces, std::byte* from) {
 void LongRows::pack_states(const plan::Stripe& stripe, const Layout& layout, const States& states) {
   std::vector<int64_t> leaving = leaving_of(stripe);
   if (leaving.empty()) return;
-  finish_sending();  // of the run before: its memory is used again
   device_.start_download(passing_.get(), pack(leaving, layout, states, passing_.get()), leaving_.get());
   packed_ = std::move(leaving), is_packed_ = true;
 }

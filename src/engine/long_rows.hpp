@@ -90,11 +90,11 @@ class LongRows {
   int home_of(int64_t piece) const;
   // Those of a piece's parts, ascending, after the others.
   void append_parts(int64_t piece, const Layout& layout, const States& states, std::vector<kernels::StateBlock>& to) const;
-  // Pieces that this rank has computed, their parts merged, packed one after the other; returns the bytes.
   // Those of the stripe for others.
   std::vector<int64_t> leaving_of(const plan::Stripe& stripe) const;
   std::byte* send(std::span<const int64_t> pieces, std::byte* from);  // the end of them
   bool send_packed();                                                 // if they have left the device
+  // Pieces that this rank has computed, their parts merged, packed one after the other; returns the bytes.
   int64_t pack(std::span<const int64_t> pieces, const Layout& layout, const States& states, std::byte* into);
   int64_t q_row_bytes() const {
     return int64_t{shared_.shape.heads} * shared_.shape.head_dim * static_cast<int64_t>(size_of(shared_.shape.type));

@@ -33,11 +33,12 @@ class TakesTwoSteps : public CpuWithSpareThreads {
   void start_beside(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
     ASSERT_TRUE(running_ && !next_);
     next_ = {step, q_rows, pool, results};
+    is_behind_ = false;
   }
   void start_behind(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
     ASSERT_TRUE(running_ && !next_);
     next_ = {step, q_rows, pool, results};
-    ++behind;
+    ++behind, is_behind_ = true;
   }
   // Behind the step that runs, and before one that is started behind it.
   void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
@@ -73,6 +74,7 @@ class TakesTwoSteps : public CpuWithSpareThreads {
 
  private:
   void after_step(std::function<void()> work) {
+    EXPECT_FALSE(next_ && is_behind_) << "what a step is started behind is asked for after it";
     if (running_)
       after_.push_back(std::move(work));
     else
@@ -85,6 +87,7 @@ class TakesTwoSteps : public CpuWithSpareThreads {
     kernels::Results results;
   };
   std::optional<Started> running_, next_;
+  bool is_behind_ = false;                    // the next one
   std::vector<std::function<void()>> after_;  // the step that runs
   std::chrono::steady_clock::time_point began_;
 };

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -121,7 +122,7 @@ inline std::string name_of(TestDevice device) {
 }
 
 // CPUs that the engine takes for a GPU: lists are made by a thread of their own then, own keys are loaded without one, and long rows are
-// packed and merged beside a step. What was started is seen to be over when that has been asked a few times.
+// packed and merged beside a step. What was started is done when it has been asked for a few times.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
@@ -130,23 +131,34 @@ class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
   bool work_waits_for_step() const override { return true; }
   bool starts_loads() const override { return true; }
   int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
-    load_units(blocks, {}, pool);
-    questions_ = 0;
-    return ++loads_;
+    const auto copy = [](auto span) { return std::vector(span.begin(), span.end()); };
+    loads_.push_back([this, of = blocks, pool, rows = copy(blocks.rows), slots = copy(blocks.slots), there = copy(blocks.in_place)] {
+      kernels::KeyBlocks kept = of;
+      kept.rows = rows, kept.slots = slots, kept.in_place = there;
+      if (!rows.empty()) load_units(kept, {}, pool);
+    });
+    return ++loads_started_;
   }
-  bool is_loaded(int64_t load) override { return load < loads_ || ++questions_ > 3; }
+  bool is_loaded(int64_t load) override {
+    if (!loads_.empty() && is_done()) loads_.front()(), loads_.pop_front();
+    return load <= loads_started_ - static_cast<int64_t>(loads_.size());
+  }
   void start_download(const void* from, int64_t bytes, void* to) override {
-    CpuDevice::start_download(from, bytes, to);
-    questions_ = 0;
+    downloads_.push_back([this, from, bytes, to] { download(from, bytes, to); });
   }
-  bool is_downloaded() override { return ++questions_ > 3; }
+  bool is_downloaded() override {
+    if (!downloads_.empty() && is_done()) downloads_.front()(), downloads_.pop_front();
+    return downloads_.empty();
+  }
   void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
     while (!wait_for(1)) continue;
     CpuDevice::merge_blocks(all);
   }
 
  private:
-  int64_t loads_ = 0;
+  bool is_done() { return ++questions_ % 4 == 0; }
+  int64_t loads_started_ = 0;
+  std::deque<std::function<void()>> loads_, downloads_;
   int questions_ = 0;
 };
 
