@@ -388,7 +388,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   const int64_t whole_stripe = shared.options.stripes <= 1 ? by_memory : std::min(by_count, by_memory);
   int own_stripes = 0;
   // The first stripes are a quarter, a quarter and a half of one, where that leaves a GPU work for all of it. Rows that look at keys all
-  // over need most of them early: a quarter of BigBird's rows needs half of all or more, a sixteenth a fifth.
+  // over need most of them early: a quarter of BigBird's rows needs half of all or more, an eighth or a sixteenth less.
   const auto most_blocks = [&] {
     constexpr int64_t kParts[] = {4, 4, 2}, kLeast = 64;
     const bool is_short = shared.short_stripes_first && own_stripes < 3;
