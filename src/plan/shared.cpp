@@ -153,7 +153,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     shared.options.stripes = ranks > 1 && !place_to_keep ? 1 : stripes_of_copied_rows(shape, options.output_type, ranks);
   if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
     // Fewer stripes end less often, more of them wait less for their keys, of which there are few for what is computed where query heads
-    // share them. Bigbird of 1Mi tokens with 16 heads took two H200 8.3, 8.5 and 8.6 ms in 2, 3 and 4 stripes (the first of which is
+    // share them. Bigbird of 1Mi tokens with 16 heads took two H200 8.4, 8.5 and 8.7 ms in 2, 3 and 4 stripes (the first of which is
     // divided in three) with 4 KV heads, and 17.6, 17.0 and 16.6 with 16.
     const int stripes = shape.heads >= 4 * shape.kv_heads ? 2 : 4;
     shared.own_keys_first = false;

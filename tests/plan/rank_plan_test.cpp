@@ -262,7 +262,26 @@ TEST(RankPlan, GroupsThatAreWorthwhileOnAGpu) {
   EXPECT_EQ(steps("causal", 2, 1, true, true), steps("causal", 2, 1, false, true)) << "there is no step of own keys";
 }
 
-// Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
+// Rows of blocks all over, 512 of them on each of two ranks: the first stripe is divided in a quarter, a quarter and a half.
+TEST(RankPlan, FewerStripesWhereQueryHeadsShareKeys) {
+  const auto sizes = [](int kv_heads) {
+    const Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = kv_heads, .head_dim = 128, .type = ElementType::bfloat16};
+    const pattern::BoundPattern pattern(pattern::Pattern::parse("block_random(64, 3, 1)"), shape.heads, shape.kv_heads,
+                                        Documents::single(shape.tokens));
+    const Blocks blocks(pattern.documents());
+    Options options;
+    options.memory = int64_t{64} << 30;
+    options.stripes = 1;
+    options.on_gpu = true;
+    std::vector<int64_t> sizes;
+    for (const Stripe& stripe : make_rank_plan(make_shared(pattern, blocks, shape, 2, options), pattern, blocks, 1).stripes)
+      sizes.push_back(size_of(stripe.query_blocks));
+    return sizes;
+  };
+  EXPECT_EQ(sizes(4), std::vector<int64_t>({64, 64, 128, 256}));
+  EXPECT_EQ(sizes(8), std::vector<int64_t>({64, 64, 64, 128, 128, 64}));  // none of fewer than 64
+}
+
 // 131,072 rows of 4 KiB of queries and as much of results: 1 GiB on one rank, half of it on two.
 TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
   Shape shape{.tokens = 1 << 17, .heads = 16, .kv_heads = 2, .head_dim = 128, .type = ElementType::bfloat16};
@@ -290,6 +309,7 @@ TEST(RankPlan, RowsThatAreCopiedComeInSeveralStripes) {
   EXPECT_EQ(stripes("causal", 2, true, int64_t{8192} << 20), 8u);
 }
 
+// Stripes of so many intervals that they are united while rows are still to come, whose own then reach into, over and past known ones.
 TEST(RankPlan, WhatEarlierRowsLookAtIsNotCollectedAgain) {
   for (const std::string text :
        {"block_random(128, 16, 5) | block_columns(128, 40, 3, 4)", "0-1: block_random(128, 16, 1) | window(200); 2-3: causal"})
