@@ -78,6 +78,8 @@ class Device {
   virtual Buffer allocate_host(int64_t bytes) = 0;
   // How many threads may make lists and copy rows in host memory while this device computes: several where that is not the CPU's work.
   virtual int spare_threads() const { return 1; }
+  // Zeroes memory of allocate() that nothing else uses yet; done on return.
+  virtual void clear(void* memory, int64_t bytes) = 0;
   // Copies between host memory and this device's; done on return.
   virtual void upload(const void* from, int64_t bytes, void* to) = 0;
   virtual void download(const void* from, int64_t bytes, void* to) = 0;

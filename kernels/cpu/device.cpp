@@ -31,6 +31,9 @@ Buffer CpuDevice::allocate(int64_t bytes) {
   return Buffer(static_cast<std::byte*>(memory), {[](void* freed, void*) { std::free(freed); }});
 }
 
+void CpuDevice::clear(void* memory, int64_t bytes) {
+  if (bytes > 0) std::memset(memory, 0, static_cast<size_t>(bytes));
+}
 void CpuDevice::upload(const void* from, int64_t bytes, void* to) {
   if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
 }

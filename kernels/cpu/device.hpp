@@ -16,6 +16,7 @@ class CpuDevice : public Device {
   bool memory_is_host() const override { return true; }
   Reach reach(const void*) const override { return {.by_host = true, .straight = true, .in_kernels = true}; }
   Buffer allocate_host(int64_t bytes) override { return allocate(bytes); }
+  void clear(void* memory, int64_t bytes) override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void start_upload(const void* from, int64_t bytes, void* to) override { upload(from, bytes, to); }

@@ -112,6 +112,12 @@ Reach GpuDevice::reach(const void* memory) const {
           .in_kernels = of_gpu && attributes.device == gpu_.ordinal};
 }
 
+void GpuDevice::clear(void* memory, int64_t bytes) {
+  if (bytes == 0) return;
+  const CurrentDevice current(gpu_.ordinal);
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), after_steps().get()), "cudaMemsetAsync");
+  compute_.synchronize();
+}
 void GpuDevice::upload(const void* from, int64_t bytes, void* to) {
   const CurrentDevice current(gpu_.ordinal);
   start_copy(to, from, bytes, from, after_steps());

@@ -28,6 +28,7 @@ class GpuDevice : public Device {
   Buffer allocate(int64_t bytes) override;
   Buffer allocate_host(int64_t bytes) override;
   Reach reach(const void* memory) const override;
+  void clear(void* memory, int64_t bytes) override;
   void upload(const void* from, int64_t bytes, void* to) override;
   void download(const void* from, int64_t bytes, void* to) override;
   void start_upload(const void* from, int64_t bytes, void* to) override;

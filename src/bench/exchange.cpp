@@ -13,19 +13,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-int64_t units_of(const engine::PeerUnits& peer) {
-  int64_t units = 0;
-  for (const engine::UnitRun& run : peer.runs) units += run.units();
-  return units;
-}
-
 std::map<int, int64_t> by_peer(const std::vector<engine::PeerUnits>& list) {
-  std::map<int, int64_t> units;
-  for (const engine::PeerUnits& peer : list) units[peer.peer] += units_of(peer);
-  return units;
+  std::map<int, int64_t> halves;
+  for (const engine::PeerUnits& peer : list)
+    for (const engine::UnitRun& run : peer.runs) halves[peer.peer] += run.kv_heads * run.halves.length();
+  return halves;
 }
 
-// Units by peer: from and to their homes, and of those that ranks of a host pass on to each other.
+// Halves of units by peer: from and to their homes, and of those that ranks of a host pass on to each other.
 struct Step {
   std::map<int, int64_t> receive, send, given, passed_on;
 };
@@ -38,13 +33,13 @@ std::vector<Step> steps_of(const engine::Schedule& schedule) {
   return steps;
 }
 
-int64_t sum_of(const std::map<int, int64_t>& units) {
-  return std::accumulate(units.begin(), units.end(), int64_t{0}, [](int64_t sum, const auto& entry) { return sum + entry.second; });
+int64_t sum_of(const std::map<int, int64_t>& halves) {
+  return std::accumulate(halves.begin(), halves.end(), int64_t{0}, [](int64_t sum, const auto& entry) { return sum + entry.second; });
 }
 
 // The same messages in the same steps, each in one run: what is left of the exchange when nothing need be gathered or scattered.
 std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, const engine::Schedule& schedule,
-                                       int64_t unit_bytes, kernels::Device& device, comm::Transport& transport, double timeout, int times) {
+                                       int64_t half_bytes, kernels::Device& device, comm::Transport& transport, double timeout, int times) {
   const bool two_levels = schedule.passes_on;
   const int64_t at_once = schedule.ahead + 1;  // steps on their way
   // Slots: what comes, of as many steps as are on their way; what goes, likewise; what is given; what is passed on.
@@ -54,16 +49,16 @@ std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const st
     given = std::max(given, sum_of(step.given)), passed_on = std::max(passed_on, sum_of(step.passed_on));
   }
   const int64_t gone = at_once * received, gift = gone + at_once * sent, slots = gift + given + passed_on;
-  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * unit_bytes);
-  const std::vector<std::byte> content(static_cast<size_t>(unit_bytes), std::byte{1});
-  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), unit_bytes, pool.get() + slot * unit_bytes);
-  const auto exchange = transport.between_pools(ranks, pool.get(), unit_bytes);
-  const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), unit_bytes) : nullptr;
+  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * half_bytes);
+  const std::vector<std::byte> content(static_cast<size_t>(half_bytes), std::byte{1});
+  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), half_bytes, pool.get() + slot * half_bytes);
+  const auto exchange = transport.between_pools(ranks, pool.get(), half_bytes);
+  const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), half_bytes) : nullptr;
   for (comm::PoolExchange* each : {exchange.get(), inside.get()})
     if (each != nullptr) each->set_timeout(timeout);
-  const auto messages = [](const std::map<int, int64_t>& units, int64_t slot) {
+  const auto messages = [](const std::map<int, int64_t>& halves, int64_t slot) {
     std::vector<comm::PoolExchange::Message> result;
-    for (const auto& [peer, count] : units) {
+    for (const auto& [peer, count] : halves) {
       result.push_back({peer, std::vector<int32_t>(static_cast<size_t>(count))});
       std::iota(result.back().slots.begin(), result.back().slots.end(), static_cast<int32_t>(slot));
       slot += count;
@@ -144,13 +139,13 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
     mine.messages_received = exchanged.messages_received;
     measure.seconds = slowest(ranks, exchanged.seconds);
   }
-  mine.planned_bytes_received = plan.units_moved * plan.unit_bytes;
-  mine.bytes_from_other_hosts = job.schedule().units_from_other_hosts * plan.unit_bytes;
-  mine.bytes_lower_bound = plan.units_lower_bound() * plan.unit_bytes;
-  mine.bytes_ring = plan.ring_units(job.shared()) * plan.unit_bytes;
+  mine.planned_bytes_received = plan.bytes_moved;
+  mine.bytes_from_other_hosts = job.schedule().bytes_from_other_hosts;
+  mine.bytes_lower_bound = plan.bytes_lower_bound();
+  mine.bytes_ring = plan.ring_bytes(job.shared());
   mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty() || !step.given.empty(); });
   measure.contiguous_seconds =
-      slowest(ranks, contiguous_seconds(ranks, steps, job.schedule(), plan.unit_bytes, device, transport, job.job().timeout, times));
+      slowest(ranks, contiguous_seconds(ranks, steps, job.schedule(), plan.unit_bytes / 2, device, transport, job.job().timeout, times));
 
   measure.message_bytes = std::min(ranks.max(mine.steps > 0 ? mine.bytes_received / mine.steps : 0), comm::kPieceBytes);
   if (measure.message_bytes > 0) {
@@ -161,10 +156,10 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
     const auto at_link_speed = [&](std::map<int, int64_t> Step::*from_homes, std::map<int, int64_t> Step::*inside) {
       double near = 0, far = 0;
       for (const Step& step : steps) {
-        for (const auto* units_by_peer : {&(step.*from_homes), &(step.*inside)})
-          for (const auto& [peer, units] : *units_by_peer)
+        for (const auto* halves_by_peer : {&(step.*from_homes), &(step.*inside)})
+          for (const auto& [peer, halves] : *halves_by_peer)
             (hosts[static_cast<size_t>(peer)] == hosts[static_cast<size_t>(ranks.rank())] ? near : far) +=
-                static_cast<double>(units * plan.unit_bytes);
+                static_cast<double>(halves * plan.unit_bytes / 2);
       }
       return (near > 0 ? near / measure.within_host.bytes_per_second : 0) + (far > 0 ? far / measure.across_hosts.bytes_per_second : 0);
     };

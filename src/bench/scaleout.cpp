@@ -96,7 +96,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
   point.flop = std::accumulate(flop.begin(), flop.end(), 0.0);
   point.kv_bytes_planned = ranks.sum(typical.planned_bytes_received);
   point.kv_bytes_moved = ranks.sum(typical.bytes_received);
-  point.kv_bytes_lower_bound = ranks.sum(job.plan().units_lower_bound() * job.plan().unit_bytes);
+  point.kv_bytes_lower_bound = ranks.sum(job.plan().bytes_lower_bound());
   point.row_bytes_moved = ranks.sum(typical.row_bytes_received);
   point.rates = rates;
   point.probe_flop_per_second = 4.0 * 64 * 64 * what.shape.head_dim / rates.full_quarter;

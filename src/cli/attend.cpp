@@ -313,8 +313,8 @@ int run_attend(const Settings& settings, const Context& context) {
 
   const int64_t received = ranks.sum(mine.bytes_received), planned = ranks.sum(mine.planned_bytes_received);
   const int64_t rows_moved = ranks.sum(mine.row_bytes_received), read_again = ranks.sum(mine.bytes_read_again);
-  const int64_t lower_bound = ranks.sum(job.plan().units_lower_bound() * job.plan().unit_bytes);
-  const int64_t ring = ranks.sum(job.plan().ring_units(job.shared()) * job.plan().unit_bytes);
+  const int64_t lower_bound = ranks.sum(job.plan().bytes_lower_bound());
+  const int64_t ring = ranks.sum(job.plan().ring_bytes(job.shared()));
   double flop = 0;
   for (double rank : ranks.all_gather(job.plan().flop(shape))) flop += rank;
   const double in_flight = spread_of(ranks, mine.in_flight).mean;

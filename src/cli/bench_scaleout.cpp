@@ -105,13 +105,16 @@ report::ScalingCurve curve(const std::string& title, const std::vector<Row>& row
   return curve;
 }
 
-// Bytes of a GPU that rows and results take, all on one rank at most, and those of the small jobs that measure rates.
-int64_t rows_on_device(const bench::Job& job) {
+// Bytes of a GPU that rows and results take, and those of the small jobs that measure rates. One rank has all tokens at most; in weak scaling
+// alone its share, or what an uneven partition makes of it.
+int64_t rows_on_device(const bench::Job& job, const std::string& mode, int ranks) {
+  constexpr int64_t kUneven = 2;
   constexpr int64_t kProbe = int64_t{10} << 30;
   const Shape& shape = job.shape;
   const int64_t in = int64_t{shape.heads + 2 * shape.kv_heads} * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
   const int64_t out = int64_t{shape.heads} * (shape.head_dim * static_cast<int64_t>(size_of(job.output_type)) + 4);
-  return shape.tokens * (in + out) + kProbe;
+  const int64_t tokens = mode == "weak" ? std::min(shape.tokens, kUneven * (shape.tokens / ranks + 1)) : shape.tokens;
+  return tokens * (in + out) + kProbe;
 }
 
 double predicted_efficiency(const ScaleoutPoint& point, const ScaleoutPoint& first) {
@@ -145,7 +148,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   job.on_gpu = !place.device->memory_is_host();
   const auto rows_in = settings.text("rows-in") == "device" ? bench::RowsIn::device : bench::RowsIn::host;
   job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
-  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) job.memory = ranks.min(place.memory - rows_on_device(job));
+  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) job.memory = ranks.min(place.memory - rows_on_device(job, mode, ranks.size()));
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;

@@ -35,7 +35,7 @@ int64_t rows_of(const plan::RankPlan& plan, const plan::Blocks& blocks) {
 }  // namespace
 
 std::vector<Figure> figures_of(const plan::Shared& shared, const plan::RankPlan& plan, const plan::Blocks& blocks) {
-  const auto bytes = [&](int64_t units) { return static_cast<double>(units * plan.unit_bytes); };
+  const auto bytes = [](int64_t count) { return static_cast<double>(count); };
   const plan::TileCount tiles = plan.tiles();
   const auto long_stripes = static_cast<int64_t>(shared.batches.size());
   return {
@@ -44,13 +44,13 @@ std::vector<Figure> figures_of(const plan::Shared& shared, const plan::RankPlan&
       {"full_tiles", "full tiles", Unit::count, static_cast<double>(tiles.full)},
       {"partial_tiles", "partial tiles", Unit::count, static_cast<double>(tiles.partial)},
       {"flop", "work", Unit::flop, plan.flop(shared.shape)},
-      {"kv_bytes_needed", "K/V needed", Unit::bytes, bytes(plan.units_needed)},
-      {"kv_bytes_held", "K/V held", Unit::bytes, bytes(plan.units_held)},
-      {"kv_bytes_moved", "K/V moved", Unit::bytes, bytes(plan.units_moved)},
-      {"kv_bytes_lower_bound", "  lower bound", Unit::bytes, bytes(plan.units_lower_bound())},
-      {"kv_bytes_ring", "  a dense ring", Unit::bytes, bytes(plan.ring_units(shared))},
-      {"kv_bytes_read_again", "K/V read again", Unit::bytes, bytes(plan.units_read_again)},
-      {"long_row_bytes_moved", "long rows' Q, states", Unit::bytes, static_cast<double>(plan.row_bytes_moved)},
+      {"kv_bytes_needed", "K/V needed", Unit::bytes, bytes(plan.bytes_needed)},
+      {"kv_bytes_held", "K/V held", Unit::bytes, bytes(plan.bytes_held)},
+      {"kv_bytes_moved", "K/V moved", Unit::bytes, bytes(plan.bytes_moved)},
+      {"kv_bytes_lower_bound", "  lower bound", Unit::bytes, bytes(plan.bytes_lower_bound())},
+      {"kv_bytes_ring", "  a dense ring", Unit::bytes, bytes(plan.ring_bytes(shared))},
+      {"kv_bytes_read_again", "K/V read again", Unit::bytes, bytes(plan.bytes_read_again)},
+      {"long_row_bytes_moved", "long rows' Q, states", Unit::bytes, bytes(plan.row_bytes_moved)},
       {"memory", "memory", Unit::bytes, static_cast<double>(plan.memory.total())},
       {"memory_home", "  own K/V", Unit::bytes, static_cast<double>(plan.memory.home)},
       {"memory_rows", "  rows in work", Unit::bytes, static_cast<double>(plan.memory.stripe + plan.memory.long_rows)},

@@ -294,6 +294,6 @@ void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, f
 }
 
 int64_t Attention::bytes_received() const { return state_->record.bytes_received; }
-int64_t Attention::bytes_needed() const { return state_->engine->plan().units_lower_bound() * state_->engine->plan().unit_bytes; }
+int64_t Attention::bytes_needed() const { return state_->engine->plan().bytes_lower_bound(); }
 
 }  // namespace longspan

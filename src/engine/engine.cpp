@@ -241,7 +241,7 @@ class Engine::Run {
   std::future<void> read_keys_again(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots) {
     return io_.submit([this, runs = std::move(runs), slots = std::move(slots)] {
       for (size_t r = 0; r < runs.size(); ++r)
-        key_loader_.load(runs[r].kv_head, runs[r].kv_heads, {{runs[r].block, runs[r].block + runs[r].count}}, slots[r]);
+        key_loader_.load(runs[r].kv_head, runs[r].kv_heads, {runs[r].blocks()}, slots[r]);
     });
   }
 
@@ -496,15 +496,15 @@ class Engine::Run {
   float* o() const { return reinterpret_cast<float*>(kept_.o.get()); }
 
   void account() {
-    record_.bytes_from_other_hosts_if_flat = engine_.schedule_.units_from_other_hosts_if_flat * plan_.unit_bytes;
-    record_.least_bytes_to_host = engine_.schedule_.least_units_to_host * plan_.unit_bytes;
+    record_.bytes_from_other_hosts_if_flat = engine_.schedule_.bytes_from_other_hosts_if_flat;
+    record_.least_bytes_to_host = engine_.schedule_.least_bytes_to_host;
     record_.in_flight = fetches_.in_flight();
     record_.bytes_received = fetches_.bytes_received();
     record_.bytes_sent = fetches_.bytes_sent();
     record_.bytes_from_other_hosts = fetches_.bytes_from_other_hosts();
     record_.bytes_read_again = fetches_.bytes_read_again();
-    record_.planned_bytes_received = plan_.units_moved * plan_.unit_bytes;
-    record_.planned_bytes_sent = engine_.schedule_.units_to_send * plan_.unit_bytes;
+    record_.planned_bytes_received = plan_.bytes_moved;
+    record_.planned_bytes_sent = engine_.schedule_.bytes_to_send;
     record_.row_bytes_received = long_rows_.bytes_received();
     record_.planned_row_bytes_received = plan_.row_bytes_moved;
   }

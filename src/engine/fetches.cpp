@@ -16,33 +16,9 @@ int tag_of(size_t t) { return static_cast<int>(t % kTags); }
 // Calls f(KV head, block) in the order in which both sides of a message count.
 template <typename F>
 void for_each_unit(const UnitRun& run, F f) {
+  const Interval blocks = run.blocks();
   for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-    for (int64_t block = run.block; block < run.block + run.count; ++block) f(kv_head, block);
-}
-
-std::vector<comm::PoolExchange::Message> outlines(const std::vector<PeerUnits>& peers) {
-  std::vector<comm::PoolExchange::Message> messages;
-  for (const PeerUnits& peer : peers) {
-    messages.push_back({peer.peer, {}});
-    for (const UnitRun& run : peer.runs)
-      messages.back().runs.insert(messages.back().runs.end(), static_cast<size_t>(run.kv_heads), run.count);
-  }
-  return messages;
-}
-
-int64_t units_of(const PeerUnits& peer) {
-  return std::accumulate(peer.runs.begin(), peer.runs.end(), int64_t{0}, [](int64_t sum, const UnitRun& run) { return sum + run.units(); });
-}
-
-// `append(run, slots)` appends those of a run, in that order.
-template <typename Append>
-std::vector<comm::PoolExchange::Message> messages(const std::vector<PeerUnits>& peers, Append append) {
-  std::vector<comm::PoolExchange::Message> messages = outlines(peers);
-  for (size_t p = 0; p < peers.size(); ++p) {
-    messages[p].slots.reserve(static_cast<size_t>(units_of(peers[p])));
-    for (const UnitRun& run : peers[p].runs) append(run, messages[p].slots);
-  }
-  return messages;
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) f(kv_head, block);
 }
 
 // Runs between which few blocks lie as one.
@@ -69,16 +45,62 @@ Intervals held_blocks(const std::map<int64_t, std::vector<HeldBlocks>>& by_step,
 
 }  // namespace
 
+void Fetches::Pieces::append(const UnitRun& run, std::span<const int32_t> slots, std::vector<int32_t>& pieces) const {
+  if (of_unit == 1) {
+    pieces.insert(pieces.end(), slots.begin(), slots.end());
+    return;
+  }
+  auto slot = slots.begin();
+  for_each_unit(run, [&](int, int64_t block) {
+    const int32_t first = 4 * *slot++;
+    const Interval halves = overlap(run.halves, {2 * block, 2 * block + 2});
+    for (const int32_t values : {0, 2})
+      for (int64_t half = halves.begin; half < halves.end; ++half) pieces.push_back(first + values + static_cast<int32_t>(half % 2));
+  });
+}
+
+Fetches::Messages Fetches::outlines(const std::vector<PeerUnits>& peers) const {
+  Messages messages;
+  for (const PeerUnits& peer : peers) {
+    messages.push_back({peer.peer, {}});
+    for (const UnitRun& run : peer.runs)
+      messages.back().runs.insert(messages.back().runs.end(), static_cast<size_t>(run.kv_heads), pieces_.of_head(run));
+  }
+  return messages;
+}
+
+int64_t Fetches::pieces_of(const PeerUnits& peer) const {
+  return std::accumulate(peer.runs.begin(), peer.runs.end(), int64_t{0},
+                         [this](int64_t sum, const UnitRun& run) { return sum + pieces_.count(run); });
+}
+
+template <typename Append>
+Fetches::Messages Fetches::messages(const std::vector<PeerUnits>& peers, Append append) const {
+  Messages messages = outlines(peers);
+  std::vector<int32_t> slots;
+  for (size_t p = 0; p < peers.size(); ++p) {
+    messages[p].slots.reserve(static_cast<size_t>(pieces_of(peers[p])));
+    for (const UnitRun& run : peers[p].runs) {
+      slots.clear();
+      append(run, slots);
+      pieces_.append(run, slots, messages[p].slots);
+    }
+  }
+  return messages;
+}
+
 Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport)
     : shared_(what.shared),
       plan_(what.plan),
       schedule_(what.schedule),
       host_of_rank_(what.host_of_rank),
       device_(device),
+      pieces_{shared_.in_halves ? 4 : 1},
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
-            plan_.unit_bytes, device),
-      exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes)) {
-  if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes);
+            plan_.unit_bytes, shared_.in_halves, device),
+      exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit)) {
+  if (schedule_.passes_on)
+    inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
     for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
 }
@@ -109,7 +131,7 @@ const std::vector<Intervals>& Fetches::first_sent() {
   for (size_t t = 0; t <= last_of_first() && t < order_.size(); ++t) {
     Intervals sent;
     for (const PeerUnits& peer : exchange_of(t).send)
-      for (const UnitRun& run : peer.runs) sent.push_back({run.block, run.block + run.count});
+      for (const UnitRun& run : peer.runs) sent.push_back(run.blocks());
     sent = intersect(joined(normalised(std::move(sent))), plan_.own);
     parts.push_back(subtract(sent, before));
     before = unite(before, sent);
@@ -149,16 +171,17 @@ void Fetches::read_again(size_t t) {
   for (size_t c = 0; c < shared_.classes.size(); ++c) {
     const plan::KeyClass& key_class = shared_.classes[c];
     for (const Interval& run : stripe.fetch[static_cast<size_t>(step)][c])
-      runs.push_back({key_class.kv_heads.front(), static_cast<int32_t>(key_class.kv_heads.size()), run.begin, run.length()});
+      runs.push_back({key_class.kv_heads.front(), static_cast<int32_t>(key_class.kv_heads.size()), {2 * run.begin, 2 * run.end}});
   }
   // By block, then KV head, as the input's rows have them.
   std::vector<std::vector<int32_t>> slots;
   for (const UnitRun& run : runs) {
     slots.emplace_back();
-    for (int64_t block = run.block; block < run.block + run.count; ++block)
+    const Interval blocks = run.blocks();
+    for (int64_t block = blocks.begin; block < blocks.end; ++block)
       for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
         pool_.take(kv_head, {block, block + 1}, slots.back());
-    bytes_read_again_ += run.units() * plan_.unit_bytes;
+    bytes_read_again_ += run.kv_heads * blocks.length() * plan_.unit_bytes;
   }
   key_reads_[t] = read_again_(std::move(runs), std::move(slots));
 }
@@ -168,27 +191,25 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
   constexpr int64_t kMostBefore = int64_t{4} << 20;  // units: 64 MiB
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
-  const auto arrive = [&](const Messages& receives) {
-    for (const comm::PoolExchange::Message& message : receives) arriving.insert(arriving.end(), message.slots.begin(), message.slots.end());
-  };
   if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
-    arrive(before->second.messages);
-    if (pool_.take_again(before->second.units, arriving)) return before->second.messages;
-    arriving.clear();
+    if (pool_.take_again(before->second.units, before->second.slots)) {
+      arriving = before->second.slots;
+      return before->second.messages;
+    }
     units_before_ -= static_cast<int64_t>(before->second.units.size());
     receives_before_.erase(before);
   }
   made = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
-    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-      pool_.take(kv_head, {run.block, run.block + run.count}, slots);
+    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head) pool_.take(kv_head, run.blocks(), slots);
+    arriving.insert(arriving.end(), slots.begin(), slots.end());
   });
-  arrive(made);
   if (exchange_->reads_from_peers()) name_slots_at_home(peers, made);
   const auto units = static_cast<int64_t>(arriving.size());
   if (!keeps_ || units_before_ + units > kMostBefore) return made;
   units_before_ += units;
   Receives& kept = receives_before_[t];
   kept.messages = std::move(made);
+  kept.slots = arriving;
   kept.units.reserve(arriving.size());
   for (const PeerUnits& peer : peers)
     for (const UnitRun& run : peer.runs)
@@ -207,8 +228,8 @@ void Fetches::prepare(size_t t) {
   ready.receives = !receives.empty();
   for (const comm::PoolExchange::Message& message : receives)
     if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
-      bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes;
-  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t, receives));
+      bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes / pieces_.of_unit;
+  if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t));
   if (exchange_->reads_from_peers())
     exchange_->start(tag_of(t), receives, {});
   else
@@ -218,22 +239,22 @@ void Fetches::prepare(size_t t) {
 }
 
 // And its messages inside the host.
-Fetches::Inside Fetches::inside_host(size_t t, const Messages& receives) {
+Fetches::Inside Fetches::inside_host(size_t t) {
   const StepExchange& exchange = exchange_of(t);
   // A unit that is here and fetched anew has two slots until the older one is released: those taken for this step are what is passed on.
   std::unordered_map<int64_t, int32_t> taken;
-  for (size_t p = 0; p < receives.size() && !exchange.pass_on.empty(); ++p) {
-    auto slot = receives[p].slots.begin();
-    for (const UnitRun& run : exchange.receive[p].runs)
-      for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = *slot++; });
+  if (!exchange.pass_on.empty()) {
+    auto slot = arriving_[t].begin();  // in the order of their messages
+    for (const PeerUnits& peer : exchange.receive)
+      for (const UnitRun& run : peer.runs)
+        for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = *slot++; });
   }
   Inside inside{t, {}, {}};
   inside.receives = messages(exchange.given_receive, [&](const UnitRun& run, std::vector<int32_t>& slots) {
-    size_t at = slots.size();
-    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-      pool_.take(kv_head, {run.block, run.block + run.count}, slots);
-    arriving_[t].insert(arriving_[t].end(), slots.begin() + static_cast<int64_t>(at), slots.end());
-    for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = slots[at++]; });
+    for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head) pool_.take(kv_head, run.blocks(), slots);
+    arriving_[t].insert(arriving_[t].end(), slots.begin(), slots.end());
+    auto slot = slots.begin();
+    for_each_unit(run, [&](int kv_head, int64_t block) { taken[pool_.unit(kv_head, block)] = *slot++; });
   });
   inside.sends = messages(exchange.pass_on, [&](const UnitRun& run, std::vector<int32_t>& slots) {
     for_each_unit(run, [&](int kv_head, int64_t block) {
@@ -264,16 +285,19 @@ bool Fetches::send_ahead() {
 
 // A home's own units have their slots for good, in the order in which KeyPool numbers them.
 void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives) {
+  std::vector<int32_t> units;
   for (size_t p = 0; p < peers.size(); ++p) {
     Numbering& own = own_of_[peers[p].peer];
     if (own.count() == 0) own = Numbering(shared_.partition.blocks_of(peers[p].peer));
     std::vector<int32_t>& slots = receives[p].slots_there;
-    slots.resize(receives[p].slots.size());
-    auto at = slots.begin();
+    slots.reserve(receives[p].slots.size());
     for (const UnitRun& run : peers[p].runs) {
-      const int64_t first = own.of(run.block);  // of a run all blocks have one home, where they follow each other
-      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head, at += run.count)
-        std::iota(at, at + run.count, static_cast<int32_t>(kv_head * own.count() + first));
+      const Interval blocks = run.blocks();
+      const int64_t first = own.of(blocks.begin);  // of a run all blocks have one home, where they follow each other
+      units.clear();
+      for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
+        for (int64_t block = 0; block < blocks.length(); ++block) units.push_back(static_cast<int32_t>(kv_head * own.count() + first + block));
+      pieces_.append(run, units, slots);
     }
   }
 }
@@ -281,7 +305,7 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
 Fetches::Messages Fetches::sends_of(size_t t) const {
   if (exchange_->reads_from_peers()) {
     Messages sends;
-    for (const PeerUnits& peer : exchange_of(t).send) sends.push_back({.peer = peer.peer, .blocks = units_of(peer)});
+    for (const PeerUnits& peer : exchange_of(t).send) sends.push_back({.peer = peer.peer, .blocks = pieces_of(peer)});
     return sends;
   }
   return messages(exchange_of(t).send, [&](const UnitRun& run, std::vector<int32_t>& slots) {

@@ -13,6 +13,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -92,17 +93,31 @@ class Fetches {
  private:
   using Clock = std::chrono::steady_clock;
   using Messages = std::vector<comm::PoolExchange::Message>;
+  // What an exchange moves at least: a unit, or a quarter of one, which is half a unit's keys or half its values. Example: of a unit in slot 5
+  // its first half is pieces 20 and 22, its second one 21 and 23; all of it is pieces 20 … 23, as its memory is.
+  struct Pieces {
+    int of_unit = 1;
+    int64_t count(const UnitRun& run) const { return run.kv_heads * of_head(run); }
+    int64_t of_head(const UnitRun& run) const { return run.halves.length() * of_unit / 2; }
+    // Appends those of a run, KV head by KV head, its units being in these slots.
+    void append(const UnitRun& run, std::span<const int32_t> slots, std::vector<int32_t>& pieces) const;
+  };
   struct Inside {  // a step's messages inside the host
     size_t t;
     Messages receives, sends;
   };
 
+  Messages outlines(const std::vector<PeerUnits>& peers) const;
+  int64_t pieces_of(const PeerUnits& peer) const;
+  // `append(run, slots)` appends those of a run's units.
+  template <typename Append>
+  Messages messages(const std::vector<PeerUnits>& peers, Append append) const;
   int64_t received_ever() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
   int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
   void prepare(size_t t);
   const Messages& receives_of(size_t t, Messages& made);
-  Inside inside_host(size_t t, const Messages& receives);
+  Inside inside_host(size_t t);
   void start_prepared(size_t t);
   bool send_ahead();  // of the next step, when it may be; whether it was
   void read_again(size_t t);
@@ -122,6 +137,7 @@ class Fetches {
   const std::vector<int>& host_of_rank_;
   kernels::Device& device_;
   ReadAgain read_again_;
+  Pieces pieces_;
   KeyPool pool_;
   std::unique_ptr<comm::PoolExchange> exchange_;     // with the homes
   std::unique_ptr<comm::PoolExchange> inside_host_;  // among the ranks of the host; where nothing is passed on there is none
@@ -137,13 +153,14 @@ class Fetches {
   std::deque<Ready> ready_;  // of steps [started_, prepared_)
   struct Receives {
     Messages messages;
-    std::vector<int64_t> units;  // in the order of their slots
+    std::vector<int64_t> units;
+    std::vector<int32_t> slots;  // of these
   };
   std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows; of so many units at most
   int64_t units_before_ = 0;                         // in there
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
-  std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots that messages fill
+  std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots of units that messages fill
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
   std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some

@@ -8,20 +8,23 @@
 
 namespace longspan::engine {
 
-KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, kernels::Device& device)
+KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, bool in_parts,
+                 kernels::Device& device)
     : kv_heads_(kv_heads),
       blocks_(blocks),
       own_slots_(size_of(own) * kv_heads),
       slots_(own_slots_ + fetched),
       unit_bytes_(unit_bytes),
       slot_of_(static_cast<size_t>(kv_heads * blocks), -1) {
-  if (slots_ > std::numeric_limits<int32_t>::max()) internal_error("a pool has more slots than their numbers can say");
+  if (slots_ > std::numeric_limits<int32_t>::max() / (in_parts ? 4 : 1))
+    internal_error("a pool has more slots than their numbers can say");
   int32_t next = 0;
   for (int kv_head = 0; kv_head < kv_heads; ++kv_head)
     for (const Interval& run : own)
       for (int64_t block = run.begin; block < run.end; ++block) slot_of_[static_cast<size_t>(unit(kv_head, block))] = next++;
   memory_ = device.allocate(slots_ * unit_bytes);
   nonfinite_ = device.allocate(slots_);
+  if (in_parts && !device.memory_is_host()) device.clear(memory_.get() + own_slots_ * unit_bytes, fetched * unit_bytes);
   free_.resize(static_cast<size_t>(slots_ / 64 + 1));
   for (int64_t slot = own_slots_; slot < slots_; ++slot) free_[static_cast<size_t>(slot / 64)] |= uint64_t{1} << slot % 64;
 }

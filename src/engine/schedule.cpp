@@ -9,6 +9,7 @@
 
 #include "engine/host_routes.hpp"
 #include "longspan/error.hpp"
+#include "plan/halves.hpp"
 
 namespace longspan::engine {
 
@@ -23,9 +24,14 @@ struct Request {
 
 int heads_of(const plan::KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
 
-UnitRun run_of(const plan::KeyClass& key_class, Interval blocks) {
-  return {key_class.kv_heads.front(), heads_of(key_class), blocks.begin, blocks.length()};
+// Calls f(run) for what travels of these blocks.
+template <typename F>
+void for_each_run(const plan::Shared& shared, const plan::RankPlan& plan, size_t key_class, Interval blocks, F f) {
+  const plan::KeyClass& of = shared.classes[key_class];
+  for (const Interval& halves : plan::travelling_halves(plan, key_class, blocks)) f(UnitRun{of.kv_heads.front(), heads_of(of), halves});
 }
+
+int64_t run_bytes(const UnitRun& run, const plan::RankPlan& plan) { return run.kv_heads * run.halves.length() * plan.unit_bytes / 2; }
 
 // Calls f(home, run) for the parts of `blocks` with one home each, ascending.
 template <typename F>
@@ -101,7 +107,7 @@ std::vector<Fetch> fetches_of(const plan::RankPlan& plan, const std::vector<int>
 }
 
 template <typename T>
-std::vector<std::byte> bytes_of(const std::vector<T>& list) {
+std::vector<std::byte> packed(const std::vector<T>& list) {
   std::vector<std::byte> bytes(list.size() * sizeof(T));
   if (!list.empty()) std::memcpy(bytes.data(), list.data(), bytes.size());
   return bytes;
@@ -128,8 +134,8 @@ struct StepName {
 // [class] and enters it in the schedule.
 class HostAgreement {
  public:
-  HostAgreement(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<int>& host_of_rank)
-      : ranks_(ranks), shared_(shared), host_of_rank_(host_of_rank) {
+  HostAgreement(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan, const std::vector<int>& host_of_rank)
+      : ranks_(ranks), shared_(shared), plan_(plan), host_of_rank_(host_of_rank) {
     for (int rank = 0; rank < ranks.size(); ++rank)
       if (is_here(rank)) members_.push_back(rank);
   }
@@ -142,7 +148,7 @@ class HostAgreement {
 
   // Collective over all ranks.
   void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct,
-             Schedule& schedule) const {
+             Schedule& schedule) {
     std::vector<Fetch> mine;
     for (const Fetch& fetch : fetches) {
       for_each_home(shared_.partition, {fetch.blocks}, [&](int home, Interval blocks) {
@@ -151,13 +157,12 @@ class HostAgreement {
         mine.back().blocks = blocks;
       });
     }
-    schedule.units_from_other_hosts_if_flat = units(mine);
     // Room for blocks held for others travels as a first entry without blocks.
-    const int64_t my_room =
-        shared_.memory.received / kernels::unit_bytes(shared_.shape.type, shared_.shape.head_dim) - schedule.most_fetched_units;
+    const int64_t my_room = shared_.memory.received / plan_.unit_bytes - schedule.most_fetched_units;
+    for (const Fetch& fetch : mine) schedule.bytes_from_other_hosts_if_flat += bytes_of(fetch, plan_.halves);
     mine.insert(mine.begin(), Fetch{.rank = local_rank(), .blocks = {std::max<int64_t>(0, my_room), 0}});
     std::vector<comm::Communicator::Letter> letters;
-    for (int rank : members_) letters.push_back({rank, bytes_of(mine)});
+    for (int rank : members_) letters.push_back({rank, packed(mine)});
     std::vector<Fetch> all;
     std::vector<int64_t> room;
     for (const comm::Communicator::Letter& letter : ranks_.sparse_all_to_all(letters)) {  // by ascending rank
@@ -165,17 +170,26 @@ class HostAgreement {
       room.push_back(theirs.front().blocks.begin);
       all.insert(all.end(), theirs.begin() + 1, theirs.end());
     }
-    if (members_.front() == ranks_.rank()) schedule.least_units_to_host = distinct_units(all);
+    const std::vector<ByClass> halves = halves_of_members();
+    int64_t if_flat = 0;  // of the host
+    for (const Fetch& fetch : all) if_flat += bytes_of(fetch, halves[static_cast<size_t>(fetch.rank)]);
+    ByClass of_host;
+    for (const ByClass& of_rank : halves)
+      for (size_t c = 0; c < of_rank.size(); ++c) of_host.resize(of_rank.size()), of_host[c] = unite(of_host[c], of_rank[c]);
+    if (members_.front() == ranks_.rank()) schedule.least_bytes_to_host = distinct_bytes(all, of_host);
 
     std::vector<int> class_heads;
     for (const plan::KeyClass& key_class : shared_.classes) class_heads.push_back(heads_of(key_class));
     const HostRoutes found = routes_inside_host(all, room, class_heads);
     int64_t crossing = 0;
     for (const Route& route : found.routes)
-      if (route.from == Route::kHome) crossing += units_of(route.key_class, route.blocks);
+      if (route.from == Route::kHome) crossing += bytes_of(route.key_class, route.blocks, of_host);
     const plan::ExchangeKind kind = shared_.options.exchange;
-    const bool pays = kind == plan::ExchangeKind::node || (kind == plan::ExchangeKind::automatic && 5 * crossing <= 4 * units(all));
+    const bool pays = kind == plan::ExchangeKind::node || (kind == plan::ExchangeKind::automatic && 5 * crossing <= 4 * if_flat);
     if (!pays) return;
+    // What comes from other hosts: of blocks from this one's, the rank goes on with what it needs itself.
+    const Intervals at_home = halves_at_home();
+    for (size_t c = 0; c < of_host.size(); ++c) plan_.halves[c] = unite(plan_.halves[c], subtract(of_host[c], at_home));
 
     const int32_t me = local_rank();
     std::map<std::pair<int32_t, size_t>, Intervals> given;  // by step and class, ascending as the routes are
@@ -185,25 +199,27 @@ class HostAgreement {
       const auto [stripe, step] = names[static_cast<size_t>(route.step)];
       StepExchange& exchange = schedule.exchanges[static_cast<size_t>(stripe)][static_cast<size_t>(step)];
       const auto key_class = static_cast<size_t>(route.key_class);
-      const UnitRun run = run_of(shared_.classes[key_class], route.blocks);
-      if (route.to == me) {
-        add(exchange.given_receive, members_[static_cast<size_t>(route.from)], run);
-        append(given[{route.step, key_class}], route.blocks);
-      } else {
-        add(exchange.pass_on, members_[static_cast<size_t>(route.to)], run);
-        schedule.units_to_send += run.units();
-      }
+      if (route.to == me) append(given[{route.step, key_class}], route.blocks);
+      for_each_run(shared_, plan_, key_class, route.blocks, [&](const UnitRun& run) {
+        if (route.to == me) {
+          add(exchange.given_receive, members_[static_cast<size_t>(route.from)], run);
+        } else {
+          add(exchange.pass_on, members_[static_cast<size_t>(route.to)], run);
+          schedule.bytes_to_send += run_bytes(run, plan_);
+        }
+      });
     }
     for (const Hold& hold : found.holds) {
       if (hold.rank != me) continue;
       schedule.hold_at[hold.step].push_back({hold.key_class, hold.blocks});
       schedule.let_go_at[hold.until].push_back({hold.key_class, hold.blocks});
-      schedule.most_fetched_units += units_of(hold.key_class, hold.blocks);
+      schedule.most_fetched_units += heads_of(shared_.classes[static_cast<size_t>(hold.key_class)]) * hold.blocks.length();
     }
     for (const auto& [place, blocks] : given) {
       Intervals& of_step = direct[static_cast<size_t>(place.first)][place.second];
       of_step = subtract(of_step, blocks);
     }
+    plan_.bytes_moved = plan::bytes_of_fetches(shared_, plan_);
   }
 
   bool is_here(int rank) const { return host_of_rank_[static_cast<size_t>(rank)] == host_of_rank_[static_cast<size_t>(ranks_.rank())]; }
@@ -212,24 +228,51 @@ class HostAgreement {
   }
 
  private:
-  int64_t units_of(int32_t key_class, Interval blocks) const {
-    return heads_of(shared_.classes[static_cast<size_t>(key_class)]) * blocks.length();
+  // `halves`: by class, those that travel; none: all.
+  int64_t bytes_of(int32_t key_class, Interval blocks, const ByClass& halves) const {
+    const auto c = static_cast<size_t>(key_class);
+    const Interval whole{2 * blocks.begin, 2 * blocks.end};
+    const int64_t travelling = halves.empty() ? whole.length() : size_of(clipped(halves[c], whole));
+    return heads_of(shared_.classes[c]) * travelling * plan_.unit_bytes / 2;
   }
-  int64_t units(const std::vector<Fetch>& fetches) const {
-    int64_t sum = 0;
-    for (const Fetch& fetch : fetches) sum += units_of(fetch.key_class, fetch.blocks);
-    return sum;
-  }
-  int64_t distinct_units(const std::vector<Fetch>& fetches) const {
-    std::vector<Intervals> by_class(shared_.classes.size());
+  int64_t bytes_of(const Fetch& fetch, const ByClass& halves) const { return bytes_of(fetch.key_class, fetch.blocks, halves); }
+  int64_t distinct_bytes(const std::vector<Fetch>& fetches, const ByClass& halves) const {
+    ByClass by_class(shared_.classes.size());
     for (const Fetch& fetch : fetches) by_class[static_cast<size_t>(fetch.key_class)].push_back(fetch.blocks);
     int64_t sum = 0;
-    for (size_t c = 0; c < by_class.size(); ++c) sum += heads_of(shared_.classes[c]) * size_of(normalised(std::move(by_class[c])));
+    for (size_t c = 0; c < by_class.size(); ++c)
+      for (const Interval& blocks : normalised(std::move(by_class[c]))) sum += bytes_of(static_cast<int32_t>(c), blocks, halves);
     return sum;
+  }
+
+  // What each rank of the host needs, by local rank; nothing where blocks travel whole.
+  std::vector<ByClass> halves_of_members() const {
+    struct HalvesOfClass {
+      int64_t key_class;
+      Interval halves;
+    };
+    std::vector<HalvesOfClass> mine;
+    for (size_t c = 0; c < plan_.halves.size(); ++c)
+      for (const Interval& run : plan_.halves[c]) mine.push_back({static_cast<int64_t>(c), run});
+    std::vector<comm::Communicator::Letter> letters;
+    for (int rank : members_) letters.push_back({rank, packed(mine)});
+    std::vector<ByClass> all(members_.size(), ByClass(plan_.halves.size()));
+    for (const comm::Communicator::Letter& letter : ranks_.sparse_all_to_all(letters)) {
+      const auto member = static_cast<size_t>(std::lower_bound(members_.begin(), members_.end(), letter.rank) - members_.begin());
+      for (const HalvesOfClass& one : list_of<HalvesOfClass>(letter.bytes))
+        all[member][static_cast<size_t>(one.key_class)].push_back(one.halves);
+    }
+    return all;
+  }
+  Intervals halves_at_home() const {  // of blocks whose home is on this host
+    Intervals blocks;
+    for (int rank : members_) blocks = unite(blocks, shared_.partition.blocks_of(rank));
+    return plan::halves_of(blocks);
   }
 
   const comm::Communicator& ranks_;
   const plan::Shared& shared_;
+  plan::RankPlan& plan_;
   const std::vector<int>& host_of_rank_;
   std::vector<int> members_;  // of this rank's host, ascending
 };
@@ -283,7 +326,7 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
   ranks.max(steps);
   schedule.steps.assign(steps.begin(), steps.end());
   for (int64_t count : steps) schedule.exchanges.emplace_back(static_cast<size_t>(count));
-  const HostAgreement host(ranks, shared, host_of_rank);
+  HostAgreement host(ranks, shared, plan, host_of_rank);
   // What is passed on inside a host is held for others, step by step.
   schedule.ahead = host.has_two_levels() ? 1 : static_cast<int>(ranks.min(plan::steps_ahead(shared, plan, schedule.steps)));
   schedule.most_fetched_units = plan::most_fetched_units(shared, plan, schedule.ahead, schedule.steps);
@@ -306,19 +349,20 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
     StepExchange& exchange = schedule.exchanges[static_cast<size_t>(s)][static_cast<size_t>(step)];
     for (size_t c = 0; c < shared.classes.size(); ++c) {
       for_each_home(shared.partition, direct[t][c], [&, stripe = s, step_of_stripe = step](int home, Interval blocks) {
-        const UnitRun run = run_of(shared.classes[c], blocks);
-        add(exchange.receive, home, run);
-        requests[home].push_back({stripe, step_of_stripe, run});
-        if (!host.is_here(home)) schedule.units_from_other_hosts += run.units();
+        for_each_run(shared, plan, c, blocks, [&](const UnitRun& run) {
+          add(exchange.receive, home, run);
+          requests[home].push_back({stripe, step_of_stripe, run});
+          if (!host.is_here(home)) schedule.bytes_from_other_hosts += run_bytes(run, plan);
+        });
       });
     }
   }
   std::vector<comm::Communicator::Letter> letters;
-  for (const auto& [home, list] : requests) letters.push_back({home, bytes_of(list)});
+  for (const auto& [home, list] : requests) letters.push_back({home, packed(list)});
   for (const comm::Communicator::Letter& letter : ranks.sparse_all_to_all(letters)) {
     for (const Request& request : list_of<Request>(letter.bytes)) {
       add(schedule.exchanges[static_cast<size_t>(request.stripe)][static_cast<size_t>(request.step)].send, letter.rank, request.run);
-      schedule.units_to_send += request.run.units();
+      schedule.bytes_to_send += run_bytes(request.run, plan);
     }
   }
   bool passes_on = false;

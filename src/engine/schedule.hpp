@@ -10,11 +10,12 @@
 
 namespace longspan::engine {
 
-// Blocks [block, block + count) of each of the KV heads [kv_head, kv_head + kv_heads): units by KV head, then block.
+// Of units, by KV head, then block, these halves (plan/halves.hpp): of the first and the last it may be one. Example: halves 3 … 5 of two KV
+// heads are the second half of block 1 and both of block 2, twice.
 struct UnitRun {
   int32_t kv_head = 0, kv_heads = 0;
-  int64_t block = 0, count = 0;
-  int64_t units() const { return kv_heads * count; }
+  Interval halves;
+  Interval blocks() const { return {halves.begin / 2, (halves.end + 1) / 2}; }
 };
 
 struct PeerUnits {
@@ -37,16 +38,16 @@ struct HeldBlocks {
 struct Schedule {
   std::vector<int> steps;                                         // [stripe] the same on all ranks
   std::vector<std::vector<StepExchange>> exchanges;               // [stripe][step]
-  int64_t units_to_send = 0;                                      // of both kinds
+  int64_t bytes_to_send = 0;                                      // of both kinds
   std::map<int64_t, std::vector<HeldBlocks>> hold_at, let_go_at;  // by step of the job, counted through all stripes
   bool passes_on = false;                                         // some rank of the job has units to pass on
   // The first step of the job in which some rank receives, the same on all ranks. All may start it at once: there is room, and nothing to
   // be moved before it. Steps of own keys and of long rows come earlier. 0 where ranks pass units on, which counts on one step ahead.
   size_t first_fetch = 0;
-  int64_t units_from_other_hosts = 0;  // that this rank receives
-  // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct units, counted on
-  // the host's lowest rank and 0 on the others.
-  int64_t units_from_other_hosts_if_flat = 0, least_units_to_host = 0;
+  int64_t bytes_from_other_hosts = 0;  // that this rank receives
+  // What a flat exchange would bring to this rank from other hosts, and the least that has to come to its host: distinct halves of units,
+  // counted on the host's lowest rank and 0 on the others.
+  int64_t bytes_from_other_hosts_if_flat = 0, least_bytes_to_host = 0;
   int ahead = 1;                   // while a step is computed, the keys of so many later ones are on their way; the same on all ranks
   int64_t most_fetched_units = 0;  // in use at one time: kept ones, a step's, and those of the steps ahead; and those held for others
 
@@ -59,7 +60,8 @@ struct Schedule {
 void leave_out_done(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<bool>& done, plan::RankPlan& plan);
 
 // Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where
-// several ranks share a host and there are others, its ranks first tell each other what they fetch from there.
+// several ranks share a host and there are others, its ranks first tell each other what they fetch from there: of what they then pass on, the
+// plan has the halves that any of them needs.
 // `host_of_rank`: two ranks share a host when theirs is the same (comm::Communicator::host_of_rank; tests lay hosts out differently).
 Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
                            const std::vector<int>& host_of_rank);

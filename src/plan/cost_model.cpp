@@ -1,11 +1,13 @@
 #include "plan/cost_model.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 #include <map>
 #include <optional>
 #include <utility>
 
+#include "plan/halves.hpp"
 #include "plan/memory.hpp"
 
 namespace longspan::plan {
@@ -27,7 +29,7 @@ void for_each_home(const Partition& partition, const Intervals& blocks, F f) {
     for (int64_t at = run.begin; at < run.end; ++chunk) {
       const Interval part{at, std::min(run.end, bounds[chunk + 1])};
       if (part.empty()) continue;
-      f(partition.owners()[chunk], part.length());
+      f(partition.owners()[chunk], part);
       at = part.end;
     }
   }
@@ -118,12 +120,12 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
       StepWork& of_step = work.steps[step];
       std::map<int, int64_t> from;
       for (size_t c = 0; c < shared.classes.size(); ++c) {
-        const int64_t block_bytes = heads_of(shared.classes[c]) * plan.unit_bytes;
         if (!shared.keys_stay) {
-          of_step.bytes_read += size_of(stripe.fetch[step][c]) * block_bytes;
+          of_step.bytes_read += size_of(stripe.fetch[step][c]) * heads_of(shared.classes[c]) * plan.unit_bytes;
           continue;
         }
-        for_each_home(shared.partition, stripe.fetch[step][c], [&](int home, int64_t count) { from[home] += count * block_bytes; });
+        for_each_home(shared.partition, stripe.fetch[step][c],
+                      [&](int home, Interval part) { from[home] += travelling_bytes(shared, plan, c, {part}); });
       }
       for (const auto& [home, bytes] : from) {
         const bool near = home / ranks_per_host == plan.rank / ranks_per_host;
@@ -153,24 +155,32 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
 
     Intervals own;  // of the host
     for (size_t r = begin; r < end; ++r) own = unite(own, plans[r].own);
-    int64_t distinct = 0, all = 0;
+    // Halves of blocks × KV heads. What is passed on has the halves that any rank of the host needs.
+    int64_t distinct = 0, all = 0, with_passed_on = 0;
     for (size_t c = 0; c < shared.classes.size(); ++c) {
+      const int64_t heads = heads_of(shared.classes[c]);
       Intervals together;
+      std::vector<Intervals> blocks;  // by rank
       for (size_t r = begin; r < end; ++r) {
         Intervals far;
         for (const Stripe& stripe : plans[r].stripes)
           for (const auto& fetch : stripe.fetch) far = unite(far, subtract(fetch[c], own));
-        all += size_of(far) * heads_of(shared.classes[c]);
-        together = unite(together, far);
+        blocks.push_back(halves_of(far));
+        const Intervals needed = plans[r].halves.empty() ? blocks.back() : intersect(blocks.back(), plans[r].halves[c]);
+        all += size_of(needed) * heads;
+        together = unite(together, needed);
       }
-      distinct += size_of(together) * heads_of(shared.classes[c]);
+      distinct += size_of(together) * heads;
+      for (const Intervals& of_rank : blocks) with_passed_on += size_of(intersect(of_rank, together)) * heads;
     }
     // As the engine decides: two levels where that saves a fifth.
     if (all == 0 || distinct == all || (shared.options.exchange == ExchangeKind::automatic && 5 * distinct > 4 * all)) continue;
-    const double repeated = 1 - static_cast<double>(distinct) / static_cast<double>(all);
+    const double repeated = 1 - static_cast<double>(distinct) / static_cast<double>(with_passed_on);
+    const double grown = static_cast<double>(with_passed_on) / static_cast<double>(all);
     for (size_t r = begin; r < end; ++r) {
       for (StripeWork& stripe : works[r].stripes) {
         for (StepWork& step : stripe.steps) {
+          step.bytes_across = std::llround(grown * static_cast<double>(step.bytes_across));
           const auto inside = static_cast<int64_t>(repeated * static_cast<double>(step.bytes_across));
           if (inside == 0) continue;
           step.bytes_across -= inside;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "longspan/error.hpp"
+#include "plan/halves.hpp"
 #include "plan/memory.hpp"
 
 namespace longspan::plan {
@@ -34,7 +35,7 @@ Intervals::const_iterator first_past(Intervals::const_iterator at, Intervals::co
   return std::partition_point(at, end - at > step ? at + step : end, before);
 }
 
-// Key blocks of a stripe, class by class, collected row by row.
+// Key blocks of a stripe, class by class, collected row by row: their halves where these travel.
 class NeedCollector {
  public:
   explicit NeedCollector(const Shared& shared) : shared_(shared), loose_(shared.classes.size()), need_(shared.classes.size()) {}
@@ -48,7 +49,8 @@ class NeedCollector {
       auto known = need_[c].cbegin();
       for (const kernels::Tile& tile : tiles) {
         const int64_t end = tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1);
-        const Interval seen{tile.key, std::min(end + rows - 1, std::max(end, reach.end))};
+        Interval seen{tile.key, std::min(end + rows - 1, std::max(end, reach.end))};
+        if (shared_.in_halves) seen = rows == 1 ? halves_of(tile) : Interval{2 * seen.begin, 2 * seen.end};
         known = first_past(known, need_[c].cend(), seen.begin);
         if (known == need_[c].cend() || seen.begin < known->begin || seen.end > known->end) loose_[c].push_back(seen);
       }
@@ -56,9 +58,15 @@ class NeedCollector {
     }
   }
 
-  std::vector<Intervals> take() {
+  // Blocks; what is needed of them is added to `halves`.
+  std::vector<Intervals> take(std::vector<Intervals>& halves) {
     for (size_t c = 0; c < loose_.size(); ++c) settle(c);
-    return std::exchange(need_, std::vector<Intervals>(loose_.size()));
+    std::vector<Intervals> need = std::exchange(need_, std::vector<Intervals>(loose_.size()));
+    for (size_t c = 0; c < need.size() && shared_.in_halves; ++c) {
+      halves[c] = unite(halves[c], need[c]);
+      need[c] = blocks_of(need[c]);
+    }
+    return need;
   }
 
  private:
@@ -291,7 +299,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
 
   const int64_t keep_room = room_to_keep(shared, plan);
 
-  plan.units_moved = plan.units_read_again = 0;
+  plan.bytes_read_again = 0;
   std::vector<Intervals> kept(classes);
   for (size_t s = 0; s < stripes; ++s) {
     Stripe& stripe = plan.stripes[s];
@@ -305,7 +313,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
       const Intervals wanted = fetchable(shared, plan, stripe.need[c]);
       const Intervals missing = subtract(wanted, kept[c]);
       for (size_t g = 0; g < groups; ++g) stripe.fetch[g + first][c] = clipped(missing, {stripe.groups[g], stripe.groups[g + 1]});
-      (shared.keys_stay ? plan.units_moved : plan.units_read_again) += size_of(missing) * heads_of_class(shared.classes[c]);
+      if (!shared.keys_stay) plan.bytes_read_again += size_of(missing) * heads_of_class(shared.classes[c]) * plan.unit_bytes;
       stripe.keep[c] = last_use[c].later_than(s, kept[c]);
       const Intervals more = subtract(last_use[c].later_than(s, wanted), stripe.keep[c]);
       const Intervals fits = first_of(more, std::max<int64_t>(0, room) / heads_of_class(shared.classes[c]));
@@ -315,6 +323,7 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
     kept = stripe.keep;
     join_idle_groups(stripe, first, first_group_of(stripe));
   }
+  plan.bytes_moved = shared.keys_stay ? bytes_of_fetches(shared, plan) : 0;
 }
 
 int64_t most_fetched_units(const Shared& shared, const RankPlan& plan, int ahead, const std::vector<int>& steps) {
@@ -380,6 +389,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   plan.own = shared.partition.blocks_of(rank);
   plan.unit_bytes = kernels::unit_bytes(shared.shape.type, shared.shape.head_dim);
   plan.memory = shared.memory;
+  if (shared.in_halves) plan.halves.resize(shared.classes.size());
   TileLists lists(pattern, blocks);
 
   const int64_t rows_total = size_of(plan.own);
@@ -421,7 +431,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
     }
   };
   const auto close = [&](Stripe& stripe, NeedCollector& need) {
-    stripe.need = need.take();
+    stripe.need = need.take(plan.halves);
     stripe.list_bytes = stripe.list_entries * static_cast<int64_t>(sizeof(kernels::Tile)) + lists.masks().bytes();
     plan.stripes.push_back(std::move(stripe));
     lists.clear();
@@ -467,12 +477,15 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   for (const Stripe& done : plan.stripes)
     for (size_t c = 0; c < done.need.size(); ++c) needed[c] = unite(needed[c], done.need[c]);
   for (size_t c = 0; c < needed.size(); ++c) {
-    plan.units_needed += size_of(needed[c]) * heads_of_class(shared.classes[c]);
-    plan.units_held += size_of(intersect(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
+    plan.bytes_needed += travelling_bytes(shared, plan, c, needed[c]);
+    plan.bytes_held += travelling_bytes(shared, plan, c, intersect(needed[c], plan.own));
   }
   // Where keys stay, later stripes bring little: one step of theirs is worth more than the order.
   bool in_turns = shared.own_keys_first && shared.keys_stay;
-  const bool all_stay = plan.units_lower_bound() <= room_to_keep(shared, plan);
+  int64_t units_of_others = 0;
+  for (size_t c = 0; c < needed.size(); ++c)
+    units_of_others += size_of(subtract(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
+  const bool all_stay = units_of_others <= room_to_keep(shared, plan);
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {
     std::vector<Intervals> fetched(done.need.size());
@@ -576,6 +589,8 @@ int64_t RankPlan::most_steps() const {
   return most;
 }
 double RankPlan::flop(const Shape& shape) const { return 4.0 * shape.head_dim * 64 * 64 * static_cast<double>(weighted_quarters()); }
-int64_t RankPlan::ring_units(const Shared& shared) const { return (shared.partition.blocks() - size_of(own)) * shared.shape.kv_heads; }
+int64_t RankPlan::ring_bytes(const Shared& shared) const {
+  return (shared.partition.blocks() - size_of(own)) * shared.shape.kv_heads * unit_bytes;
+}
 
 }  // namespace longspan::plan

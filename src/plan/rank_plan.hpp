@@ -59,6 +59,7 @@ struct Shared {
   bool own_keys_first = true;
   // Where the first stripe's keys come beside nothing: so it is short. (Stripes with rows that come from elsewhere are last.)
   bool short_stripes_first = false;
+  bool in_halves = false;                                       // of key blocks, ranks fetch the halves that they look at (halves.hpp)
   double mean_entries = 0;                                      // of the tile lists of a query block, all groups, from samples
   Memory memory;                                                // how Options::memory is shared out, from what all ranks know
   int64_t long_bytes_if_pulled = 0, long_bytes_travelling = 0;  // of all long rows: keys to their ranks, or queries and states to the keys
@@ -100,10 +101,12 @@ struct RankPlan {
   Intervals own;                // query blocks, and key blocks the rank is home to
   std::vector<Stripe> stripes;  // long ones first
   Memory memory;
-  // Units (blocks × KV heads) and what they weigh.
-  int64_t unit_bytes = 0;
-  int64_t units_needed = 0, units_held = 0, units_moved = 0;  // needed: distinct; held: those of them at home; moved: sum of all fetches
-  int64_t units_read_again = 0;                               // when keys do not stay: read from the file, own ones included
+  // [class] halves of key blocks that some tile of the rank looks at, in any stripe: what it fetches of a block. Empty where blocks travel
+  // whole.
+  std::vector<Intervals> halves;
+  int64_t unit_bytes = 0;                                     // a block of one KV head
+  int64_t bytes_needed = 0, bytes_held = 0, bytes_moved = 0;  // needed: distinct; held: those of them at home; moved: sum of all fetches
+  int64_t bytes_read_again = 0;                               // when keys do not stay: read from the file, own ones included
   int64_t row_bytes_moved = 0;                                // queries and states of long rows that this rank receives
   int64_t weighted_tiles() const;
   int64_t weighted_quarters() const;
@@ -111,8 +114,8 @@ struct RankPlan {
   bool estimated() const;
   int64_t most_steps() const;
   double flop(const Shape& shape) const;  // 4·head_dim for each pair of the visited 64×64 quarters
-  int64_t units_lower_bound() const { return units_needed - units_held; }
-  int64_t ring_units(const Shared& shared) const;  // what a ring that passes all keys around would bring here
+  int64_t bytes_lower_bound() const { return bytes_needed - bytes_held; }
+  int64_t ring_bytes(const Shared& shared) const;  // what a ring that passes all keys around would bring here
 };
 
 // Everything the ranks have in common. Throws Error(usage) when `memory` is too small for any plan (says what would do).

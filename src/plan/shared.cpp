@@ -3,6 +3,7 @@
 #include <map>
 #include <set>
 
+#include "plan/halves.hpp"
 #include "plan/memory.hpp"
 #include "plan/rank_plan.hpp"
 
@@ -160,6 +161,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
     shared.short_stripes_first = true;
     shared.options.stripes = std::max(shared.options.stripes, stripes);
   }
+  shared.in_halves = ranks > 1 && shared.keys_stay && halves_pay(shared, pattern, blocks);
 
   // Groups of one block share state rows, so their pieces stand side by side: by block, then keys, then group.
   std::stable_sort(shared.pieces.begin(), shared.pieces.end(), [&](const Piece& a, const Piece& b) {

@@ -21,7 +21,7 @@ class KeyPoolTest : public ::testing::Test {
     pool_.take(head, {block, block + 1}, slots);
     return slots.at(0);
   }
-  KeyPool pool_{{{10, 12}, {20, 23}}, kBlocks, kHeads, kFetched, 64, device_};
+  KeyPool pool_{{{10, 12}, {20, 23}}, kBlocks, kHeads, kFetched, 64, false, device_};
 };
 
 TEST_F(KeyPoolTest, OwnUnitsLieByHeadThenBlock) {

@@ -72,7 +72,7 @@ TEST(CostModel, WorkIsThatOfThePlan) {
         const RankPlan plan = job.plan(rank);
         const RankWork work = job.work(rank, 2);
         EXPECT_NEAR(quarters_of(work), static_cast<double>(plan.weighted_quarters()), 1e-6 * static_cast<double>(plan.weighted_quarters()));
-        EXPECT_EQ(fetched(work), plan.units_moved * plan.unit_bytes);
+        EXPECT_EQ(fetched(work), plan.bytes_moved);
         int64_t asked = 0;
         for (const auto& [home, bytes] : work.bytes_from) {
           EXPECT_NE(home, rank);
@@ -322,7 +322,7 @@ TEST(CostModel, KeysReadAgainComeFromTheFile) {
   int64_t read = 0;
   for (const StripeWork& stripe : work.stripes)
     for (const StepWork& step : stripe.steps) read += step.bytes_read;
-  EXPECT_EQ(read, job.plan(1).units_read_again * job.plan(1).unit_bytes);
+  EXPECT_EQ(read, job.plan(1).bytes_read_again);
   Rates rates = some_rates();
   const double without = play(work, rates).total();
   rates.read_bytes_per_second = 1e6;

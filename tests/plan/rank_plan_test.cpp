@@ -9,6 +9,7 @@
 #include <set>
 
 #include "longspan/error.hpp"
+#include "plan/halves.hpp"
 #include "plan/memory.hpp"
 
 namespace longspan::plan {
@@ -79,6 +80,16 @@ bool brings(const Stripe& stripe, int step) {
   return std::any_of(fetch.begin(), fetch.end(), [](const Intervals& blocks) { return !blocks.empty(); });
 }
 
+// By its pairs: bit 2a + b of the quarters stands for rows 64a … and keys 64b ….
+Intervals halves_looked_at(const kernels::Tile& tile) {
+  const int64_t first = 2 * int64_t{tile.key};
+  if (tile.form == kernels::Tile::Form::full) return {{first, first + 2 * tile.count}};
+  Intervals halves;
+  for (int half = 0; half < 2; ++half)
+    if ((tile.quarters >> half & 1) != 0 || (tile.quarters >> (2 + half) & 1) != 0) append(halves, {first + half, first + half + 1});
+  return halves;
+}
+
 void expect_sound(const Case& c) {
   SCOPED_TRACE(c.pattern + " on " + std::to_string(c.ranks) + " ranks, " + std::string(name_of(c.partition)) +
                (c.reproducible ? ", reproducible" : "") + (c.tight ? ", tight" : ""));
@@ -103,8 +114,8 @@ void expect_sound(const Case& c) {
     if (ahead < (shared.short_stripes_first ? 8 : 4)) {
       EXPECT_GT(most_fetched_units(shared, plan, ahead + 1) * plan.unit_bytes, shared.memory.received);
     }
-    std::vector<Intervals> kept(shared.classes.size());
-    int64_t moved = 0;
+    std::vector<Intervals> kept(shared.classes.size()), used_halves(shared.classes.size());
+    int64_t moved = 0;  // bytes
     for (const Stripe& stripe : plan.stripes) {
       const int own = shared.own_keys_first ? 1 : 0;
       const int wraps = own + static_cast<int>(stripe.bounds.size() - 1 - stripe.first_group);  // to the first keys of all
@@ -119,8 +130,10 @@ void expect_sound(const Case& c) {
         for (size_t k = 0; k < shared.classes.size(); ++k) {
           const auto& of = shared.classes[k].groups;
           if (std::find(of.begin(), of.end(), row.group) == of.end()) continue;
-          for (const kernels::Tile& tile : tiles)
+          for (const kernels::Tile& tile : tiles) {
             used[k] = unite(used[k], {{tile.key, tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1)}});
+            used_halves[k] = unite(used_halves[k], halves_looked_at(tile));
+          }
         }
       }
       for (size_t k = 0; k < shared.classes.size(); ++k) {
@@ -137,15 +150,21 @@ void expect_sound(const Case& c) {
         const Intervals here = unite(unite(fetched, kept[k]), shared.keys_stay ? plan.own : Intervals{});
         EXPECT_TRUE(subtract(used[k], here).empty()) << "needed but not there";
         EXPECT_TRUE(subtract(stripe.keep[k], unite(fetched, kept[k])).empty()) << "kept what never came";
-        moved += size_of(fetched) * static_cast<int64_t>(shared.classes[k].kv_heads.size());
+        for (const Interval& run : fetched) {
+          const Interval whole{2 * run.begin, 2 * run.end};
+          const int64_t halves = plan.halves.empty() ? whole.length() : size_of(clipped(plan.halves[k], whole));
+          moved += halves * static_cast<int64_t>(shared.classes[k].kv_heads.size()) * plan.unit_bytes / 2;
+        }
         kept[k] = stripe.keep[k];
       }
     }
-    EXPECT_EQ(moved, shared.keys_stay ? plan.units_moved : plan.units_read_again);
+    EXPECT_EQ(moved, shared.keys_stay ? plan.bytes_moved : plan.bytes_read_again);
+    EXPECT_EQ(!plan.halves.empty(), shared.in_halves);
+    for (size_t k = 0; k < plan.halves.size(); ++k) EXPECT_EQ(plan.halves[k], used_halves[k]) << "exactly what the tiles look at";
     if (shared.keys_stay) {
-      EXPECT_GE(plan.units_moved, plan.units_lower_bound());
+      EXPECT_GE(plan.bytes_moved, plan.bytes_lower_bound());
       if (!c.tight) {
-        EXPECT_EQ(plan.units_moved, plan.units_lower_bound()) << "with memory enough nothing moves twice";
+        EXPECT_EQ(plan.bytes_moved, plan.bytes_lower_bound()) << "with memory enough nothing moves twice";
       }
     }
   }

@@ -31,8 +31,8 @@ TEST(Scale, WindowMovesItsHaloOnly) {
   EXPECT_EQ(big.shared->partition.kind(), PartitionKind::contiguous);
   for (int rank = 0; rank < 64; ++rank) {
     const RankPlan plan = big.plan(rank);
-    EXPECT_EQ(plan.units_moved, plan.units_lower_bound());
-    EXPECT_LE(big.key_tokens(plan.units_moved), 4096) << "rank " << rank;
+    EXPECT_EQ(plan.bytes_moved, plan.bytes_lower_bound());
+    EXPECT_LE(big.key_tokens(plan.bytes_moved / plan.unit_bytes), 4096) << "rank " << rank;
   }
 }
 
@@ -41,8 +41,8 @@ TEST(Scale, CausalZigzagMovesThreeQuartersOfARing) {
   int64_t moved = 0, ring = 0;
   for (int rank = 0; rank < 64; ++rank) {
     const RankPlan plan = big.plan(rank);
-    moved += plan.units_moved;
-    ring += plan.ring_units(*big.shared);
+    moved += plan.bytes_moved;
+    ring += plan.ring_bytes(*big.shared);
   }
   EXPECT_LE(static_cast<double>(moved), 0.75 * static_cast<double>(ring));
 }

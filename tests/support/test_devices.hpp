@@ -122,11 +122,13 @@ inline std::string name_of(TestDevice device) {
 }
 
 // CPUs that the engine takes for a GPU: lists are made by a thread of their own then, own keys are loaded without one, and long rows are
-// packed and merged beside a step. What was started is done when it has been asked for a few times.
+// packed and merged beside a step. What was started is done when it has been asked for a few times. Memory that is cleared is not, but has NaN
+// all over: results that depend on it show.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
   bool memory_is_host() const override { return false; }
+  void clear(void* memory, int64_t bytes) override { std::memset(memory, 0xff, static_cast<size_t>(bytes)); }
   int spare_threads() const override { return 3; }
   bool work_waits_for_step() const override { return true; }
   bool starts_loads() const override { return true; }
