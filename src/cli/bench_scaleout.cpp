@@ -105,8 +105,8 @@ report::ScalingCurve curve(const std::string& title, const std::vector<Row>& row
   return curve;
 }
 
-// Bytes of a GPU that rows and results take, and those of the small jobs that measure rates. One rank has all tokens at most; in weak scaling
-// alone its share, or what an uneven partition makes of it.
+// Bytes of a GPU that rows and results take, and those of the small jobs that measure rates. One rank has all tokens at most; in weak
+// scaling alone its share, or what an uneven partition makes of it.
 int64_t rows_on_device(const bench::Job& job, const std::string& mode, int ranks) {
   constexpr int64_t kUneven = 2;
   constexpr int64_t kProbe = int64_t{10} << 30;
@@ -148,7 +148,8 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   job.on_gpu = !place.device->memory_is_host();
   const auto rows_in = settings.text("rows-in") == "device" ? bench::RowsIn::device : bench::RowsIn::host;
   job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
-  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) job.memory = ranks.min(place.memory - rows_on_device(job, mode, ranks.size()));
+  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory)
+    job.memory = ranks.min(place.memory - rows_on_device(job, mode, ranks.size()));
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;

@@ -240,8 +240,7 @@ class Engine::Run {
   // Units for the steps of keys that do not stay.
   std::future<void> read_keys_again(std::vector<UnitRun> runs, std::vector<std::vector<int32_t>> slots) {
     return io_.submit([this, runs = std::move(runs), slots = std::move(slots)] {
-      for (size_t r = 0; r < runs.size(); ++r)
-        key_loader_.load(runs[r].kv_head, runs[r].kv_heads, {runs[r].blocks()}, slots[r]);
+      for (size_t r = 0; r < runs.size(); ++r) key_loader_.load(runs[r].kv_head, runs[r].kv_heads, {runs[r].blocks()}, slots[r]);
     });
   }
 

@@ -99,8 +99,7 @@ Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, shared_.in_halves, device),
       exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit)) {
-  if (schedule_.passes_on)
-    inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit);
+  if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
     for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
 }
@@ -296,7 +295,8 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
       const int64_t first = own.of(blocks.begin);  // of a run all blocks have one home, where they follow each other
       units.clear();
       for (int kv_head = run.kv_head; kv_head < run.kv_head + run.kv_heads; ++kv_head)
-        for (int64_t block = 0; block < blocks.length(); ++block) units.push_back(static_cast<int32_t>(kv_head * own.count() + first + block));
+        for (int64_t block = 0; block < blocks.length(); ++block)
+          units.push_back(static_cast<int32_t>(kv_head * own.count() + first + block));
       pieces_.append(run, units, slots);
     }
   }

@@ -93,8 +93,8 @@ class Fetches {
  private:
   using Clock = std::chrono::steady_clock;
   using Messages = std::vector<comm::PoolExchange::Message>;
-  // What an exchange moves at least: a unit, or a quarter of one, which is half a unit's keys or half its values. Example: of a unit in slot 5
-  // its first half is pieces 20 and 22, its second one 21 and 23; all of it is pieces 20 … 23, as its memory is.
+  // What an exchange moves at least: a unit, or a quarter of one, which is half a unit's keys or half its values. Example: of a unit in
+  // slot 5 its first half is pieces 20 and 22, its second one 21 and 23; all of it is pieces 20 … 23, as its memory is.
   struct Pieces {
     int of_unit = 1;
     int64_t count(const UnitRun& run) const { return run.kv_heads * of_head(run); }

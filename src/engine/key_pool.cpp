@@ -16,8 +16,7 @@ KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fet
       slots_(own_slots_ + fetched),
       unit_bytes_(unit_bytes),
       slot_of_(static_cast<size_t>(kv_heads * blocks), -1) {
-  if (slots_ > std::numeric_limits<int32_t>::max() / (in_parts ? 4 : 1))
-    internal_error("a pool has more slots than their numbers can say");
+  if (slots_ > std::numeric_limits<int32_t>::max() / (in_parts ? 4 : 1)) internal_error("a pool has more slots than their numbers can say");
   int32_t next = 0;
   for (int kv_head = 0; kv_head < kv_heads; ++kv_head)
     for (const Interval& run : own)

@@ -24,12 +24,7 @@ struct Request {
 
 int heads_of(const plan::KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
 
-// Calls f(run) for what travels of these blocks.
-template <typename F>
-void for_each_run(const plan::Shared& shared, const plan::RankPlan& plan, size_t key_class, Interval blocks, F f) {
-  const plan::KeyClass& of = shared.classes[key_class];
-  for (const Interval& halves : plan::travelling_halves(plan, key_class, blocks)) f(UnitRun{of.kv_heads.front(), heads_of(of), halves});
-}
+UnitRun run_of(const plan::KeyClass& key_class, Interval halves) { return {key_class.kv_heads.front(), heads_of(key_class), halves}; }
 
 int64_t run_bytes(const UnitRun& run, const plan::RankPlan& plan) { return run.kv_heads * run.halves.length() * plan.unit_bytes / 2; }
 
@@ -147,8 +142,7 @@ class HostAgreement {
   }
 
   // Collective over all ranks.
-  void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct,
-             Schedule& schedule) {
+  void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct, Schedule& schedule) {
     std::vector<Fetch> mine;
     for (const Fetch& fetch : fetches) {
       for_each_home(shared_.partition, {fetch.blocks}, [&](int home, Interval blocks) {
@@ -187,27 +181,27 @@ class HostAgreement {
     const plan::ExchangeKind kind = shared_.options.exchange;
     const bool pays = kind == plan::ExchangeKind::node || (kind == plan::ExchangeKind::automatic && 5 * crossing <= 4 * if_flat);
     if (!pays) return;
-    // What comes from other hosts: of blocks from this one's, the rank goes on with what it needs itself.
-    const Intervals at_home = halves_at_home();
-    for (size_t c = 0; c < of_host.size(); ++c) plan_.halves[c] = unite(plan_.halves[c], subtract(of_host[c], at_home));
+    const std::vector<Intervals> passed_on = halves_passed_on(found.routes, halves);
 
     const int32_t me = local_rank();
     std::map<std::pair<int32_t, size_t>, Intervals> given;  // by step and class, ascending as the routes are
-    for (const Route& route : found.routes) {
+    for (size_t r = 0; r < found.routes.size(); ++r) {
+      const Route& route = found.routes[r];
       if (route.from == Route::kHome || (route.to != me && route.from != me)) continue;
       if (route.to == route.from) internal_error("a rank passes key blocks on to itself");
       const auto [stripe, step] = names[static_cast<size_t>(route.step)];
       StepExchange& exchange = schedule.exchanges[static_cast<size_t>(stripe)][static_cast<size_t>(step)];
       const auto key_class = static_cast<size_t>(route.key_class);
       if (route.to == me) append(given[{route.step, key_class}], route.blocks);
-      for_each_run(shared_, plan_, key_class, route.blocks, [&](const UnitRun& run) {
+      for (const Interval& halves_of_route : passed_on[r]) {
+        const UnitRun run = run_of(shared_.classes[key_class], halves_of_route);
         if (route.to == me) {
           add(exchange.given_receive, members_[static_cast<size_t>(route.from)], run);
         } else {
           add(exchange.pass_on, members_[static_cast<size_t>(route.to)], run);
           schedule.bytes_to_send += run_bytes(run, plan_);
         }
-      });
+      }
     }
     for (const Hold& hold : found.holds) {
       if (hold.rank != me) continue;
@@ -219,7 +213,6 @@ class HostAgreement {
       Intervals& of_step = direct[static_cast<size_t>(place.first)][place.second];
       of_step = subtract(of_step, blocks);
     }
-    plan_.bytes_moved = plan::bytes_of_fetches(shared_, plan_);
   }
 
   bool is_here(int rank) const { return host_of_rank_[static_cast<size_t>(rank)] == host_of_rank_[static_cast<size_t>(ranks_.rank())]; }
@@ -264,10 +257,49 @@ class HostAgreement {
     }
     return all;
   }
-  Intervals halves_at_home() const {  // of blocks whose home is on this host
-    Intervals blocks;
-    for (int rank : members_) blocks = unite(blocks, shared_.partition.blocks_of(rank));
-    return plan::halves_of(blocks);
+
+  // What each route inside the host brings: the halves that its receiver needs, and those that it passes on later; the plan gets what this
+  // rank passes on. Example: ranks 0, 1 and 2 need the first, the second and both halves of a block. Rank 0 brings it and passes it on to
+  // 1, which passes it on to 2: both bring and get both halves. If rank 1 passed on nothing, it would get the second.
+  std::vector<Intervals> halves_passed_on(const std::vector<Route>& routes, const std::vector<ByClass>& needed) {
+    std::vector<Intervals> passed_on(routes.size());
+    if (plan_.halves.empty()) {
+      for (size_t r = 0; r < routes.size(); ++r) passed_on[r] = plan::halves_of({routes[r].blocks});
+      return passed_on;
+    }
+    // Bits of both halves of each block: [rank of the host][class][block].
+    std::vector<std::vector<std::vector<uint8_t>>> there(needed.size());
+    for (size_t rank = 0; rank < needed.size(); ++rank) {
+      for (const Intervals& halves : needed[rank]) {
+        std::vector<uint8_t>& bits = there[rank].emplace_back(static_cast<size_t>(shared_.partition.blocks()));
+        for (const Interval& run : halves)
+          for (int64_t half = run.begin; half < run.end; ++half) bits[static_cast<size_t>(half / 2)] |= static_cast<uint8_t>(1 << half % 2);
+      }
+    }
+    const int32_t me = local_rank();
+    // From the last to the first: what a rank passes on it has from an earlier step, or from home.
+    for (size_t r = routes.size(); r-- > 0;) {
+      const Route& route = routes[r];
+      if (route.from == Route::kHome) continue;
+      const auto c = static_cast<size_t>(route.key_class);
+      std::vector<uint8_t>& from = there[static_cast<size_t>(route.from)][c];
+      const std::vector<uint8_t>& to = there[static_cast<size_t>(route.to)][c];
+      for (int64_t block = route.blocks.begin; block < route.blocks.end; ++block) {
+        const uint8_t bits = to[static_cast<size_t>(block)];
+        from[static_cast<size_t>(block)] |= bits;
+        if (route.to == me || route.from == me) append_halves(passed_on[r], block, bits);
+      }
+    }
+    for (size_t c = 0; c < plan_.halves.size(); ++c) {
+      plan_.halves[c].clear();
+      const std::vector<uint8_t>& bits = there[static_cast<size_t>(me)][c];
+      for (size_t block = 0; block < bits.size(); ++block) append_halves(plan_.halves[c], static_cast<int64_t>(block), bits[block]);
+    }
+    return passed_on;
+  }
+  static void append_halves(Intervals& halves, int64_t block, uint8_t bits) {
+    for (int half = 0; half < 2; ++half)
+      if ((bits >> half & 1) != 0) append(halves, {2 * block + half, 2 * block + half + 1});
   }
 
   const comm::Communicator& ranks_;
@@ -349,11 +381,12 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
     StepExchange& exchange = schedule.exchanges[static_cast<size_t>(s)][static_cast<size_t>(step)];
     for (size_t c = 0; c < shared.classes.size(); ++c) {
       for_each_home(shared.partition, direct[t][c], [&, stripe = s, step_of_stripe = step](int home, Interval blocks) {
-        for_each_run(shared, plan, c, blocks, [&](const UnitRun& run) {
+        for (const Interval& halves : plan::travelling_halves(plan, c, blocks)) {
+          const UnitRun run = run_of(shared.classes[c], halves);
           add(exchange.receive, home, run);
           requests[home].push_back({stripe, step_of_stripe, run});
           if (!host.is_here(home)) schedule.bytes_from_other_hosts += run_bytes(run, plan);
-        });
+        }
       });
     }
   }
@@ -366,8 +399,15 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
     }
   }
   bool passes_on = false;
-  for (const auto& stripe : schedule.exchanges)
-    for (const StepExchange& exchange : stripe) passes_on = passes_on || !exchange.pass_on.empty();
+  plan.bytes_moved = 0;
+  for (const auto& stripe : schedule.exchanges) {
+    for (const StepExchange& exchange : stripe) {
+      passes_on = passes_on || !exchange.pass_on.empty();
+      for (const auto* peers : {&exchange.receive, &exchange.given_receive})
+        for (const PeerUnits& peer : *peers)
+          for (const UnitRun& run : peer.runs) plan.bytes_moved += run_bytes(run, plan);
+    }
+  }
   schedule.passes_on = host.has_two_levels() && ranks.max(passes_on ? 1 : 0) > 0;
   size_t first = 0;
   const auto receives = [&](size_t t) {

@@ -10,8 +10,8 @@
 
 namespace longspan::engine {
 
-// Of units, by KV head, then block, these halves (plan/halves.hpp): of the first and the last it may be one. Example: halves 3 … 5 of two KV
-// heads are the second half of block 1 and both of block 2, twice.
+// Of units, by KV head, then block, these halves (plan/halves.hpp): of the first and the last it may be one. Example: halves 3 … 5 of two
+// KV heads are the second half of block 1 and both of block 2, twice.
 struct UnitRun {
   int32_t kv_head = 0, kv_heads = 0;
   Interval halves;
@@ -60,8 +60,8 @@ struct Schedule {
 void leave_out_done(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<bool>& done, plan::RankPlan& plan);
 
 // Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where
-// several ranks share a host and there are others, its ranks first tell each other what they fetch from there: of what they then pass on, the
-// plan has the halves that any of them needs.
+// several ranks share a host and there are others, its ranks first tell each other what they fetch from there: to the plan's
+// halves come those that this rank passes on.
 // `host_of_rank`: two ranks share a host when theirs is the same (comm::Communicator::host_of_rank; tests lay hosts out differently).
 Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
                            const std::vector<int>& host_of_rank);

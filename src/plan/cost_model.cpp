@@ -155,35 +155,37 @@ void share_within_hosts(const Shared& shared, const std::vector<RankPlan>& plans
 
     Intervals own;  // of the host
     for (size_t r = begin; r < end; ++r) own = unite(own, plans[r].own);
-    // Halves of blocks × KV heads. What is passed on has the halves that any rank of the host needs.
-    int64_t distinct = 0, all = 0, with_passed_on = 0;
+    struct {
+      int64_t all = 0, distinct = 0;
+    } units, halves;
     for (size_t c = 0; c < shared.classes.size(); ++c) {
       const int64_t heads = heads_of(shared.classes[c]);
-      Intervals together;
-      std::vector<Intervals> blocks;  // by rank
+      Intervals blocks, needed;
       for (size_t r = begin; r < end; ++r) {
         Intervals far;
         for (const Stripe& stripe : plans[r].stripes)
           for (const auto& fetch : stripe.fetch) far = unite(far, subtract(fetch[c], own));
-        blocks.push_back(halves_of(far));
-        const Intervals needed = plans[r].halves.empty() ? blocks.back() : intersect(blocks.back(), plans[r].halves[c]);
-        all += size_of(needed) * heads;
-        together = unite(together, needed);
+        units.all += size_of(far) * heads;
+        blocks = unite(blocks, far);
+        const Intervals of_rank = plans[r].halves.empty() ? halves_of(far) : intersect(halves_of(far), plans[r].halves[c]);
+        halves.all += size_of(of_rank) * heads;
+        needed = unite(needed, of_rank);
       }
-      distinct += size_of(together) * heads;
-      for (const Intervals& of_rank : blocks) with_passed_on += size_of(intersect(of_rank, together)) * heads;
+      units.distinct += size_of(blocks) * heads;
+      halves.distinct += size_of(needed) * heads;
     }
     // As the engine decides: two levels where that saves a fifth.
-    if (all == 0 || distinct == all || (shared.options.exchange == ExchangeKind::automatic && 5 * distinct > 4 * all)) continue;
-    const double repeated = 1 - static_cast<double>(distinct) / static_cast<double>(with_passed_on);
-    const double grown = static_cast<double>(with_passed_on) / static_cast<double>(all);
+    if (units.all == 0 || units.distinct == units.all) continue;
+    if (shared.options.exchange == ExchangeKind::automatic && 5 * halves.distinct > 4 * halves.all) continue;
+    // A block comes with the halves that any rank here needs, and is passed on with those that its receiver does.
+    const double passed_on = 1 - static_cast<double>(units.distinct) / static_cast<double>(units.all);
+    const double crossing = static_cast<double>(halves.distinct) / static_cast<double>(halves.all);
     for (size_t r = begin; r < end; ++r) {
       for (StripeWork& stripe : works[r].stripes) {
         for (StepWork& step : stripe.steps) {
-          step.bytes_across = std::llround(grown * static_cast<double>(step.bytes_across));
-          const auto inside = static_cast<int64_t>(repeated * static_cast<double>(step.bytes_across));
+          const auto inside = std::llround(passed_on * static_cast<double>(step.bytes_across));
           if (inside == 0) continue;
-          step.bytes_across -= inside;
+          step.bytes_across = std::llround(crossing * static_cast<double>(step.bytes_across));
           step.bytes_within += inside;
           step.messages_within += there - 1;
         }

@@ -1,4 +1,5 @@
-// Halves of key blocks: which of a block's 2 × 64 tokens a rank needs, and so fetches. Half 2b is the first one of block b, 2b + 1 the second.
+// Halves of key blocks: which of a block's 2 × 64 tokens a rank needs, and so fetches. Half 2b is the first one of block b, 2b + 1 the
+// second.
 //
 //   half      0 1 | 2 3 | 4 5 | 6 7       a rank whose tiles look at halves 1, 2, 3 and 6 fetches blocks 0, 1 and 3,
 //   block      0  |  1  |  2  |  3        and of them four halves, not six
@@ -21,8 +22,8 @@ Intervals blocks_of(const Intervals& halves);  // with one half or both
 // Those that a tile, or a run of full ones, looks at: `key` and `count` being key blocks.
 Interval halves_of(const kernels::Tile& tile);
 
-// Whether ranks fetch so much less that lists of what travels may be four times as long: from sampled rows, by how much of a far key block a tile
-// looks at, and how often a rank's rows look at the same one. The same on all ranks.
+// Whether ranks fetch so much less that lists of what travels may be four times as long: from sampled rows, by how much of a far key block
+// a tile looks at, and how often a rank's rows look at the same one. The same on all ranks.
 bool halves_pay(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks);
 
 // What travels to the rank of key blocks that it fetches.

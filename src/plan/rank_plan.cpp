@@ -483,8 +483,7 @@ std::optional<RankPlan> rank_plan_of(const Shared& shared, const pattern::BoundP
   // Where keys stay, later stripes bring little: one step of theirs is worth more than the order.
   bool in_turns = shared.own_keys_first && shared.keys_stay;
   int64_t units_of_others = 0;
-  for (size_t c = 0; c < needed.size(); ++c)
-    units_of_others += size_of(subtract(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
+  for (size_t c = 0; c < needed.size(); ++c) units_of_others += size_of(subtract(needed[c], plan.own)) * heads_of_class(shared.classes[c]);
   const bool all_stay = units_of_others <= room_to_keep(shared, plan);
   int64_t steps = 0;
   for (Stripe& done : plan.stripes) {

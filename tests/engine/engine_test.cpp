@@ -268,7 +268,7 @@ TEST_P(EngineTest, HostsFetchOnceAndPassOn) {
                       crossing = world_.sum(node.schedule.bytes_from_other_hosts);
         const int64_t least = world_.sum(node.schedule.least_bytes_to_host);
         EXPECT_LE(least, crossing);
-        // A block that comes to a host twice, for lack of room, has both times the halves that any rank there needs.
+        // A block that comes to a rank twice, for lack of room, has both times the halves that it passes on once.
         if (blocks_of_room == 0 || node.plan.halves.empty()) {
           EXPECT_LE(crossing, if_flat);
         }

@@ -122,8 +122,8 @@ inline std::string name_of(TestDevice device) {
 }
 
 // CPUs that the engine takes for a GPU: lists are made by a thread of their own then, own keys are loaded without one, and long rows are
-// packed and merged beside a step. What was started is done when it has been asked for a few times. Memory that is cleared is not, but has NaN
-// all over: results that depend on it show.
+// packed and merged beside a step. What was started is done when it has been asked for a few times. Memory that is cleared is not, but has
+// NaN all over: results that depend on it show.
 class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
  public:
   using CpuDevice::CpuDevice;
