@@ -36,6 +36,11 @@ using Clock = std::chrono::steady_clock;
 // Bytes from which a run is left to a copy engine, which takes 9 us more for each than the link needs: of 395 GB/s, an H100 that reads
 // gets 322 in runs of 16 MiB and 217 in runs of 4 MiB.
 constexpr int64_t kLongRun = int64_t{32} << 20;
+// Multiprocessors that copy; what computes meanwhile has the rest. An H200 reads 200, 296, 363, 372 and 373 GB/s from another with 4, 6, 8,
+// 12 and 16 (random blocks of 64 KiB, medians of 7, by a program that is not kept). Bigbird over 1Mi tokens with 4 heads of keys took two
+// of them 8.2 ms with 8, 8.4 and 8.5 with 12, 8.3 and 8.4 with 6; with 16 heads 15.0 and 15.1 with 8, 14.8 and 14.9 with 12 (medians of 9
+// in turns). Of more ranks, whose long runs no copy engine takes, 8 were not measured.
+constexpr int kOfTwo = 8, kOfMore = 12;
 constexpr int64_t kMostKept = int64_t{64} << 20;  // bytes of lists of all steps, in pages
 constexpr int64_t kLeastList = 1 << 12;           // copies, so that lists seldom grow
 
@@ -328,8 +333,8 @@ class PeerExchange : public PoolExchange {
       // One of them will do: the stream orders its next use behind this one.
       copies_.reserve(bytes, stream_);
       cuda::copy_small(copies_.get(), step.list->get() + kListHead, bytes, stream_.get());
-      cuda::copy_blocks(copies_.as<cuda::BlockCopy>(), step.blocks, block_bytes_, reinterpret_cast<volatile uint32_t*>(step.list->get()),
-                        stream_.get());
+      cuda::copy_blocks(copies_.as<cuda::BlockCopy>(), step.blocks, block_bytes_, ranks_.size() == 2 ? kOfTwo : kOfMore,
+                        reinterpret_cast<volatile uint32_t*>(step.list->get()), stream_.get());
     }
     for (const Run& run : step.runs)
       cuda::check(cudaMemcpyAsync(run.first.to, run.first.from, static_cast<size_t>(run.bytes), cudaMemcpyDefault, engine_stream_.get()),

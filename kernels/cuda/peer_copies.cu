@@ -1,6 +1,6 @@
 // On Hopper, pieces of blocks go through shared memory by its copy unit: each warp has a place for one, asks for it, and when it is there
-// for its way to memory. What is on its way must be as much as the link moves in a round trip: 12 multiprocessors with 12 warps and 16 KiB
-// each are 2.25 MiB, 6 us at 400 GB/s. On other chips threads copy.
+// for its way to memory. What is on its way must be as much as the link moves in a round trip: 8 multiprocessors with 12 warps and 16 KiB
+// each are 1.5 MiB, 4 us at 400 GB/s. On other chips threads copy.
 #include "kernels/cuda/peer_copies.hpp"
 
 #include <algorithm>
@@ -14,10 +14,7 @@ namespace {
 constexpr int kPiece = 16 << 10;  // bytes
 constexpr int kWarps = 12;        // of a block of threads, each with a place for a piece
 constexpr int kThreads = 32 * kWarps;
-// An H200 reads 200, 296, 363, 372 and 373 GB/s from another with 4, 6, 8, 12 and 16 multiprocessors (random blocks of 64 KiB, medians of
-// 7, by a program that is not kept), and what computes meanwhile has the rest: bigbird with 4 heads of keys took two H200 8.9 ms with 16
-// and 8.7 with 12 (bench scaleout, medians of 9, twice in turns); two H100 with 16 heads 30.0, 22.9 and 22.7 ms with 4, 8 and 16.
-constexpr int64_t kMost = 12, kMostOfThreads = 64;  // blocks of threads, by the copy unit and by threads
+constexpr int64_t kMostOfThreads = 64;  // blocks of threads that copy by themselves
 
 struct Arguments {
   const BlockCopy* copies;
@@ -108,7 +105,8 @@ __global__ void __launch_bounds__(kThreads) copy_pieces(Arguments arguments) {
 
 }  // namespace
 
-void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, volatile uint32_t* begun, cudaStream_t stream) {
+void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, int multiprocessors, volatile uint32_t* begun,
+                 cudaStream_t stream) {
   if (count == 0) return;
   const int64_t pieces_of_block = (block_bytes + kPiece - 1) / kPiece, pieces = count * pieces_of_block;
   const Arguments arguments{copies, pieces, block_bytes, static_cast<int>(pieces_of_block), begun};
@@ -118,7 +116,7 @@ void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, vo
   const bool by_bulk = major == 9 && block_bytes % 16 == 0;
   constexpr int kShared = kWarps * kPiece;
   if (by_bulk) check(cudaFuncSetAttribute(copy_pieces, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "cudaFuncSetAttribute");
-  const int64_t blocks = by_bulk ? std::min((pieces + kWarps - 1) / kWarps, kMost) : std::min(pieces, kMostOfThreads);
+  const int64_t blocks = by_bulk ? std::min<int64_t>((pieces + kWarps - 1) / kWarps, multiprocessors) : std::min(pieces, kMostOfThreads);
   copy_pieces<<<static_cast<unsigned>(blocks), kThreads, by_bulk ? kShared : 0, stream>>>(arguments);
   check(cudaGetLastError(), "launch of copy_pieces");
 }

@@ -10,7 +10,7 @@ struct BlockCopy {
   std::byte* to;
 };
 
-inline void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, volatile uint32_t* begun, cudaStream_t stream) {
+inline void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, int, volatile uint32_t* begun, cudaStream_t stream) {
   stream->ask([begun] { *begun = 1; });
   constexpr int64_t kPiece = 16;  // blocks at a time
   for (int64_t begin = 0; begin < count; begin += kPiece) {
