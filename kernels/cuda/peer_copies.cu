@@ -1,6 +1,6 @@
 // On Hopper, pieces of blocks go through shared memory by its copy unit: each warp has a place for one, asks for it, and when it is there
-// for its way to memory. What is on its way must be as much as the link moves in a round trip: 8 multiprocessors with 12 warps and 16 KiB
-// each are 1.5 MiB, 4 us at 400 GB/s. On other chips threads copy.
+// for its way to memory. What is on its way must be as much as the link moves in a round trip: with 8 multiprocessors 12 warps and 16 KiB
+// each are 1.5 MiB, 4 us at 400 GB/s. Of blocks that are smaller as many more multiprocessors copy. On other chips threads copy.
 #include "kernels/cuda/peer_copies.hpp"
 
 #include <algorithm>
@@ -14,6 +14,7 @@ namespace {
 constexpr int kPiece = 16 << 10;  // bytes
 constexpr int kWarps = 12;        // of a block of threads, each with a place for a piece
 constexpr int kThreads = 32 * kWarps;
+constexpr int64_t kMostMore = 2;
 constexpr int64_t kMostOfThreads = 64;  // blocks of threads that copy by themselves
 
 struct Arguments {
@@ -116,7 +117,9 @@ void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, in
   const bool by_bulk = major == 9 && block_bytes % 16 == 0;
   constexpr int kShared = kWarps * kPiece;
   if (by_bulk) check(cudaFuncSetAttribute(copy_pieces, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "cudaFuncSetAttribute");
-  const int64_t blocks = by_bulk ? std::min<int64_t>((pieces + kWarps - 1) / kWarps, multiprocessors) : std::min(pieces, kMostOfThreads);
+  const int64_t blocks =
+      by_bulk ? std::min<int64_t>((pieces + kWarps - 1) / kWarps, multiprocessors * std::clamp<int64_t>(kPiece / block_bytes, 1, kMostMore))
+              : std::min(pieces, kMostOfThreads);
   copy_pieces<<<static_cast<unsigned>(blocks), kThreads, by_bulk ? kShared : 0, stream>>>(arguments);
   check(cudaGetLastError(), "launch of copy_pieces");
 }

@@ -39,26 +39,30 @@ int64_t sum_of(const std::map<int, int64_t>& halves) {
 
 // The same messages in the same steps, each in one run: what is left of the exchange when nothing need be gathered or scattered.
 std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const std::vector<Step>& steps, const engine::Schedule& schedule,
-                                       int64_t half_bytes, kernels::Device& device, comm::Transport& transport, double timeout, int times) {
+                                       int64_t half_bytes, int64_t block_bytes, kernels::Device& device, comm::Transport& transport,
+                                       double timeout, int times) {
   const bool two_levels = schedule.passes_on;
   const int64_t at_once = schedule.ahead + 1;  // steps on their way
-  // Slots: what comes, of as many steps as are on their way; what goes, likewise; what is given; what is passed on.
+  // Slots, of as many bytes as the job's messages are made of: what comes, of as many steps as are on their way; what goes, likewise; what
+  // is given; what is passed on.
+  const auto blocks_of = [&](int64_t halves) { return halves * half_bytes / block_bytes; };
   int64_t received = 0, sent = 0, given = 0, passed_on = 0;
   for (const Step& step : steps) {
-    received = std::max(received, sum_of(step.receive)), sent = std::max(sent, sum_of(step.send));
-    given = std::max(given, sum_of(step.given)), passed_on = std::max(passed_on, sum_of(step.passed_on));
+    received = std::max(received, blocks_of(sum_of(step.receive))), sent = std::max(sent, blocks_of(sum_of(step.send)));
+    given = std::max(given, blocks_of(sum_of(step.given))), passed_on = std::max(passed_on, blocks_of(sum_of(step.passed_on)));
   }
   const int64_t gone = at_once * received, gift = gone + at_once * sent, slots = gift + given + passed_on;
-  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * half_bytes);
-  const std::vector<std::byte> content(static_cast<size_t>(half_bytes), std::byte{1});
-  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), half_bytes, pool.get() + slot * half_bytes);
-  const auto exchange = transport.between_pools(ranks, pool.get(), half_bytes);
-  const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), half_bytes) : nullptr;
+  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * block_bytes);
+  const std::vector<std::byte> content(static_cast<size_t>(block_bytes), std::byte{1});
+  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), block_bytes, pool.get() + slot * block_bytes);
+  const auto exchange = transport.between_pools(ranks, pool.get(), block_bytes);
+  const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), block_bytes) : nullptr;
   for (comm::PoolExchange* each : {exchange.get(), inside.get()})
     if (each != nullptr) each->set_timeout(timeout);
-  const auto messages = [](const std::map<int, int64_t>& halves, int64_t slot) {
+  const auto messages = [&](const std::map<int, int64_t>& halves_of_peers, int64_t slot) {
     std::vector<comm::PoolExchange::Message> result;
-    for (const auto& [peer, count] : halves) {
+    for (const auto& [peer, halves] : halves_of_peers) {
+      const int64_t count = blocks_of(halves);
       result.push_back({peer, std::vector<int32_t>(static_cast<size_t>(count))});
       std::iota(result.back().slots.begin(), result.back().slots.end(), static_cast<int32_t>(slot));
       slot += count;
@@ -145,7 +149,8 @@ ExchangeMeasure measure_exchange(const comm::Communicator& ranks, PreparedJob& j
   mine.bytes_ring = plan.ring_bytes(job.shared());
   mine.steps = std::count_if(steps.begin(), steps.end(), [](const Step& step) { return !step.receive.empty() || !step.given.empty(); });
   measure.contiguous_seconds =
-      slowest(ranks, contiguous_seconds(ranks, steps, job.schedule(), plan.unit_bytes / 2, device, transport, job.job().timeout, times));
+      slowest(ranks, contiguous_seconds(ranks, steps, job.schedule(), plan.unit_bytes / 2,
+                                        plan.unit_bytes / (job.shared().in_halves ? 4 : 1), device, transport, job.job().timeout, times));
 
   measure.message_bytes = std::min(ranks.max(mine.steps > 0 ? mine.bytes_received / mine.steps : 0), comm::kPieceBytes);
   if (measure.message_bytes > 0) {

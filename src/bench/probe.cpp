@@ -145,7 +145,12 @@ int64_t blocks_for(const comm::Communicator& ranks, int64_t first, int64_t most,
 
 Probe::Probe(const comm::Communicator& ranks, const Shape& shape, ElementType output_type, kernels::Device& device, double seconds,
              RowsIn rows)
-    : ranks_(ranks), device_(device), seconds_(seconds), rows_(synthetic_rows(shape, output_type, kProbeRows, device, rows)) {
+    : ranks_(ranks),
+      device_(device),
+      seconds_(seconds),
+      query_bytes_(static_cast<double>(shape.head_dim) * static_cast<double>(size_of(shape.type))),
+      result_bytes_(static_cast<double>(shape.head_dim) * static_cast<double>(size_of(output_type)) + 4),
+      rows_(synthetic_rows(shape, output_type, kProbeRows, device, rows)) {
   constexpr int64_t kFirst = 4;
   // A GPU reads keys out of gigabytes more slowly than out of one.
   const int64_t most_listed = device.memory_is_host() ? 1024 : kMostBlocks;
@@ -214,7 +219,8 @@ void Probe::sample() {
   partial_seconds_[2].push_back(short_->run(*rows_, device_).attend);
   if (row_link_) {
     ranks_.barrier();
-    both_ways_.push_back(row_link_->measure().slowdown());
+    const RowLinkRates link = row_link_->measure();
+    link_in_.push_back(link.in), link_out_.push_back(link.out), both_ways_.push_back(link.slowdown());
   }
   if (moving_) {
     ranks_.barrier();
@@ -243,11 +249,18 @@ plan::Rates Probe::rates() const {
   rates.state = over_ranks(state_);
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);
-  if (row_link_) rates.both_ways = over_ranks(both_ways_);
+  rates.key_bytes_per_second = over_ranks(load_);
+  if (row_link_) {
+    // The small jobs of several ranks do not copy at the same moments. Host memory that is enough for one GPU may be too little for four.
+    const double in = over_ranks(link_in_), out = over_ranks(link_out_);
+    rates.state_in = std::max(rates.state_in, query_bytes_ / in);
+    rates.state_out = std::max(rates.state_out, result_bytes_ / out);
+    rates.key_bytes_per_second = std::min(rates.key_bytes_per_second, in);
+    rates.both_ways = over_ranks(both_ways_);
+  }
   rates.list_row = over_ranks(list_row_);
   rates.list_entry = over_ranks(entry_);
   rates.lists_beside = device_.spare_threads() > 1;
-  rates.key_bytes_per_second = over_ranks(load_);
   if (moving_) rates.hidden_byte = moving_->seconds_per_byte();
   return rates;
 }

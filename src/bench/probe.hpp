@@ -48,13 +48,14 @@ class Probe {
   const comm::Communicator& ranks_;
   kernels::Device& device_;
   double seconds_;
+  double query_bytes_, result_bytes_;  // of a row and query head
   std::unique_ptr<RowSource> rows_;
   std::unique_ptr<SelfJob> full_, partial_, listed_, short_;
   std::vector<plan::StepWork> partial_work_;          // of the last three,
   std::vector<std::vector<double>> partial_seconds_;  // and what they took, by sample
   std::unique_ptr<MovingJob> moving_;
   std::unique_ptr<RowLink> row_link_;  // of a GPU whose rows are in host memory
-  std::vector<double> full_quarter_, state_, state_in_, state_out_, both_ways_, list_row_, entry_, load_;
+  std::vector<double> full_quarter_, state_, state_in_, state_out_, link_in_, link_out_, both_ways_, list_row_, entry_, load_;
 };
 
 }  // namespace longspan::bench

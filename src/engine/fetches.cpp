@@ -59,6 +59,13 @@ void Fetches::Pieces::append(const UnitRun& run, std::span<const int32_t> slots,
   });
 }
 
+int64_t Fetches::Receives::bytes() const {
+  size_t bytes = units.size() * sizeof(int64_t) + slots.size() * sizeof(int32_t);
+  for (const comm::PoolExchange::Message& message : messages)
+    bytes += (message.slots.size() + message.slots_there.size()) * sizeof(int32_t) + message.runs.size() * sizeof(int64_t);
+  return static_cast<int64_t>(bytes);
+}
+
 Fetches::Messages Fetches::outlines(const std::vector<PeerUnits>& peers) const {
   Messages messages;
   for (const PeerUnits& peer : peers) {
@@ -187,7 +194,7 @@ void Fetches::read_again(size_t t) {
 
 // What a step receives from homes, with slots for it: those of the run before, if there was one. `made`: a place for others.
 const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
-  constexpr int64_t kMostBefore = int64_t{4} << 20;  // units: 64 MiB
+  constexpr int64_t kMostBefore = int64_t{64} << 20;
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
   if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
@@ -195,7 +202,7 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
       arriving = before->second.slots;
       return before->second.messages;
     }
-    units_before_ -= static_cast<int64_t>(before->second.units.size());
+    bytes_before_ -= before->second.bytes();
     receives_before_.erase(before);
   }
   made = messages(peers, [&](const UnitRun& run, std::vector<int32_t>& slots) {
@@ -203,17 +210,17 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
     arriving.insert(arriving.end(), slots.begin(), slots.end());
   });
   if (exchange_->reads_from_peers()) name_slots_at_home(peers, made);
-  const auto units = static_cast<int64_t>(arriving.size());
-  if (!keeps_ || units_before_ + units > kMostBefore) return made;
-  units_before_ += units;
-  Receives& kept = receives_before_[t];
-  kept.messages = std::move(made);
-  kept.slots = arriving;
-  kept.units.reserve(arriving.size());
+  if (!keeps_) return made;
+  Receives again;
+  again.messages = made;
+  again.slots = arriving;
+  again.units.reserve(arriving.size());
   for (const PeerUnits& peer : peers)
     for (const UnitRun& run : peer.runs)
-      for_each_unit(run, [&](int kv_head, int64_t block) { kept.units.push_back(pool_.unit(kv_head, block)); });
-  return kept.messages;
+      for_each_unit(run, [&](int kv_head, int64_t block) { again.units.push_back(pool_.unit(kv_head, block)); });
+  if (bytes_before_ + again.bytes() > kMostBefore) return made;
+  bytes_before_ += again.bytes();
+  return receives_before_.emplace(t, std::move(again)).first->second.messages;
 }
 
 // Slots for what comes, and the step's messages; receives that wait for nothing here are started.

@@ -155,9 +155,10 @@ class Fetches {
     Messages messages;
     std::vector<int64_t> units;
     std::vector<int32_t> slots;  // of these
+    int64_t bytes() const;
   };
-  std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows; of so many units at most
-  int64_t units_before_ = 0;                         // in there
+  std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows; of so many bytes at most
+  int64_t bytes_before_ = 0;                         // in there
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
   std::map<size_t, std::future<void>> key_reads_;    // by step
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots of units that messages fill

@@ -6,6 +6,8 @@
 #include <tuple>
 #include <utility>
 
+#include "plan/halves.hpp"
+
 namespace longspan::engine {
 
 namespace {
@@ -122,6 +124,46 @@ HostRoutes routes_inside_host(std::vector<Fetch> fetches, std::vector<int64_t> r
   });
   found.routes = std::move(joined);
   return found;
+}
+
+std::vector<Intervals> halves_passed_on(const std::vector<Route>& routes, std::vector<std::vector<Intervals>>& halves, int64_t blocks) {
+  std::vector<Intervals> brought(routes.size());
+  // A bit for each half of each block.
+  using Bits = std::vector<uint8_t>;
+  const auto append_halves = [](Intervals& set, int64_t block, uint8_t bits) {
+    for (int half = 0; half < 2; ++half)
+      if ((bits >> half & 1) != 0) append(set, {2 * block + half, 2 * block + half + 1});
+  };
+  std::vector<std::vector<Bits>> there(halves.size());  // [rank][class]
+  for (size_t rank = 0; rank < halves.size(); ++rank) {
+    for (const Intervals& of_class : halves[rank]) {
+      Bits& bits = there[rank].emplace_back(static_cast<size_t>(blocks));
+      for (const Interval& run : of_class)
+        for (int64_t half = run.begin; half < run.end; ++half) bits[static_cast<size_t>(half / 2)] |= static_cast<uint8_t>(1 << half % 2);
+    }
+  }
+  // From the last to the first: what a rank passes on it has from an earlier step, or from home.
+  for (size_t r = routes.size(); r-- > 0;) {
+    const Route& route = routes[r];
+    if (route.from == Route::kHome) continue;
+    const auto to = static_cast<size_t>(route.to), from = static_cast<size_t>(route.from), c = static_cast<size_t>(route.key_class);
+    if (there[to].empty()) {
+      brought[r] = {plan::halves_of(route.blocks)};
+      continue;
+    }
+    for (int64_t block = route.blocks.begin; block < route.blocks.end; ++block) {
+      const uint8_t bits = there[to][c][static_cast<size_t>(block)];
+      there[from][c][static_cast<size_t>(block)] |= bits;
+      append_halves(brought[r], block, bits);
+    }
+  }
+  for (size_t rank = 0; rank < halves.size(); ++rank) {
+    for (size_t c = 0; c < halves[rank].size(); ++c) {
+      halves[rank][c].clear();
+      for (int64_t block = 0; block < blocks; ++block) append_halves(halves[rank][c], block, there[rank][c][static_cast<size_t>(block)]);
+    }
+  }
+  return brought;
 }
 
 }  // namespace longspan::engine

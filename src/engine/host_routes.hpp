@@ -50,4 +50,10 @@ struct HostRoutes {
 // a rank can hold for others, `class_heads[key_class]`: units of a block. While there is room, a block crosses between hosts once.
 HostRoutes routes_inside_host(std::vector<Fetch> fetches, std::vector<int64_t> room, const std::vector<int>& class_heads);
 
+// Halves of key blocks (plan/halves.hpp) that each route inside the host brings: those that its receiver needs, and those that it passes
+// on. `halves`: [rank][class] what each rank needs, of `blocks` in all; on return with what it passes on, which is what it fetches from
+// home, or is given. Empty for each rank: blocks travel whole. Example: ranks 0, 1 and 2 need the first, the second and the second half of
+// a block; 0 brings it and passes it on to 1 and 2. It brings both halves, and they get the second.
+std::vector<Intervals> halves_passed_on(const std::vector<Route>& routes, std::vector<std::vector<Intervals>>& halves, int64_t blocks);
+
 }  // namespace longspan::engine

@@ -28,21 +28,6 @@ UnitRun run_of(const plan::KeyClass& key_class, Interval halves) { return {key_c
 
 int64_t run_bytes(const UnitRun& run, const plan::RankPlan& plan) { return run.kv_heads * run.halves.length() * plan.unit_bytes / 2; }
 
-// Calls f(home, run) for the parts of `blocks` with one home each, ascending.
-template <typename F>
-void for_each_home(const plan::Partition& partition, const Intervals& blocks, F f) {
-  const auto& bounds = partition.bounds();
-  for (const Interval& run : blocks) {
-    auto chunk = static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), run.begin) - bounds.begin()) - 1;
-    for (int64_t at = run.begin; at < run.end; ++chunk) {
-      const Interval part{at, std::min(run.end, bounds[chunk + 1])};
-      if (part.empty()) continue;
-      f(partition.owners()[chunk], part);
-      at = part.end;
-    }
-  }
-}
-
 // Calls inside(fetch, part) for the parts of `fetches` (ascending, disjoint) that lie in `set`, outside(fetch, part) for the rest.
 template <typename Inside, typename Outside>
 void for_each_part(const std::vector<Fetch>& fetches, const Intervals& set, Inside inside, Outside outside) {
@@ -145,7 +130,7 @@ class HostAgreement {
   void agree(const std::vector<Fetch>& fetches, const std::vector<StepName>& names, std::vector<ByClass>& direct, Schedule& schedule) {
     std::vector<Fetch> mine;
     for (const Fetch& fetch : fetches) {
-      for_each_home(shared_.partition, {fetch.blocks}, [&](int home, Interval blocks) {
+      shared_.partition.for_each_home({fetch.blocks}, [&](int home, Interval blocks) {
         if (is_here(home)) return;
         mine.push_back(fetch);
         mine.back().blocks = blocks;
@@ -164,7 +149,7 @@ class HostAgreement {
       room.push_back(theirs.front().blocks.begin);
       all.insert(all.end(), theirs.begin() + 1, theirs.end());
     }
-    const std::vector<ByClass> halves = halves_of_members();
+    std::vector<ByClass> halves = halves_of_members();
     int64_t if_flat = 0;  // of the host
     for (const Fetch& fetch : all) if_flat += bytes_of(fetch, halves[static_cast<size_t>(fetch.rank)]);
     ByClass of_host;
@@ -181,9 +166,10 @@ class HostAgreement {
     const plan::ExchangeKind kind = shared_.options.exchange;
     const bool pays = kind == plan::ExchangeKind::node || (kind == plan::ExchangeKind::automatic && 5 * crossing <= 4 * if_flat);
     if (!pays) return;
-    const std::vector<Intervals> passed_on = halves_passed_on(found.routes, halves);
-
     const int32_t me = local_rank();
+    const std::vector<Intervals> passed_on = halves_passed_on(found.routes, halves, shared_.partition.blocks());
+    plan_.halves = halves[static_cast<size_t>(me)];
+
     std::map<std::pair<int32_t, size_t>, Intervals> given;  // by step and class, ascending as the routes are
     for (size_t r = 0; r < found.routes.size(); ++r) {
       const Route& route = found.routes[r];
@@ -224,7 +210,7 @@ class HostAgreement {
   // `halves`: by class, those that travel; none: all.
   int64_t bytes_of(int32_t key_class, Interval blocks, const ByClass& halves) const {
     const auto c = static_cast<size_t>(key_class);
-    const Interval whole{2 * blocks.begin, 2 * blocks.end};
+    const Interval whole = plan::halves_of(blocks);
     const int64_t travelling = halves.empty() ? whole.length() : size_of(clipped(halves[c], whole));
     return heads_of(shared_.classes[c]) * travelling * plan_.unit_bytes / 2;
   }
@@ -240,6 +226,7 @@ class HostAgreement {
 
   // What each rank of the host needs, by local rank; nothing where blocks travel whole.
   std::vector<ByClass> halves_of_members() const {
+    if (!shared_.in_halves) return std::vector<ByClass>(members_.size());
     struct HalvesOfClass {
       int64_t key_class;
       Interval halves;
@@ -256,50 +243,6 @@ class HostAgreement {
         all[member][static_cast<size_t>(one.key_class)].push_back(one.halves);
     }
     return all;
-  }
-
-  // What each route inside the host brings: the halves that its receiver needs, and those that it passes on later; the plan gets what this
-  // rank passes on. Example: ranks 0, 1 and 2 need the first, the second and both halves of a block. Rank 0 brings it and passes it on to
-  // 1, which passes it on to 2: both bring and get both halves. If rank 1 passed on nothing, it would get the second.
-  std::vector<Intervals> halves_passed_on(const std::vector<Route>& routes, const std::vector<ByClass>& needed) {
-    std::vector<Intervals> passed_on(routes.size());
-    if (plan_.halves.empty()) {
-      for (size_t r = 0; r < routes.size(); ++r) passed_on[r] = plan::halves_of({routes[r].blocks});
-      return passed_on;
-    }
-    // Bits of both halves of each block: [rank of the host][class][block].
-    std::vector<std::vector<std::vector<uint8_t>>> there(needed.size());
-    for (size_t rank = 0; rank < needed.size(); ++rank) {
-      for (const Intervals& halves : needed[rank]) {
-        std::vector<uint8_t>& bits = there[rank].emplace_back(static_cast<size_t>(shared_.partition.blocks()));
-        for (const Interval& run : halves)
-          for (int64_t half = run.begin; half < run.end; ++half) bits[static_cast<size_t>(half / 2)] |= static_cast<uint8_t>(1 << half % 2);
-      }
-    }
-    const int32_t me = local_rank();
-    // From the last to the first: what a rank passes on it has from an earlier step, or from home.
-    for (size_t r = routes.size(); r-- > 0;) {
-      const Route& route = routes[r];
-      if (route.from == Route::kHome) continue;
-      const auto c = static_cast<size_t>(route.key_class);
-      std::vector<uint8_t>& from = there[static_cast<size_t>(route.from)][c];
-      const std::vector<uint8_t>& to = there[static_cast<size_t>(route.to)][c];
-      for (int64_t block = route.blocks.begin; block < route.blocks.end; ++block) {
-        const uint8_t bits = to[static_cast<size_t>(block)];
-        from[static_cast<size_t>(block)] |= bits;
-        if (route.to == me || route.from == me) append_halves(passed_on[r], block, bits);
-      }
-    }
-    for (size_t c = 0; c < plan_.halves.size(); ++c) {
-      plan_.halves[c].clear();
-      const std::vector<uint8_t>& bits = there[static_cast<size_t>(me)][c];
-      for (size_t block = 0; block < bits.size(); ++block) append_halves(plan_.halves[c], static_cast<int64_t>(block), bits[block]);
-    }
-    return passed_on;
-  }
-  static void append_halves(Intervals& halves, int64_t block, uint8_t bits) {
-    for (int half = 0; half < 2; ++half)
-      if ((bits >> half & 1) != 0) append(halves, {2 * block + half, 2 * block + half + 1});
   }
 
   const comm::Communicator& ranks_;
@@ -380,7 +323,7 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
     const auto [s, step] = names[t];
     StepExchange& exchange = schedule.exchanges[static_cast<size_t>(s)][static_cast<size_t>(step)];
     for (size_t c = 0; c < shared.classes.size(); ++c) {
-      for_each_home(shared.partition, direct[t][c], [&, stripe = s, step_of_stripe = step](int home, Interval blocks) {
+      shared.partition.for_each_home(direct[t][c], [&, stripe = s, step_of_stripe = step](int home, Interval blocks) {
         for (const Interval& halves : plan::travelling_halves(plan, c, blocks)) {
           const UnitRun run = run_of(shared.classes[c], halves);
           add(exchange.receive, home, run);
@@ -399,7 +342,7 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
     }
   }
   bool passes_on = false;
-  plan.bytes_moved = 0;
+  const int64_t planned = std::exchange(plan.bytes_moved, 0);
   for (const auto& stripe : schedule.exchanges) {
     for (const StepExchange& exchange : stripe) {
       passes_on = passes_on || !exchange.pass_on.empty();
@@ -408,6 +351,9 @@ Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& 
           for (const UnitRun& run : peer.runs) plan.bytes_moved += run_bytes(run, plan);
     }
   }
+  // What comes to be passed on is in the plan's halves now, but a rank is given only what it needs or passes on later.
+  if (plan.bytes_moved < planned || plan.bytes_moved > plan::bytes_of_fetches(shared, plan))
+    internal_error("the ranks' messages bring more or less than the plan");
   schedule.passes_on = host.has_two_levels() && ranks.max(passes_on ? 1 : 0) > 0;
   size_t first = 0;
   const auto receives = [&](size_t t) {

@@ -60,8 +60,8 @@ struct Schedule {
 void leave_out_done(const comm::Communicator& ranks, const plan::Shared& shared, const std::vector<bool>& done, plan::RankPlan& plan);
 
 // Collective. Pads `plan` with empty stripes up to the rank with most. Requests go to the keys' homes in one sparse all-to-all; where
-// several ranks share a host and there are others, its ranks first tell each other what they fetch from there: to the plan's
-// halves come those that this rank passes on.
+// several ranks share a host and there are others, its ranks first tell each other what they fetch from there; the plan's halves, and its
+// bytes, are then also those that this rank passes on.
 // `host_of_rank`: two ranks share a host when theirs is the same (comm::Communicator::host_of_rank; tests lay hosts out differently).
 Schedule agree_on_schedule(const comm::Communicator& ranks, const plan::Shared& shared, plan::RankPlan& plan,
                            const std::vector<int>& host_of_rank);

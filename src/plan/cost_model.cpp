@@ -20,21 +20,6 @@ constexpr int kAskedByMany = 4;
 
 int heads_of(const KeyClass& key_class) { return static_cast<int>(key_class.kv_heads.size()); }
 
-// Calls f(home, blocks) for the parts of `blocks` with one home each.
-template <typename F>
-void for_each_home(const Partition& partition, const Intervals& blocks, F f) {
-  const auto& bounds = partition.bounds();
-  for (const Interval& run : blocks) {
-    auto chunk = static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), run.begin) - bounds.begin()) - 1;
-    for (int64_t at = run.begin; at < run.end; ++chunk) {
-      const Interval part{at, std::min(run.end, bounds[chunk + 1])};
-      if (part.empty()) continue;
-      f(partition.owners()[chunk], part);
-      at = part.end;
-    }
-  }
-}
-
 // Places at which a run of key blocks may pass from one step to another: own chunks' ends and the bounds of fetched groups.
 std::vector<int64_t> step_changes(const RankPlan& plan, const Stripe& stripe) {
   std::vector<int64_t> changes = stripe.bounds;
@@ -124,8 +109,8 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
           of_step.bytes_read += size_of(stripe.fetch[step][c]) * heads_of(shared.classes[c]) * plan.unit_bytes;
           continue;
         }
-        for_each_home(shared.partition, stripe.fetch[step][c],
-                      [&](int home, Interval part) { from[home] += travelling_bytes(shared, plan, c, {part}); });
+        shared.partition.for_each_home(stripe.fetch[step][c],
+                                       [&](int home, Interval part) { from[home] += travelling_bytes(shared, plan, c, {part}); });
       }
       for (const auto& [home, bytes] : from) {
         const bool near = home / ranks_per_host == plan.rank / ranks_per_host;

@@ -1,13 +1,14 @@
 #include "plan/halves.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace longspan::plan {
 
 Intervals halves_of(const Intervals& blocks) {
   Intervals halves;
   halves.reserve(blocks.size());
-  for (const Interval& run : blocks) halves.push_back({2 * run.begin, 2 * run.end});
+  for (const Interval& run : blocks) halves.push_back(halves_of(run));
   return halves;
 }
 
@@ -18,6 +19,16 @@ Intervals blocks_of(const Intervals& halves) {
   return blocks;
 }
 
+namespace {
+
+int64_t nth_of(const Intervals& set, int64_t number) {
+  auto run = set.begin();
+  for (; number >= run->length(); ++run) number -= run->length();
+  return run->begin + number;
+}
+
+}  // namespace
+
 Interval halves_of(const kernels::Tile& tile) {
   constexpr uint8_t kFirst = 0x5, kSecond = 0xa;  // quarters
   const int64_t begin = 2 * int64_t{tile.key};
@@ -26,52 +37,54 @@ Interval halves_of(const kernels::Tile& tile) {
 }
 
 bool halves_pay(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks) {
-  constexpr int64_t kRows = 32, kGroups = 4, kKeys = 8;  // samples: query blocks, head groups, and key blocks of each
-  constexpr double kFew = 0.8, kOften = 3;
+  constexpr int64_t kRanks = 4, kRows = 8, kGroups = 4, kKeys = 8;  // samples: ranks, rows of each, head groups, and key blocks of a row
+  constexpr double kFew = 0.8, kNearlyAll = 0.95;
   TileLists lists(pattern, blocks);
-  const Interval all{0, blocks.count()};
-  const auto groups = static_cast<int64_t>(pattern.groups().size());
-  const auto rows = std::min(kRows, blocks.count()), looked_at = std::min(kGroups, groups);
-  double lists_seen = 0, far_blocks = 0, tiles_seen = 0, halves_seen = 0;
+  const auto groups = static_cast<int64_t>(pattern.groups().size()), ranks = int64_t{shared.partition.ranks()};
+  const auto sample = [](int64_t number, int64_t samples, int64_t of) { return (2 * number + 1) * of / (2 * samples); };
+  double samples = 0, rows = 0, far_blocks = 0, far_halves = 0;
   std::vector<kernels::Tile> tiles;
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t block = (2 * row + 1) * blocks.count() / (2 * rows);
-    const Intervals own = shared.partition.blocks_of(shared.partition.rank_of(block));
-    for (int64_t g = 0; g < looked_at; ++g) {
-      const auto group = static_cast<int>(g * groups / looked_at);
-      if (shared.is_long(group, block)) continue;
-      const Intervals far = subtract(lists.candidates(group, block, all), own);
-      const int64_t count = size_of(far), some = std::min(kKeys, count);
-      ++lists_seen, far_blocks += static_cast<double>(count);
-      auto run = far.begin();
-      int64_t before = 0;  // blocks of runs before it
-      for (int64_t key = 0; key < some; ++key) {
-        const int64_t number = (2 * key + 1) * count / (2 * some);
-        for (; number >= before + run->length(); ++run) before += run->length();
-        const int64_t at = run->begin + number - before;
-        tiles.clear();
-        lists.append(group, block, {at, at + 1}, tiles);
-        for (const kernels::Tile& tile : tiles) ++tiles_seen, halves_seen += static_cast<double>(halves_of(tile).length());
+  for (int64_t k = 0; k < std::min(kRanks, ranks); ++k) {
+    const Intervals own = shared.partition.blocks_of(static_cast<int>(sample(k, std::min(kRanks, ranks), ranks)));
+    const int64_t blocks_here = size_of(own);
+    for (int64_t g = 0; g < std::min(kGroups, groups); ++g) {
+      const auto group = static_cast<int>(sample(g, std::min(kGroups, groups), groups));
+      Intervals seen = own;  // what one row looks at, others need not bring again
+      ++samples;
+      for (int64_t row = 0; row < std::min(kRows, blocks_here); ++row) {
+        const int64_t block = nth_of(own, sample(row, std::min(kRows, blocks_here), blocks_here));
+        if (shared.is_long(group, block)) continue;
+        const Intervals far = subtract(lists.candidates(group, block, {0, blocks.count()}), seen);
+        const int64_t count = size_of(far), some = std::min(kKeys, count);
+        seen = unite(seen, far);
+        ++rows, far_blocks += static_cast<double>(count);
+        for (int64_t key = 0; key < some; ++key) {
+          const int64_t at = nth_of(far, sample(key, some, count));
+          tiles.clear();
+          lists.append(group, block, {at, at + 1}, tiles);
+          for (const kernels::Tile& tile : tiles)
+            far_halves += static_cast<double>(halves_of(tile).length() * count) / static_cast<double>(some);
+        }
       }
     }
   }
-  if (tiles_seen == 0) return false;
-  const double looked_at_of_tile = halves_seen / (2 * tiles_seen);
-  // If a rank's rows look at others' halves n times on average, and as if by chance, they need all but exp(-n) of them.
-  const double own = static_cast<double>(blocks.count()) / shared.partition.ranks(), others = static_cast<double>(blocks.count()) - own;
-  const double lists_of_class = own * static_cast<double>(groups) / static_cast<double>(shared.classes.size());
-  const double times = lists_of_class * far_blocks / lists_seen / others * looked_at_of_tile;
-  return looked_at_of_tile <= kFew && times <= kOften;
+  if (far_halves == 0) return false;
+  // A sample's rows look at such a part of others' halves; if the rank's other rows look at as much, as if by chance, at so much all
+  // together.
+  const double own = static_cast<double>(blocks.count()) / static_cast<double>(ranks), others = static_cast<double>(blocks.count()) - own;
+  const double part = std::min(1.0, far_halves / samples / (2 * others));
+  const double times = own * static_cast<double>(groups) / static_cast<double>(shared.classes.size()) / (rows / samples);
+  return far_halves <= kFew * 2 * far_blocks && 1 - std::pow(1 - part, times) <= kNearlyAll;
 }
 
 Intervals travelling_halves(const RankPlan& plan, size_t key_class, Interval blocks) {
-  const Interval whole{2 * blocks.begin, 2 * blocks.end};
-  return plan.halves.empty() ? Intervals{whole} : clipped(plan.halves[key_class], whole);
+  return plan.halves.empty() ? Intervals{halves_of(blocks)} : clipped(plan.halves[key_class], halves_of(blocks));
 }
 
 int64_t travelling_bytes(const Shared& shared, const RankPlan& plan, size_t key_class, const Intervals& blocks) {
-  int64_t halves = 0;
-  for (const Interval& run : blocks) halves += size_of(travelling_halves(plan, key_class, run));
+  int64_t halves = plan.halves.empty() ? 2 * size_of(blocks) : 0;
+  for (size_t run = 0; run < blocks.size() && !plan.halves.empty(); ++run)
+    halves += size_of(clipped(plan.halves[key_class], halves_of(blocks[run])));
   return halves * static_cast<int64_t>(shared.classes[key_class].kv_heads.size()) * plan.unit_bytes / 2;
 }
 

@@ -16,6 +16,7 @@
 
 namespace longspan::plan {
 
+inline Interval halves_of(Interval blocks) { return {2 * blocks.begin, 2 * blocks.end}; }
 Intervals halves_of(const Intervals& blocks);
 Intervals blocks_of(const Intervals& halves);  // with one half or both
 

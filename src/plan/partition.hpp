@@ -5,6 +5,7 @@
 //   balanced: contiguous chunks of equal cost rather than of equal length
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -30,6 +31,19 @@ class Partition {
   int rank_of(int64_t block) const;
   Intervals blocks_of(int rank) const;
   int64_t most_blocks() const;  // of one rank
+  // Calls f(home, part) for the parts of `blocks` with one home each, ascending.
+  template <typename F>
+  void for_each_home(const Intervals& blocks, F f) const {
+    for (const Interval& run : blocks) {
+      auto chunk = static_cast<size_t>(std::upper_bound(bounds_.begin(), bounds_.end(), run.begin) - bounds_.begin()) - 1;
+      for (int64_t at = run.begin; at < run.end; ++chunk) {
+        const Interval part{at, std::min(run.end, bounds_[chunk + 1])};
+        if (part.empty()) continue;
+        f(owners_[chunk], part);
+        at = part.end;
+      }
+    }
+  }
   // Chunk boundaries, ascending, 0 and blocks() included; owners()[c] owns [bounds()[c], bounds()[c + 1]).
   const std::vector<int64_t>& bounds() const { return bounds_; }
   const std::vector<int>& owners() const { return owners_; }

@@ -50,7 +50,7 @@ class NeedCollector {
       for (const kernels::Tile& tile : tiles) {
         const int64_t end = tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1);
         Interval seen{tile.key, std::min(end + rows - 1, std::max(end, reach.end))};
-        if (shared_.in_halves) seen = rows == 1 ? halves_of(tile) : Interval{2 * seen.begin, 2 * seen.end};
+        if (shared_.in_halves) seen = rows == 1 ? halves_of(tile) : halves_of(seen);
         known = first_past(known, need_[c].cend(), seen.begin);
         if (known == need_[c].cend() || seen.begin < known->begin || seen.end > known->end) loose_[c].push_back(seen);
       }
@@ -300,6 +300,11 @@ void plan_fetches(const Shared& shared, RankPlan& plan) {
   const int64_t keep_room = room_to_keep(shared, plan);
 
   plan.bytes_read_again = 0;
+  for (size_t c = 0; c < plan.halves.size(); ++c) {
+    Intervals needed;  // stripes that have been emptied need nothing any more
+    for (const Stripe& stripe : plan.stripes) needed = unite(needed, stripe.need[c]);
+    plan.halves[c] = intersect(plan.halves[c], halves_of(needed));
+  }
   std::vector<Intervals> kept(classes);
   for (size_t s = 0; s < stripes; ++s) {
     Stripe& stripe = plan.stripes[s];

@@ -101,11 +101,11 @@ struct RankPlan {
   Intervals own;                // query blocks, and key blocks the rank is home to
   std::vector<Stripe> stripes;  // long ones first
   Memory memory;
-  // [class] halves of key blocks that some tile of the rank looks at, in any stripe: what it fetches of a block. Empty where blocks travel
-  // whole.
+  // [class] halves of key blocks that some tile of the rank looks at, in any stripe: what it fetches of a block, from whichever stripe on.
+  // (engine::agree_on_schedule adds what it fetches for others.) Empty where blocks travel whole.
   std::vector<Intervals> halves;
   int64_t unit_bytes = 0;                                     // a block of one KV head
-  int64_t bytes_needed = 0, bytes_held = 0, bytes_moved = 0;  // needed: distinct; held: those of them at home; moved: sum of all fetches
+  int64_t bytes_needed = 0, bytes_held = 0, bytes_moved = 0;  // needed: distinct; held: those of them at home; moved: all fetches
   int64_t bytes_read_again = 0;                               // when keys do not stay: read from the file, own ones included
   int64_t row_bytes_moved = 0;                                // queries and states of long rows that this rank receives
   int64_t weighted_tiles() const;

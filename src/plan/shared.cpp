@@ -55,15 +55,7 @@ std::vector<Piece> pieces_of(const Shared& shared, const Blocks& blocks, int num
     if (keys.empty()) continue;
     // The home of most of the piece's keys computes it; of several, the one with least to do.
     std::map<int, int64_t> held;
-    for (const Interval& run : keys) {
-      const auto& bounds = shared.partition.bounds();
-      auto chunk = static_cast<size_t>(std::upper_bound(bounds.begin(), bounds.end(), run.begin) - bounds.begin()) - 1;
-      for (int64_t at = run.begin; at < run.end; ++chunk) {
-        const int64_t end = std::min(run.end, bounds[chunk + 1]);
-        if (end > at) held[shared.partition.owners()[chunk]] += end - at;
-        at = std::max(at, end);
-      }
-    }
+    shared.partition.for_each_home(keys, [&](int home, Interval part) { held[home] += part.length(); });
     const auto better = [&](const std::pair<const int, int64_t>& a, const std::pair<const int, int64_t>& b) {
       if (a.second != b.second) return a.second < b.second;
       return load[static_cast<size_t>(a.first)] > load[static_cast<size_t>(b.first)];

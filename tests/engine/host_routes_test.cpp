@@ -135,5 +135,24 @@ TEST(HostRoutes, RandomFetches) {
   }
 }
 
+// Blocks 3 and 4 of class 1. Rank 0 brings both and passes them on to 1, which passes 3 on to 2 later; then rank 2 brings 4 for itself.
+TEST(HostRoutes, WhatIsPassedOnHasTheHalvesOfItsReceivers) {
+  const std::vector<Route> routes{
+      {0, Route::kHome, 1, 0, {3, 5}}, {1, 0, 1, 1, {3, 5}}, {2, 1, 1, 2, {3, 4}}, {2, Route::kHome, 1, 3, {4, 5}}};
+  const Intervals first{{6, 7}, {8, 9}}, second{{7, 8}, {9, 10}}, none;
+  std::vector<std::vector<Intervals>> halves{{none, first}, {none, second}, {none, first}};
+  const std::vector<Intervals> brought = halves_passed_on(routes, halves, 6);
+  EXPECT_EQ(brought[1], (Intervals{{6, 8}, {9, 10}})) << "both halves of 3, since rank 2 needs the first";
+  EXPECT_EQ(brought[2], (Intervals{{6, 7}}));
+  EXPECT_EQ(halves[0][1], (Intervals{{6, 10}})) << "what it needs, and what it passes on";
+  EXPECT_EQ(halves[1][1], (Intervals{{6, 8}, {9, 10}}));
+  EXPECT_EQ(halves[2][1], first);
+  EXPECT_TRUE(halves[0][0].empty());
+
+  std::vector<std::vector<Intervals>> whole(3);
+  EXPECT_EQ(halves_passed_on(routes, whole, 6)[1], (Intervals{{6, 10}})) << "blocks travel whole";
+  EXPECT_TRUE(whole[0].empty());
+}
+
 }  // namespace
 }  // namespace longspan::engine

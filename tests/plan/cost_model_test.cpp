@@ -6,6 +6,8 @@
 #include <cmath>
 #include <optional>
 
+#include "plan/halves.hpp"
+
 namespace longspan::plan {
 namespace {
 
@@ -381,6 +383,33 @@ TEST(CostModel, AHostFetchesABlockOnce) {
     share_within_hosts(*job.shared, plans, 2, works);
     EXPECT_EQ(fetched(works[1]), all);
     EXPECT_NEAR(static_cast<double>(across()), static_cast<double>(before) / (kind == ExchangeKind::flat ? 1 : 2), 8);
+  }
+}
+
+// The same where halves of blocks travel: what comes to a host is what any of its ranks looks at, and what is passed on what another needs.
+TEST(CostModel, AHostFetchesHalvesOnce) {
+  Case job("block_random(64, 2, 1)", 1 << 15, 4, 1);
+  job.shared->options.exchange = ExchangeKind::node;
+  ASSERT_TRUE(job.shared->in_halves);
+  std::vector<RankPlan> plans;
+  std::vector<RankWork> works;
+  for (int rank = 0; rank < 4; ++rank) plans.push_back(job.plan(rank)), works.push_back(job.work(rank, 2));
+  share_within_hosts(*job.shared, plans, 2, works);
+  for (size_t host : {0, 2}) {
+    int64_t least = 0, across = 0, before = 0, after = 0;
+    for (size_t c = 0; c < job.shared->classes.size(); ++c) {
+      const Intervals here = halves_of(unite(plans[host].own, plans[host + 1].own));
+      const Intervals needed = subtract(unite(plans[host].halves[c], plans[host + 1].halves[c]), here);
+      least += size_of(needed) * static_cast<int64_t>(job.shared->classes[c].kv_heads.size()) * plans[host].unit_bytes / 2;
+    }
+    for (size_t rank : {host, host + 1}) {
+      before += plans[rank].bytes_moved, after += fetched(works[rank]);
+      for (const StripeWork& stripe : works[rank].stripes)
+        for (const StepWork& step : stripe.steps) across += step.bytes_across;
+    }
+    EXPECT_NEAR(static_cast<double>(across), static_cast<double>(least), 0.02 * static_cast<double>(least));
+    EXPECT_GT(after, before) << "who brings a block for another rank brings more of it than it needs";
+    EXPECT_LT(after, 2 * before);
   }
 }
 

@@ -90,7 +90,8 @@ Intervals halves_looked_at(const kernels::Tile& tile) {
   return halves;
 }
 
-void expect_sound(const Case& c) {
+// Whether the case's keys travel in halves.
+bool expect_sound(const Case& c) {
   SCOPED_TRACE(c.pattern + " on " + std::to_string(c.ranks) + " ranks, " + std::string(name_of(c.partition)) +
                (c.reproducible ? ", reproducible" : "") + (c.tight ? ", tight" : ""));
   const Documents documents = Documents::from_lengths(c.lengths);
@@ -181,6 +182,7 @@ void expect_sound(const Case& c) {
       EXPECT_EQ(covered, size_of(wanted)) << "computed twice: group " << group << " block " << block;
     }
   }
+  return shared.in_halves;
 }
 
 TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
@@ -191,12 +193,35 @@ TEST(RankPlan, EveryTileOnceAndEveryKeyInTime) {
                                           "bigbird(64, 3, 2, 1, 3)",
                                           "0-1: full; 2-3: causal & strided(256)",
                                           "rows(600, 610) | window(100)"};
+  int in_halves = 0;
   for (const auto& lengths : corpora)
     for (const std::string& text : patterns)
       for (int ranks : {1, 2, 3, 4, 7})
         for (PartitionKind kind : {PartitionKind::contiguous, PartitionKind::zigzag, PartitionKind::balanced})
           for (int variant = 0; variant < 6; ++variant)
-            expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1});
+            in_halves += expect_sound({text, lengths, ranks, kind, variant % 2 == 1, variant / 2 != 0, variant / 2 == 1}) ? 1 : 0;
+  EXPECT_GT(in_halves, 0) << "no case whose keys travel in halves";
+}
+
+// Halves travel where tiles look at one of most blocks, and some are left.
+TEST(RankPlan, HalvesTravelWhereThatSavesMuch) {
+  const Shape shape{.tokens = 1 << 18, .heads = 16, .kv_heads = 4, .head_dim = 128, .type = ElementType::bfloat16};
+  const Documents documents = Documents::single(shape.tokens);
+  const auto in_halves = [&](const char* text, int ranks) {
+    const pattern::BoundPattern pattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents);
+    Options options;
+    options.memory = int64_t{64} << 30;
+    return make_shared(pattern, Blocks(documents), shape, ranks, options).in_halves;
+  };
+  for (const int ranks : {2, 4, 64}) {
+    EXPECT_TRUE(in_halves("bigbird(64, 3, 2, 3, 1)", ranks)) << ranks;
+    EXPECT_TRUE(in_halves("block_random(64, 2, 1) | (causal & window(4095))", ranks)) << ranks;
+    EXPECT_FALSE(in_halves("causal", ranks)) << ranks;
+    EXPECT_FALSE(in_halves("block_random(128, 2, 1)", ranks)) << ranks;
+    EXPECT_FALSE(in_halves("causal & strided(512)", ranks)) << ranks;
+    EXPECT_FALSE(in_halves("block_random(64, 600, 1)", ranks)) << ranks << " ranks, each of which needs all halves";
+  }
+  EXPECT_FALSE(in_halves("bigbird(64, 3, 2, 3, 1)", 1));
 }
 
 // Of rows that look at keys all over, ranks begin with other homes': in no step is one asked for twice its share. In one order for all it
