@@ -15,7 +15,7 @@ namespace longspan::engine {
 class KeyPool {
  public:
   // `own`: key blocks with a slot for good, of `blocks` in all, for each of `kv_heads`; `fetched`: slots for others. `in_parts`: not all of
-  // a unit need come. The rest is what was there before, at first zeros on a GPU: units that seem to have NaN take it longer.
+  // a unit need come. The rest of its slot is what was there before; at first zeros on a GPU, where NaN would cost time.
   KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, bool in_parts, kernels::Device& device);
 
   kernels::Pool memory() const { return {memory_.get(), reinterpret_cast<uint8_t*>(nonfinite_.get()), slots_}; }

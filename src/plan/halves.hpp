@@ -4,8 +4,8 @@
 //   half      0 1 | 2 3 | 4 5 | 6 7       a rank whose tiles look at halves 1, 2, 3 and 6 fetches blocks 0, 1 and 3,
 //   block      0  |  1  |  2  |  3        and of them four halves, not six
 //
-// Example: BigBird with blocks of 64 tokens. Where half of all random blocks that are another rank's are looked at by some row, and so are
-// half of all halves, three quarters of the blocks of 128 are.
+// Example: BigBird with blocks of 64 tokens. A rank whose rows look at half of the others' halves, as if by chance, looks at something in
+// three quarters of their blocks.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ Intervals blocks_of(const Intervals& halves);  // with one half or both
 // Those that a tile, or a run of full ones, looks at: `key` and `count` being key blocks.
 Interval halves_of(const kernels::Tile& tile);
 
-// Whether ranks fetch so much less that lists of what travels may be four times as long: from sampled rows, by how much of a far key block
-// a tile looks at, and how often a rank's rows look at the same one. The same on all ranks.
+// Whether ranks fetch so much less that lists of what travels may be four times as long: by how much of far key blocks the tiles of sampled
+// rows look at, if all rows of a rank together do not look at nearly all. The same on all ranks.
 bool halves_pay(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks);
 
 // What travels to the rank of key blocks that it fetches.
