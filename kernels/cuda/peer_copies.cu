@@ -1,6 +1,7 @@
 // On Hopper, pieces of blocks go through shared memory by its copy unit: each warp has a place for one, asks for it, and when it is there
 // for its way to memory. What is on its way must be as much as the link moves in a round trip: with 8 multiprocessors 12 warps and 16 KiB
-// each are 1.5 MiB, 4 us at 400 GB/s. Of blocks that are smaller as many more multiprocessors copy. On other chips threads copy.
+// each are 1.5 MiB, 4 us at 400 GB/s. Of blocks of half as many bytes or less, twice as many multiprocessors copy. On other chips threads
+// copy.
 #include "kernels/cuda/peer_copies.hpp"
 
 #include <algorithm>

@@ -147,7 +147,7 @@ Shared make_shared(const pattern::BoundPattern& pattern, const Blocks& blocks, c
   if (shared.own_keys_first && options.on_gpu && place_to_keep && rows_find_little(shared, lists, pattern, blocks)) {
     // Fewer stripes end less often, more of them wait less for their keys, of which there are few for what is computed where query heads
     // share them. Bigbird of 1Mi tokens with 16 heads took two H200 8.4, 8.5 and 8.7 ms in 2, 3 and 4 stripes (the first of which is
-    // divided in three) with 4 KV heads, and 17.6, 17.0 and 16.6 with 16.
+    // divided in three) with 4 KV heads, and 17.6, 17.0 and 16.6 with 16; since halves of blocks travel 8.4, 8.6, 8.6 and 14.7, 14.9, 14.8.
     const int stripes = shape.heads >= 4 * shape.kv_heads ? 2 : 4;
     shared.own_keys_first = false;
     shared.short_stripes_first = true;
