@@ -41,6 +41,12 @@ class PoolExchange {
   // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows. Receives may be
   // started in an earlier call than the sends of their step, before this rank has anything to send: they begin as each peer sends.
   virtual bool reads_from_peers() const { return false; }
+  // There: starts the receives of step `tag` as they were when it was started last, without a look at them, if what was made ready for
+  // them then is here still (expect(), `again`). Whether it is: else they are to be started as ever.
+  virtual bool receive_again(int tag) {
+    static_cast<void>(tag);
+    return false;
+  }
   // Sends of later steps are welcome now: what a rank sends never changes, so one that is ahead need not make its peers wait.
   virtual bool takes_sends_ahead() const = 0;
   // All ranks must start the steps of all their exchanges in one order: a start may wait until the peers have started theirs.

@@ -143,12 +143,7 @@ class PeerExchange : public PoolExchange {
     const cuda::CurrentDevice current(gpu_);  // events belong to it
     std::vector<BlockExchange::Message> told, heard, done;
     if (Receiving* step = receives.empty() ? nullptr : receiving_for(tag, receives)) {
-      for (Receive& of : step->from) {
-        if (of.knows)
-          heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(&of.is_there), 1}}});
-        else
-          heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
-      }
+      heard = heard_of(*step);
       if (!step->is_listed && step->knows()) list(*step);
     }
     for (const Message& message : sends) {
@@ -167,6 +162,16 @@ class PeerExchange : public PoolExchange {
     taken_.start(tag, done, {});
     if (!heard.empty()) under_way_.push_back(tag);
     progress();
+  }
+
+  bool receive_again(int tag) override {
+    const auto before = kept_.find(tag);
+    if (before == kept_.end()) return false;
+    const cuda::CurrentDevice current(gpu_);
+    slots_.start(tag, heard_of(again(before)), {});
+    under_way_.push_back(tag);
+    progress();
+    return true;
   }
 
   bool takes_sends_ahead() const override { return true; }
@@ -284,12 +289,7 @@ class PeerExchange : public PoolExchange {
         const Receive& known = *of++;
         return known.peer == message.peer && known.here == message.slots && known.there == message.slots_there;
       };
-      if (std::all_of(receives.begin(), receives.end(), is_same) && of == before->second.from.end()) {
-        Receiving& step = receiving_.insert(kept_.extract(before)).position->second;
-        step.is_started = false;
-        begin_list(step);
-        return &step;
-      }
+      if (std::all_of(receives.begin(), receives.end(), is_same) && of == before->second.from.end()) return &again(before);
       if (before->second.list) idle_.push_back(std::move(before->second.list));
       kept_.erase(before);
     }
@@ -304,6 +304,25 @@ class PeerExchange : public PoolExchange {
       if (!receive.knows) receive.there.resize(message.slots.size());
     }
     return &step;
+  }
+
+  Receiving& again(std::map<int, Receiving>::iterator kept) {
+    Receiving& step = receiving_.insert(kept_.extract(kept)).position->second;
+    step.is_started = false;
+    begin_list(step);
+    return step;
+  }
+
+  // What homes say: that their blocks are there, and in which slots, unless it is known.
+  static std::vector<BlockExchange::Message> heard_of(Receiving& step) {
+    std::vector<BlockExchange::Message> heard;
+    for (Receive& of : step.from) {
+      if (of.knows)
+        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(&of.is_there), 1}}});
+      else
+        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
+    }
+    return heard;
   }
 
   void begin_list(Receiving& step) const {

@@ -197,6 +197,11 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
   constexpr int64_t kMostBefore = int64_t{64} << 20;
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
+  if (all_stay_) {
+    const Receives& before = receives_before_.at(t);
+    arriving = before.slots;
+    return before.messages;
+  }
   if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
     if (pool_.take_again(before->second.units, before->second.slots)) {
       arriving = before->second.slots;
@@ -236,12 +241,17 @@ void Fetches::prepare(size_t t) {
     if (host_of_rank_[static_cast<size_t>(message.peer)] != host_of_rank_[static_cast<size_t>(plan_.rank)])
       bytes_from_other_hosts_ += static_cast<int64_t>(message.slots.size()) * plan_.unit_bytes / pieces_.of_unit;
   if (!exchange.given_receive.empty() || !exchange.pass_on.empty()) inside_waiting_.push_back(inside_host(t));
-  if (exchange_->reads_from_peers())
-    exchange_->start(tag_of(t), receives, {});
-  else
+  if (!exchange_->reads_from_peers())
     step.receives = receives;
+  else if (!all_stay_ || !exchange_->receive_again(tag_of(t)))
+    exchange_->start(tag_of(t), receives, {});
   if (sent_ <= t) step.sends = sends_of(sent_++);
   prepared_ = t + 1;
+  if (prepared_ == order_.size()) all_stay_ = all_can_stay();
+}
+
+bool Fetches::all_can_stay() const {
+  return keeps_ && !inside_host_ && !some_were_released_ && !pool_.some_are_twice() && receives_before_.size() == order_.size();
 }
 
 // And its messages inside the host.
@@ -414,12 +424,14 @@ void Fetches::finish_passing_on(size_t t) {
 }
 
 void Fetches::finish_sends() {
-  release_now();
+  if (keeps_) release_now();  // else they go with the pool, unless there is another run after all
   if (!shared_.keys_stay) return;
   for (size_t t = 0; t < order_.size(); ++t) exchange_->finish_sends(tag_of(t));
 }
 
 void Fetches::begin(double timeout, bool keep, ReadAgain read_again) {
+  release_now();
+  some_were_released_ = false;
   timeout_ = timeout;
   keeps_ = keep;
   exchange_->set_timeout(timeout);
@@ -450,9 +462,16 @@ const Fetches::Released& Fetches::released_after(size_t t) {
   return known->second;
 }
 
-void Fetches::release(size_t t) { to_release_.push_back(t); }
+void Fetches::prepare_release(size_t t) {
+  if (!all_stay_) released_after(t);
+}
+
+void Fetches::release(size_t t) {
+  if (!all_stay_) to_release_.push_back(t);
+}
 
 void Fetches::release_now() {
+  some_were_released_ = some_were_released_ || !to_release_.empty();
   for (const size_t t : to_release_) {
     const Released& released = released_after(t);
     for (size_t c = 0; c < released.size(); ++c)

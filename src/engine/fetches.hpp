@@ -73,15 +73,15 @@ class Fetches {
   void slots_of(const Intervals& blocks, std::vector<int32_t>& slots);
   // Whether they are those that all units of the step will have when it is computed.
   bool has_places(size_t t);
-  void prepare_release(size_t t) { released_after(t); }  // finds out which; while a step computes there is time for it
-  void release(size_t t);                                // after a step: lets go of the units that nobody needs any more,
-                                                         // in a while: when their slots are wanted, or this thread has time
-  void finish_sends();                                   // of all steps
-  void progress();                                       // moves messages
-  void let_it_begin();                                   // as comm::PoolExchange::let_it_begin, before a step is computed
-  void note_arrivals();                                  // for in_flight(); where this rank has nothing else to do
-  void hand_over();  // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
-  void abandon();    // as comm::PoolExchange::abandon
+  void prepare_release(size_t t);  // finds out which; while a step computes there is time for it
+  void release(size_t t);          // after a step: lets go of the units that nobody needs any more,
+                                   // in a while: when their slots are wanted, or this thread has time
+  void finish_sends();             // of all steps
+  void progress();                 // moves messages
+  void let_it_begin();             // as comm::PoolExchange::let_it_begin, before a step is computed
+  void note_arrivals();            // for in_flight(); where this rank has nothing else to do
+  void hand_over();                // as comm::PoolExchange::hand_over, before this rank waits for others outside of here
+  void abandon();                  // as comm::PoolExchange::abandon
 
   // Of this run.
   double in_flight() const { return in_flight_; }  // seconds during which keys were on their way, from when own ones were here
@@ -129,6 +129,7 @@ class Fetches {
   using Released = std::vector<std::vector<Intervals>>;  // [class] sets of blocks, which may overlap: kept twice, released twice
   const Released& released_after(size_t t);
   void release_now();
+  bool all_can_stay() const;
   size_t last_of_first() const;
 
   const plan::Shared& shared_;
@@ -166,7 +167,10 @@ class Fetches {
   Clock::time_point awaited_since_;                  // the first of them
   std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some
   std::vector<size_t> to_release_;                   // after these steps
-  std::map<size_t, Released> released_after_;        // by step, once known; those that are over only if another run will follow
+  bool some_were_released_ = false;                  // in this run
+  // All units that a run fetches have slots of their own, and keep them for the next run: none is released, taken or compared again.
+  bool all_stay_ = false;
+  std::map<size_t, Released> released_after_;  // by step, once known; those that are over only if another run will follow
   bool keeps_ = false;
   std::vector<Intervals> first_sent_;  // once known
   bool expects_ = false;               // the exchange has been told what will come

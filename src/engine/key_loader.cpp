@@ -49,16 +49,30 @@ bool KeyLoader::is_the_devices(const Intervals& own) {
   return *is_the_devices_;
 }
 
+// A little at first, for which the device need not wait long, and twice as much each time: to say where 4,096 blocks lie and go takes this
+// thread 0.15 ms, and the device loads 512 with 4 heads of head_dim 128 in 0.07.
+int64_t KeyLoader::start_on_device(const Intervals& blocks) {
+  int64_t load = 0;
+  Intervals left = blocks;
+  do {
+    const Intervals piece = first_of(left, at_once_);
+    const std::vector<int32_t> slots = own_slots(piece);
+    load = device_.start_loading(described(shape_.kv_heads, blocks_.rows(piece), slots, copies_.keys_in_kernels(blocks_, piece)),
+                                 pool_.memory());
+    left = subtract(left, piece);
+    at_once_ *= 2;
+  } while (!left.empty());
+  return load;
+}
+
 // What others get first comes first, so that it is on its way while the rest is loaded.
 void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& parts) {
   const bool on_device = is_the_devices(own);
   const auto load_part = [this, on_device](const Intervals& part) {
-    const std::vector<int32_t> slots = own_slots(part);
     if (on_device)
-      started_.push_back(device_.start_loading(
-          described(shape_.kv_heads, blocks_.rows(part), slots, copies_.keys_in_kernels(blocks_, part)), pool_.memory()));
+      started_.push_back(start_on_device(part));
     else
-      load(0, shape_.kv_heads, part, slots);
+      load(0, shape_.kv_heads, part, own_slots(part));
   };
   const auto load_all = [this, &own, &parts, load_part, on_device] {
     begun_at_ = seconds_now();

@@ -1,6 +1,7 @@
 // What the engine asks of its device: steps one beside another, and lists that it keeps or forgets.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <optional>
@@ -139,22 +140,26 @@ class LiesThere : public WholeInput {
   Problem& problem_;
 };
 
+// How many blocks it is asked to load, at a time and in all.
+class CountsLoads : public CpuWithSpareThreads {
+ public:
+  using CpuWithSpareThreads::CpuWithSpareThreads;
+  int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
+    loads.push_back(static_cast<int64_t>(blocks.rows.size()));
+    loaded += loads.back();
+    return CpuWithSpareThreads::start_loading(blocks, pool);
+  }
+  std::vector<int64_t> loads;
+  int64_t loaded = 0;
+};
+
 // The device loads own keys in parts, those first that others get first, and brings the queries of long rows to the host.
 TEST(EngineInPlaceTest, RowsThatTheDeviceReachesAreUsedWhereTheyLie) {
-  class Counts : public CpuWithSpareThreads {
-   public:
-    using CpuWithSpareThreads::CpuWithSpareThreads;
-    int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
-      loaded += static_cast<int64_t>(blocks.rows.size());
-      return CpuWithSpareThreads::start_loading(blocks, pool);
-    }
-    int64_t loaded = 0;
-  };
   const comm::Communicator world(MPI_COMM_WORLD);
   comm::MpiTransport transport;
   for (const std::string text : {"block_random(128, 4, 3) | global(100, 400)", "causal & window(700)", "full"}) {
     SCOPED_TRACE(text);
-    Counts device(2);
+    CountsLoads device(2);
     Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::from_lengths({plan::kBlock * 11 * world.size() + 77, 300, 1}),
                     text);
     LiesThere input(problem);
@@ -162,6 +167,20 @@ TEST(EngineInPlaceTest, RowsThatTheDeviceReachesAreUsedWhereTheyLie) {
     testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
     EXPECT_EQ(device.loaded, size_of(outcome.plan.own));
   }
+}
+
+TEST(EngineInPlaceTest, TheDeviceBeginsToLoadWithLittle) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  comm::MpiTransport transport;
+  CountsLoads device(2);
+  Problem problem(shape_of(ElementType::bfloat16, 1, 1, 16), Documents::single(plan::kBlock * 1100 * world.size() + 77),
+                  "causal & window(40)");
+  LiesThere input(problem);
+  const Outcome outcome = attend_on(device, transport, world, problem, {.as_on_gpu = true}, {}, &input);
+  testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 1999, false);
+  EXPECT_EQ(device.loaded, size_of(outcome.plan.own));
+  EXPECT_LE(device.loads.front(), 512);
+  EXPECT_GE(*std::max_element(device.loads.begin(), device.loads.end()), 512);
 }
 
 // Keeps what is made ready of lists that stay, as a GPU does.
