@@ -41,8 +41,9 @@ class PoolExchange {
   // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows. Receives may be
   // started in an earlier call than the sends of their step, before this rank has anything to send: they begin as each peer sends.
   virtual bool reads_from_peers() const { return false; }
-  // There: starts the receives of step `tag` as they were when it was started last, without a look at them, if what was made ready for
-  // them then is here still (expect(), `again`). Whether it is: else they are to be started as ever.
+  // There: starts the receives of step `tag`, which is over, as they were when it was started last, without a look at them, if what was
+  // made ready for them then is here still (expect(), `again`). Whether it is: else they are to be started as ever. Who asks knows that
+  // they are the same.
   virtual bool receive_again(int tag) {
     static_cast<void>(tag);
     return false;

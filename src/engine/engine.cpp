@@ -502,6 +502,7 @@ class Engine::Run {
     record_.bytes_sent = fetches_.bytes_sent();
     record_.bytes_from_other_hosts = fetches_.bytes_from_other_hosts();
     record_.bytes_read_again = fetches_.bytes_read_again();
+    record_.units_stayed = fetches_.units_stayed();
     record_.planned_bytes_received = plan_.bytes_moved;
     record_.planned_bytes_sent = engine_.schedule_.bytes_to_send;
     record_.row_bytes_received = long_rows_.bytes_received();

@@ -47,7 +47,8 @@ struct Record {
   int64_t bytes_from_other_hosts = 0, bytes_from_other_hosts_if_flat = 0, least_bytes_to_host = 0;
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
-  int64_t steps_beside = 0;  // that were started before the end of the one before
+  int64_t steps_beside = 0;   // that were started before the end of the one before
+  bool units_stayed = false;  // others' keys came to where the run before had them: nobody had to look for slots
   int64_t pool_bytes = 0, rows_bytes = 0;
 };
 

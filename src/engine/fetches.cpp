@@ -432,6 +432,7 @@ void Fetches::finish_sends() {
 void Fetches::begin(double timeout, bool keep, ReadAgain read_again) {
   release_now();
   some_were_released_ = false;
+  stayed_ = all_stay_;
   timeout_ = timeout;
   keeps_ = keep;
   exchange_->set_timeout(timeout);

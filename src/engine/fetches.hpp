@@ -3,7 +3,8 @@
 //
 //   step                     0        1        2        3
 //   asked for (2 ahead)      1, 2     3                           before it is computed; step 0 has own keys only
-//   leaves the pool                   keys 1   keys 2   keys 3    after it, unless a later stripe keeps them or they are held to pass on
+//   leaves the pool                   keys 1   keys 2   keys 3    after it, unless a later stripe keeps them, they are held to pass on,
+//                                                                 or all stay for the run that follows
 #pragma once
 
 #include <chrono>
@@ -74,7 +75,7 @@ class Fetches {
   // Whether they are those that all units of the step will have when it is computed.
   bool has_places(size_t t);
   void prepare_release(size_t t);  // finds out which; while a step computes there is time for it
-  void release(size_t t);          // after a step: lets go of the units that nobody needs any more,
+  void release(size_t t);          // after a step: lets go of the units that nobody needs any more, unless all stay for the next run;
                                    // in a while: when their slots are wanted, or this thread has time
   void finish_sends();             // of all steps
   void progress();                 // moves messages
@@ -89,6 +90,7 @@ class Fetches {
   int64_t bytes_sent() const { return sent_ever() - sent_before_; }
   int64_t bytes_from_other_hosts() const { return bytes_from_other_hosts_; }
   int64_t bytes_read_again() const { return bytes_read_again_; }
+  bool units_stayed() const { return stayed_; }  // in their slots, since the run before
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -168,8 +170,10 @@ class Fetches {
   std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some
   std::vector<size_t> to_release_;                   // after these steps
   bool some_were_released_ = false;                  // in this run
-  // All units that a run fetches have slots of their own, and keep them for the next run: none is released, taken or compared again.
+  // All units that a run fetches are in slots of their own, asked for before its first step is over, and stay there for the next run: none
+  // is released, taken or compared again.
   bool all_stay_ = false;
+  bool stayed_ = false;                        // since the run before
   std::map<size_t, Released> released_after_;  // by step, once known; those that are over only if another run will follow
   bool keeps_ = false;
   std::vector<Intervals> first_sent_;  // once known

@@ -49,7 +49,7 @@ class KeyLoader {
   kernels::KeyBlocks described(int kv_heads, std::span<const int32_t> rows, std::span<const int32_t> slots,
                                std::span<const kernels::KeyRows> in_place) const;
   std::vector<int32_t> own_slots(const Intervals& blocks) const;
-  int64_t start_on_device(const Intervals& blocks);  // the last of its loads
+  void start_on_device(const Intervals& blocks);
   void note_loads();
 
   const Shape& shape_;
@@ -61,6 +61,7 @@ class KeyLoader {
   std::optional<bool> is_the_devices_;
   std::future<void> task_;        // not valid: none, or they are started on the device
   std::vector<int64_t> started_;  // there: the last load of each part, and of the rest
+  int64_t last_load_ = 0;         // 0: none
   int64_t at_once_ = 512;         // blocks of the next one
   double begun_at_ = 0, seconds_ = 0;
   std::atomic<size_t> parts_here_ = 0;

@@ -1,4 +1,4 @@
-// The units resident on a rank: its own, which stay, and fetched ones, which come into free slots and leave them again.
+// The units resident on a rank: its own, which stay, and fetched ones, which come into free slots and may leave them again.
 #pragma once
 
 #include <cstddef>

@@ -91,26 +91,40 @@ kernels::Device::ResultRows RowCopies::results_in_kernels(const Intervals& token
   return to;
 }
 
+kernels::KeyRows RowCopies::keys_from(int64_t begin, int64_t rows) const {
+  const kernels::KeyRows keys{input_.k_in_place(begin, rows), input_.v_in_place(begin, rows)};
+  return keys.k != nullptr && keys.v != nullptr ? keys : kernels::KeyRows{};
+}
+
 std::vector<kernels::KeyRows> RowCopies::keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const {
   const int64_t row = int64_t{shape_.kv_heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
   std::vector<kernels::KeyRows> keys;
   keys.reserve(static_cast<size_t>(size_of(blocks)));
-  const auto place = [&](int64_t begin, int64_t rows) {
-    return kernels::KeyRows{input_.k_in_place(begin, rows), input_.v_in_place(begin, rows)};
-  };
   for (const Interval& run : blocks) {
     const int64_t first = table.tokens(run.begin).begin;
-    const kernels::KeyRows all = place(first, table.tokens(run.end - 1).end - first);  // if they lie one after another
+    const kernels::KeyRows all = keys_from(first, table.tokens(run.end - 1).end - first);  // if they lie one after another
     int64_t token = first;
     for (int64_t block = run.begin; block < run.end; ++block) {
       const int64_t rows = table.rows(block), at = (token - first) * row;
-      const kernels::KeyRows here = all.k != nullptr && all.v != nullptr ? kernels::KeyRows{all.k + at, all.v + at} : place(token, rows);
-      if (here.k == nullptr || here.v == nullptr) return {};
+      const kernels::KeyRows here = all.k != nullptr ? kernels::KeyRows{all.k + at, all.v + at} : keys_from(token, rows);
+      if (here.k == nullptr) return {};
       if (keys.empty() && (!in_kernels(here.k) || !in_kernels(here.v))) return {};  // all of them are alike
       keys.push_back(here), token += rows;
     }
   }
   return keys;
+}
+
+bool RowCopies::keys_are_in_kernels(const plan::Blocks& table, const Intervals& blocks) const {
+  if (blocks.empty()) return false;
+  for (const Interval& run : blocks) {
+    const int64_t first = table.tokens(run.begin).begin;
+    if (keys_from(first, table.tokens(run.end - 1).end - first).k != nullptr) continue;
+    for (int64_t block = run.begin; block < run.end; ++block)
+      if (keys_from(table.tokens(block).begin, table.rows(block)).k == nullptr) return false;
+  }
+  const kernels::KeyRows one = keys_from(table.tokens(blocks.front().begin).begin, table.rows(blocks.front().begin));
+  return one.k != nullptr && in_kernels(one.k) && in_kernels(one.v);
 }
 
 const std::byte* RowCopies::read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out) {

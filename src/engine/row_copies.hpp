@@ -27,8 +27,10 @@ class RowCopies {
   // wants it.
   const std::byte* q_in_kernels(const Intervals& tokens) const;
   kernels::Device::ResultRows results_in_kernels(const Intervals& tokens) const;
-  // Where they find the keys of each of the key blocks, which need not lie together: none if they cannot.
+  // Where they find the keys of each of the key blocks, which need not lie together: none if they cannot. And whether they can, which takes
+  // less where blocks lie together.
   std::vector<kernels::KeyRows> keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const;
+  bool keys_are_in_kernels(const plan::Blocks& table, const Intervals& blocks) const;
 
   // Read into `out` or `k` and `v`, and those returned, or where the rows lie anyway (Input::q_in_place).
   const std::byte* read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
@@ -37,6 +39,7 @@ class RowCopies {
   void write(const Intervals& tokens, int64_t first, int64_t count, const std::byte* o, const float* lse);
 
  private:
+  kernels::KeyRows keys_from(int64_t begin, int64_t rows) const;  // of `rows` tokens that lie together; null: they do not, or not there
   // Calls copy(begin, rows, at) for all of the rows: tokens [begin, begin + rows), the at-th of `count` on.
   using Copy = std::function<void(int64_t begin, int64_t rows, int64_t at)>;
   bool in_kernels(const void* memory) const;

@@ -169,18 +169,54 @@ TEST(EngineInPlaceTest, RowsThatTheDeviceReachesAreUsedWhereTheyLie) {
   }
 }
 
+// First what others get first, which is little here, or nothing.
 TEST(EngineInPlaceTest, TheDeviceBeginsToLoadWithLittle) {
   const comm::Communicator world(MPI_COMM_WORLD);
   comm::MpiTransport transport;
   CountsLoads device(2);
   Problem problem(shape_of(ElementType::bfloat16, 1, 1, 16), Documents::single(plan::kBlock * 1100 * world.size() + 77),
-                  "causal & window(40)");
+                  "causal & window(40) | global(0, 50)");
   LiesThere input(problem);
-  const Outcome outcome = attend_on(device, transport, world, problem, {.as_on_gpu = true}, {}, &input);
+  const Outcome outcome = attend_on(device, transport, world, problem, {.stripes = 5, .as_on_gpu = true}, {}, &input);
   testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 1999, false);
   EXPECT_EQ(device.loaded, size_of(outcome.plan.own));
-  EXPECT_LE(device.loads.front(), 512);
-  EXPECT_GE(*std::max_element(device.loads.begin(), device.loads.end()), 512);
+  std::vector<int64_t> most{512};  // blocks of a load, and of those after it
+  for (const int64_t blocks : device.loads) {
+    EXPECT_GT(blocks, 0);
+    EXPECT_LE(blocks, most.back());
+    most.push_back(blocks == most.back() ? 2 * blocks : most.back());
+  }
+  EXPECT_GE(device.loads.size(), 2);
+}
+
+// Units that are fetched keep their slots for the next run where all of a run have one, and are found there time after time.
+TEST(EngineKeepsTest, UnitsStayWhereAllHaveRoom) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  comm::MpiTransport transport;
+  CpuWithSpareThreads device(2);
+  Problem few_blocks(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 13 * world.size() + 77),
+                     "block_random(64, 4, 3) | global(100, 120)");
+  Problem longer(shape_of(ElementType::bfloat16, 1, 1, 16), Documents::single(plan::kBlock * 100 * world.size()), "causal & window(200)");
+  const auto stay = [&](const Setting& setting) {
+    Problem& problem = setting.stripes > 3 ? longer : few_blocks;
+    const Outcome outcome = attend_on(device, transport, world, problem, setting);
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    return world.sum(int64_t{outcome.record.units_stayed ? 1 : 0});
+  };
+  EXPECT_EQ(stay({.stripes = 3, .as_on_gpu = true}), 0) << "there is no run before";
+  EXPECT_EQ(stay({.stripes = 3, .twice = true, .as_on_gpu = true}), world.size());
+  EXPECT_EQ(stay({.stripes = 3, .twice = true, .times_before = 3, .as_on_gpu = true}), world.size());
+  // Of many stripes not all are asked for before the first is over; with little room some come twice.
+  EXPECT_EQ(stay({.stripes = 12, .twice = true, .times_before = 2}), 0);
+  if (world.size() > 1) {
+    EXPECT_EQ(stay({.blocks_of_room = 2, .stripes = 3, .twice = true, .times_before = 2}), 0);
+  }
+  if (world.size() == 4) {  // what is passed on has its places anew
+    EXPECT_EQ(
+        stay(
+            {.stripes = 3, .twice = true, .times_before = 2, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true}),
+        0);
+  }
 }
 
 // Keeps what is made ready of lists that stay, as a GPU does.

@@ -24,6 +24,7 @@ struct Setting {
   int stripes = 1;
   int threads = 0;          // CPU threads, instead of the device under test
   bool twice = false;       // the second time with what was kept of the first
+  int times_before = 1;     // so many first times
   bool any_thread = false;  // results may be written by any
   int ranks_per_host = 0;   // as if the ranks were on several hosts; 0: they are where they are
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
@@ -104,7 +105,7 @@ inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, co
   run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
   run.timeout = 60;
   run.keep = setting.twice;
-  if (setting.twice) {
+  for (int time = 0; setting.twice && time < setting.times_before; ++time) {
     NoValues nothing(input, shape);  // what stays of it shows
     engine.forward(nothing, outcome.output, device, transport, run);
     outcome.output = WholeOutput(shape, shape.type);

@@ -171,13 +171,17 @@ TEST_P(RowCopiesTest, WhereKernelsFindRows) {
   const plan::Blocks blocks(Documents::single(kShape.tokens));
   const Intervals wanted{{8, 9}, {12, 14}};
   EXPECT_TRUE(copies.keys_in_kernels(blocks, wanted).empty());
+  EXPECT_FALSE(copies.keys_are_in_kernels(blocks, wanted));
   source.v_shift = 16;
   const std::vector<kernels::KeyRows> keys = copies.keys_in_kernels(blocks, wanted);
   ASSERT_EQ(keys.size(), 3);
   EXPECT_EQ(keys[1].k, &source.memory[(12 * 128 - 1000) * 160]);
   EXPECT_EQ(keys[1].v, &source.memory[16 + (12 * 128 - 1000) * 160]);
-  EXPECT_TRUE(copies.keys_in_kernels(blocks, {{7, 10}}).empty());
-  EXPECT_TRUE(copies.keys_in_kernels(blocks, {}).empty());
+  EXPECT_TRUE(copies.keys_are_in_kernels(blocks, wanted));
+  for (const Intervals& none : {Intervals{{7, 10}}, Intervals{{9, 10}, {6, 7}}, Intervals{}}) {
+    EXPECT_TRUE(copies.keys_in_kernels(blocks, none).empty());
+    EXPECT_FALSE(copies.keys_are_in_kernels(blocks, none));
+  }
 }
 
 TEST_P(RowCopiesTest, OneRowAndNone) {
