@@ -49,8 +49,8 @@ bool KeyLoader::is_the_devices(const Intervals& own) {
   return *is_the_devices_;
 }
 
-// A little at first, for which the device need not wait long, and twice as much each time: to say where 4,096 blocks lie and go takes this
-// thread 0.15 ms, and the device loads 512 with 4 heads of head_dim 128 in 0.07.
+// A little at first, for which the device need not wait long, and twice as much each time: to say where 4,096 blocks lie and go took this
+// thread 0.12 to 0.17 ms, and an H200 to load them, 4 heads of head_dim 128 each, 0.5.
 void KeyLoader::start_on_device(const Intervals& blocks) {
   for (Intervals left = blocks; !left.empty();) {
     const Intervals piece = first_of(left, at_once_);

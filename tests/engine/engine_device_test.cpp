@@ -194,28 +194,28 @@ TEST(EngineKeepsTest, UnitsStayWhereAllHaveRoom) {
   const comm::Communicator world(MPI_COMM_WORLD);
   comm::MpiTransport transport;
   CpuWithSpareThreads device(2);
-  Problem few_blocks(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 13 * world.size() + 77),
-                     "block_random(64, 4, 3) | global(100, 120)");
+  const auto problem_of = [&](const std::string& text) {
+    return Problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 13 * world.size() + 77), text);
+  };
+  Problem some_long = problem_of("block_random(64, 4, 3) | global(100, 120)"), two_steps = problem_of("block_random(64, 4, 3)");
   Problem longer(shape_of(ElementType::bfloat16, 1, 1, 16), Documents::single(plan::kBlock * 100 * world.size()), "causal & window(200)");
-  const auto stay = [&](const Setting& setting) {
-    Problem& problem = setting.stripes > 3 ? longer : few_blocks;
+  const auto stay = [&](Problem& problem, const Setting& setting) {
     const Outcome outcome = attend_on(device, transport, world, problem, setting);
     testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
     return world.sum(int64_t{outcome.record.units_stayed ? 1 : 0});
   };
-  EXPECT_EQ(stay({.stripes = 3, .as_on_gpu = true}), 0) << "there is no run before";
-  EXPECT_EQ(stay({.stripes = 3, .twice = true, .as_on_gpu = true}), world.size());
-  EXPECT_EQ(stay({.stripes = 3, .twice = true, .times_before = 3, .as_on_gpu = true}), world.size());
+  EXPECT_EQ(stay(some_long, {.stripes = 3, .as_on_gpu = true}), 0) << "there is no run before";
+  EXPECT_EQ(stay(some_long, {.stripes = 3, .twice = true, .as_on_gpu = true}), world.size());
+  EXPECT_EQ(stay(some_long, {.stripes = 3, .twice = true, .times_before = 3, .as_on_gpu = true}), world.size());
+  EXPECT_EQ(stay(two_steps, {.twice = true, .times_before = 2}), world.size());
   // Of many stripes not all are asked for before the first is over; with little room some come twice.
-  EXPECT_EQ(stay({.stripes = 12, .twice = true, .times_before = 2}), 0);
+  EXPECT_EQ(stay(longer, {.stripes = 12, .twice = true, .times_before = 2}), 0);
   if (world.size() > 1) {
-    EXPECT_EQ(stay({.blocks_of_room = 2, .stripes = 3, .twice = true, .times_before = 2}), 0);
+    EXPECT_EQ(stay(some_long, {.blocks_of_room = 2, .stripes = 3, .twice = true, .times_before = 2}), 0);
   }
-  if (world.size() == 4) {  // what is passed on has its places anew
-    EXPECT_EQ(
-        stay(
-            {.stripes = 3, .twice = true, .times_before = 2, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true}),
-        0);
+  if (world.size() == 4) {  // what is passed on inside a host has its slots anew
+    const Setting setting{.twice = true, .times_before = 2, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node};
+    EXPECT_EQ(stay(two_steps, setting), 0);
   }
 }
 
