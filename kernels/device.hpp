@@ -100,6 +100,12 @@ class Device {
   virtual bool starts_loads() const { return false; }
   virtual int64_t start_loading(const KeyBlocks&, const Pool&) { internal_error("this device loads nothing by itself"); }
   virtual bool is_loaded(int64_t) { return true; }
+  // Whether steps of this kind may have units in rows that are in reach of kernels (Step::in_rows).
+  virtual bool attends_rows(ElementType, int /*head_dim*/, float /*scale*/) const { return false; }
+  // Starts to find out KeysInRows::nonfinite, memory of allocate(), and returns a number as start_loading() does.
+  virtual int64_t start_checking(const KeysInRows&, ElementType, int /*kv_heads*/, int /*head_dim*/) {
+    internal_error("this device loads all keys");
+  }
   // Results of rows [0, rows) in ascending pieces: straight to where `place` wants them, in memory that is reached so, or, if it is
   // empty or names no place for o, to `write`.
   struct ResultRows {

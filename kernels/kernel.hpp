@@ -64,6 +64,17 @@ struct Work {
 // zero.
 constexpr int64_t unit_bytes(ElementType type, int head_dim) { return 2 * int64_t{kTile} * head_dim * static_cast<int64_t>(size_of(type)); }
 
+// Keys and values that a kernel reads where the caller has them: [rows][kv_heads][head_dim] each, aligned to 16 bytes. A unit is then the
+// 128 rows from its first one on, whatever comes after its block: another block's rows, which nobody looks at, or the end.
+struct KeysInRows {
+  const std::byte *k = nullptr, *v = nullptr;
+  int64_t rows = 0;
+  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞
+  // Among Step::slots, and back.
+  static constexpr int32_t slot(int64_t first_row) { return static_cast<int32_t>(-2 - first_row); }
+  static constexpr int32_t first_row(int32_t slot) { return -2 - slot; }
+};
+
 struct Step {
   ElementType type = ElementType::bfloat16;
   int heads = 0, kv_heads = 0, head_dim = 0;
@@ -71,11 +82,13 @@ struct Step {
 
   const std::byte* q = nullptr;  // [rows][heads][head_dim] of `type`
 
-  // Pool: unit of KV head h and resident index r lies at pool + slots[h·resident + r]·unit_bytes. A slot of −1 is never referenced.
+  // Pool: unit of KV head h and resident index r lies at pool + slots[h·resident + r]·unit_bytes. A slot of −1 is never referenced, and one
+  // of −2 − row is the unit from that row of `in_rows` on, where Device::attends_rows() says so.
   const std::byte* pool = nullptr;
   const int32_t* slots = nullptr;     // [kv_heads][resident]
   const int32_t* key_rows = nullptr;  // [resident]: keys in the block, 1…128. Keys at and past it are never looked at, full tiles included.
   int64_t resident = 0;
+  KeysInRows in_rows;
 
   std::span<const Work> work;
   std::span<const Tile> tiles;

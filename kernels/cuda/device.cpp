@@ -226,10 +226,20 @@ void GpuDevice::load_units(const KeyBlocks& blocks, const ReadKeys& read, const 
   pack_.synchronize();
 }
 
+GpuDevice::Load& GpuDevice::idle_load() {
+  if (idle_loads_.empty()) idle_loads_.emplace_back();
+  return idle_loads_.front();
+}
+
+int64_t GpuDevice::started(Load& load) {
+  load.done.record(pack_.get());
+  loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
+  return ++loads_started_;
+}
+
 int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
   const CurrentDevice current(gpu_.ordinal);
-  if (idle_loads_.empty()) idle_loads_.emplace_back();
-  Load& load = idle_loads_.front();
+  Load& load = idle_load();
   std::vector<UnitRows> rows;
   rows.reserve(blocks.rows.size());
   for (size_t b = 0; b < blocks.rows.size(); ++b) rows.push_back({blocks.in_place[b].k, blocks.in_place[b].v, blocks.rows[b]});
@@ -245,9 +255,21 @@ int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
               .pool = pool.units,
               .nonfinite = pool.nonfinite},
              pack_.get());
-  load.done.record(pack_.get());
-  loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
-  return ++loads_started_;
+  return started(load);
+}
+
+bool GpuDevice::attends_rows(ElementType type, int head_dim, float scale) const {
+  const CurrentDevice current(gpu_.ordinal);
+  Step like;
+  like.type = type, like.head_dim = head_dim, like.scale = scale;
+  return takes_hopper(like);
+}
+
+int64_t GpuDevice::start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim) {
+  const CurrentDevice current(gpu_.ordinal);
+  Load& check = idle_load();
+  flag_nonfinite(keys, type, kv_heads, head_dim, pack_.get());
+  return started(check);
 }
 
 bool GpuDevice::is_loaded(int64_t load) {

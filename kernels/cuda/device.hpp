@@ -39,6 +39,8 @@ class GpuDevice : public Device {
   bool starts_loads() const override { return true; }
   int64_t start_loading(const KeyBlocks& blocks, const Pool& pool) override;
   bool is_loaded(int64_t load) override;
+  bool attends_rows(ElementType type, int head_dim, float scale) const override;
+  int64_t start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;
@@ -65,7 +67,7 @@ class GpuDevice : public Device {
     Event copied, free;
   };
 
-  // A load that was started: where its rows lie and where they go.
+  // A load that was started: where its rows lie and where they go. Or a check, which has neither.
   struct Load {
     GrowingPinnedMemory host;
     DeviceMemory twin;
@@ -92,6 +94,8 @@ class GpuDevice : public Device {
 
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
+  Load& idle_load();
+  int64_t started(Load& load);
   void start_copy(void* to, const void* from, int64_t bytes, const void* host, const Stream& stream);
 
   const Stream& after_steps();

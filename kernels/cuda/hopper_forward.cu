@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <type_traits>
 
 #include "kernels/cuda/hopper/consumer.cuh"
 #include "kernels/cuda/hopper/producer.cuh"
@@ -22,10 +23,7 @@ namespace {
 using namespace hopper;
 
 template <typename Element, class S>
-__global__ void __launch_bounds__(S::kThreads, 1)
-    forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ CUtensorMap q_map,
-                   const __grid_constant__ CUtensorMap tile_map, const __grid_constant__ CUtensorMap half_map,
-                   const __grid_constant__ CUtensorMap state_map) {
+__global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_constant__ Arguments a, const __grid_constant__ Maps maps) {
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<S>*>(memory);
   const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);  // known to be the same in all lanes
@@ -39,17 +37,18 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     for (int item = 0; item < kItems; ++item)
       barrier_init(&shared.item_full[item], S::kConsumers), barrier_init(&shared.item_empty[item], S::kConsumerThreads + kQueryWarps);
     barrier_init_done();
-    prefetch(&q_map), prefetch(&tile_map), prefetch(&half_map);
-    if (S::kContinues && S::kLists == 1) prefetch(&state_map);
+    prefetch(&maps.q), prefetch(&maps.tile), prefetch(&maps.half);
+    if (S::kInRows) prefetch(&maps.k_tile), prefetch(&maps.k_half), prefetch(&maps.v_tile), prefetch(&maps.v_half);
+    if (S::kContinues && S::kLists == 1) prefetch(&maps.states);
   }
   __syncthreads();
 
   if (warp < kGroup / 32) {
     registers_decrease<S::kProducerRegisters>();
     const bool one = threadIdx.x % 32 == 0;
-    if (warp == 0) produce<S>(a, shared, tile_map, half_map, state_map);
-    if ((warp == 1 || warp == 2) && one) load_queries<S>(shared, q_map, warp - 1);
-    if (warp == 3 && one) copy_values<S>(shared, tile_map, half_map, state_map);
+    if (warp == 0) produce<S>(a, shared, maps);
+    if ((warp == 1 || warp == 2) && one) load_queries<S>(shared, maps.q, warp - 1);
+    if (warp == 3 && one) copy_values<S>(shared, maps);
   } else {
     registers_increase<S::kConsumerRegisters>();
     const int group = warp / 4 - 1, lane = threadIdx.x % 32;
@@ -100,15 +99,25 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
 
   const cuuint64_t row_bytes = D * 2, rows = static_cast<cuuint64_t>(in.pool_slots) * 2 * kTile;
   const CUtensorMapDataType type = step.type == ElementType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUtensorMap q = tensor_map<3>(type, step.q, {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.q_rows)},
-                                      {row_bytes, row_bytes * step.heads}, {kPanel, 1, kRows});
-  const CUtensorMap tile = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
-  const CUtensorMap half = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
-  CUtensorMap states{};
+  const auto of_rows = [&](const void* base, int64_t count, int heads, cuuint32_t box_rows) {
+    return tensor_map<3>(type, base, {D, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(count)},
+                         {row_bytes, row_bytes * static_cast<cuuint64_t>(heads)}, {kPanel, 1, box_rows});
+  };
+  Maps maps{};
+  maps.q = of_rows(step.q, in.q_rows, step.heads, kRows);
+  if (const KeysInRows& keys = step.in_rows; !S::kInRows) {
+    maps.tile = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
+    maps.half = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
+  } else {
+    maps.tile = of_rows(step.pool, static_cast<int64_t>(rows), 1, kTile),
+    maps.half = of_rows(step.pool, static_cast<int64_t>(rows), 1, kSlotKeys);
+    maps.k_tile = of_rows(keys.k, keys.rows, step.kv_heads, kTile), maps.k_half = of_rows(keys.k, keys.rows, step.kv_heads, kSlotKeys);
+    maps.v_tile = of_rows(keys.v, keys.rows, step.kv_heads, kTile), maps.v_half = of_rows(keys.v, keys.rows, step.kv_heads, kSlotKeys);
+  }
   if (S::kContinues && S::kLists == 1)
-    states = tensor_map<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, step.o,
-                           {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.state_rows)},
-                           {D * 4, D * 4 * static_cast<cuuint64_t>(step.heads)}, {kStateColumns, 1, kRows});
+    maps.states = tensor_map<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, step.o,
+                                {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.state_rows)},
+                                {D * 4, D * 4 * static_cast<cuuint64_t>(step.heads)}, {kStateColumns, 1, kRows});
   const Arguments arguments{.work = step.work.data(),
                             .tiles = step.tiles.data(),
                             .masks = step.masks.data(),
@@ -126,9 +135,12 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
                             .o = step.o,
                             .out = in.out,
                             .lse = in.lse,
-                            .counter = in.counter};
+                            .counter = in.counter,
+                            .nonfinite_rows = step.in_rows.nonfinite,
+                            .rows_of_keys = static_cast<int>(step.in_rows.rows),
+                            .kv_heads = step.kv_heads};
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, in.item_count));
-  kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, q, tile, half, states);
+  kernel<<<blocks, S::kThreads, sizeof(Shared<S>), stream>>>(arguments, maps);
   check(cudaGetLastError(), "forward_hopper");
 }
 
@@ -143,14 +155,17 @@ void forward_hopper(const DeviceStep& step, cudaStream_t stream) {
   const auto of_type = [&]<class S>(S) {
     step.step.type == ElementType::bfloat16 ? launch<__nv_bfloat16, S>(step, stream) : launch<__half, S>(step, stream);
   };
-  const bool continues = step.state_rows > 0;
-  if (step.step.head_dim == 128) {
-    continues ? of_type(Shape<128, 2, true>{}) : of_type(Shape<128, 2, false>{});
-  } else if (step.halves_at_a_time == 2) {
-    continues ? of_type(Shape<64, 2, true>{}) : of_type(Shape<64, 2, false>{});
-  } else {
-    of_type(Shape<64, 3, true>{});
-  }
+  const auto of_keys = [&]<bool kInRows>(std::bool_constant<kInRows>) {
+    const bool continues = step.state_rows > 0;
+    if (step.step.head_dim == 128) {
+      continues ? of_type(Shape<128, 2, true, kInRows>{}) : of_type(Shape<128, 2, false, kInRows>{});
+    } else if (step.halves_at_a_time == 2) {
+      continues ? of_type(Shape<64, 2, true, kInRows>{}) : of_type(Shape<64, 2, false, kInRows>{});
+    } else {
+      of_type(Shape<64, 3, true, kInRows>{});
+    }
+  };
+  step.step.in_rows.rows > 0 ? of_keys(std::true_type{}) : of_keys(std::false_type{});
 }
 
 }  // namespace longspan::kernels::cuda

@@ -60,6 +60,18 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) nonfinite[slot] = odd ? 1 : 0;
 }
 
+__global__ void __launch_bounds__(kThreads) flag_rows(KeysInRows keys, ElementType type, int kv_heads, int row16) {
+  const int64_t first = blockIdx.x * int64_t{kTile};
+  uint8_t* flags = keys.nonfinite + blockIdx.x * int64_t{kv_heads};
+  for (int head = threadIdx.x; head < kv_heads; head += kThreads) flags[head] = 0;
+  __syncthreads();
+  const int words = static_cast<int>(min(int64_t{kTile}, keys.rows - first)) * kv_heads * row16;
+  const uint4* v = reinterpret_cast<const uint4*>(keys.v) + first * kv_heads * row16;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < words; i += kThreads)
+    if (has_nonfinite(__ldcs(v + i), type)) flags[i / row16 % kv_heads] = 1;
+}
+
 template <bool kGather>
 __global__ void __launch_bounds__(kThreads)
     move_blocks(std::byte* base, const int32_t* slots, int64_t block16, int parts, std::byte* packed) {
@@ -96,6 +108,13 @@ void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, 
   if (count == 0) return;
   flag<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(pool, slots, type, unit_bytes(type, head_dim) / 32, nonfinite);
   check(cudaGetLastError(), "launch of flag");
+}
+
+void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, cudaStream_t stream) {
+  if (keys.rows == 0) return;
+  const int row16 = head_dim * static_cast<int>(size_of(type)) / 16;
+  flag_rows<<<static_cast<unsigned>((keys.rows + kTile - 1) / kTile), kThreads, 0, stream>>>(keys, type, kv_heads, row16);
+  check(cudaGetLastError(), "launch of flag_rows");
 }
 
 void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed,

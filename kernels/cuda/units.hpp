@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "longspan/element_type.hpp"
+#include "kernels/kernel.hpp"
 
 namespace longspan::kernels::cuda {
 
@@ -31,6 +31,9 @@ void pack_units(const PackUnits& pack, cudaStream_t stream);
 // nonfinite[slot] for units that came in whole.
 void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, ElementType type, int head_dim, uint8_t* nonfinite,
                     cudaStream_t stream);
+
+// KeysInRows::nonfinite.
+void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, cudaStream_t stream);
 
 // Blocks of `block_bytes` (a multiple of 16) at base + slots[i]·block_bytes, one after another to `packed`, and back.
 void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed, cudaStream_t stream);

@@ -39,8 +39,10 @@ engine::RunOptions PreparedJob::run_options() const {
   return options;
 }
 
-engine::Record PreparedJob::run(const JobRows& rows, kernels::Device& device, comm::Transport& transport) {
-  return engine_->forward(*rows.input, *rows.output, device, transport, run_options());
+engine::Record PreparedJob::run(const JobRows& rows, kernels::Device& device, comm::Transport& transport, bool keys_into_pool) {
+  engine::RunOptions options = run_options();
+  options.keys_into_pool = keys_into_pool;
+  return engine_->forward(*rows.input, *rows.output, device, transport, options);
 }
 
 engine::ExchangeTimes PreparedJob::exchange(engine::Input& input, kernels::Device& device, comm::Transport& transport, int times) {

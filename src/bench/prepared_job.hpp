@@ -40,7 +40,8 @@ class PreparedJob {
   PreparedJob(const comm::Communicator& ranks, Job job);
 
   // Collective, any number of times; `device` and `transport` outlive the job where it keeps something. Throws on this rank alone.
-  engine::Record run(const JobRows& rows, kernels::Device& device, comm::Transport& transport);
+  // `keys_into_pool` as in engine::RunOptions.
+  engine::Record run(const JobRows& rows, kernels::Device& device, comm::Transport& transport, bool keys_into_pool = false);
   engine::ExchangeTimes exchange(engine::Input& input, kernels::Device& device, comm::Transport& transport, int times);
 
   const Job& job() const { return job_; }

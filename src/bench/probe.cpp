@@ -34,7 +34,10 @@ class Probe::SelfJob {
   SelfJob(const comm::Communicator& ranks, const Shape& shape, int64_t blocks, const char* text, ElementType output_type)
       : ranks_(ranks.alone()), prepared_(*ranks_, job(shape, blocks * plan::kBlock, text, output_type)) {}
 
-  engine::Record run(RowSource& rows, kernels::Device& device) { return prepared_.run(rows.of(prepared_.tokens()), device, transport_); }
+  // `keys_into_pool` as in engine::RunOptions.
+  engine::Record run(RowSource& rows, kernels::Device& device, bool keys_into_pool = false) {
+    return prepared_.run(rows.of(prepared_.tokens()), device, transport_, keys_into_pool);
+  }
   double quarters() const { return static_cast<double>(plan().weighted_quarters()); }
   // Of its only step.
   plan::StepWork work() const {
@@ -77,7 +80,7 @@ class Probe::MovingJob {
   void sample(RowSource& rows, kernels::Device& device) {
     const engine::Record moving = prepared_.run(rows.of(prepared_.tokens()), device, transport_);
     ranks_.barrier();
-    const double alone = alone_.run(rows, device).attend / alone_.quarters();
+    const double alone = alone_.run(rows, device, !moving.keys_in_rows).attend / alone_.quarters();
     const double more = moving.attend - alone * static_cast<double>(prepared_.plan().weighted_quarters());
     const std::vector<double> all = ranks_.all_gather(more);
     const auto bytes = static_cast<double>(std::max<int64_t>(1, ranks_.sum(moving.bytes_received)));
@@ -195,12 +198,13 @@ void Probe::also_move(const Job& like, comm::Transport& transport) {
 }
 
 void Probe::sample() {
-  double in = std::numeric_limits<double>::infinity(), out = in, load = 0;
+  double in = std::numeric_limits<double>::infinity(), out = in, load = 0, in_rows = 0;
   double partial_lists = 0;  // seconds
   for (const auto& job : {full_.get(), partial_.get()}) {
     ranks_.barrier();
-    const engine::Record record = job->run(*rows_, device_);
-    if (job == full_.get())
+    const bool is_full = job == full_.get();
+    const engine::Record record = job->run(*rows_, device_, is_full);
+    if (is_full)
       full_quarter_.push_back(record.attend / job->quarters());
     else
       partial_seconds_[0].push_back(record.attend);
@@ -209,10 +213,12 @@ void Probe::sample() {
     // The job that has more of something tells better what it costs.
     in = std::min(in, record.queries_in / job->states());
     out = std::min(out, record.output / job->states());
-    load = std::max(load, job->key_bytes() / std::max(record.keys_in, 1e-9));
+    double& rate = record.keys_in_rows ? in_rows : load;
+    rate = std::max(rate, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
   ranks_.barrier();
-  const engine::Record many = listed_->run(*rows_, device_);
+  const engine::Record many = listed_->run(*rows_, device_, true);
+  load = std::max(load, listed_->key_bytes() / std::max(many.keys_in, 1e-9));
   const double many_lists = many.lists;
   partial_seconds_[1].push_back(many.attend);
   ranks_.barrier();
@@ -233,7 +239,7 @@ void Probe::sample() {
   const double entry = differ ? std::clamp((per_long_row - per_row) / (many_entries - entries), 0.0, per_long_row / many_entries)
                               : per_row / std::max(1.0, entries);
   entry_.push_back(entry), list_row_.push_back(std::max(0.0, per_row - entry * entries));
-  state_in_.push_back(in), state_out_.push_back(out), load_.push_back(load);
+  state_in_.push_back(in), state_out_.push_back(out), load_.push_back(load), in_rows_.push_back(in_rows);
 }
 
 plan::Rates Probe::rates() const {
@@ -250,6 +256,7 @@ plan::Rates Probe::rates() const {
   rates.state_in = over_ranks(state_in_);
   rates.state_out = over_ranks(state_out_);
   rates.key_bytes_per_second = over_ranks(load_);
+  rates.row_bytes_per_second = over_ranks(in_rows_);
   if (row_link_) {
     // The small jobs of several ranks do not copy at the same moments. Host memory that is enough for one GPU may be too little for four.
     const double in = over_ranks(link_in_), out = over_ranks(link_out_);

@@ -55,7 +55,7 @@ class Probe {
   std::vector<std::vector<double>> partial_seconds_;  // and what they took, by sample
   std::unique_ptr<MovingJob> moving_;
   std::unique_ptr<RowLink> row_link_;  // of a GPU whose rows are in host memory
-  std::vector<double> full_quarter_, state_, state_in_, state_out_, link_in_, link_out_, both_ways_, list_row_, entry_, load_;
+  std::vector<double> full_quarter_, state_, state_in_, state_out_, link_in_, link_out_, both_ways_, list_row_, entry_, load_, in_rows_;
 };
 
 }  // namespace longspan::bench

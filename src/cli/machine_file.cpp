@@ -128,6 +128,7 @@ plan::Rates rates_of(const Reader& reader, const ordered_json& machine, const Sh
     rates.key_bytes_per_second = *load;
   else if (copy && *copy > 0)
     rates.key_bytes_per_second = *copy / 4;  // copied twice, read and written each time
+  rates.row_bytes_per_second = reader.figure(machine, "key_row_bytes_per_second", true).value_or(0);
   rates.list_row = reader.figure(machine, "list_seconds_per_row", false).value_or(0);
   rates.list_entry = reader.figure(machine, "list_seconds_per_entry", false).value_or(0);
   rates.lists_beside = on_gpu;
@@ -212,6 +213,7 @@ ordered_json machine_json(const plan::Rates& rates, const Shape& shape, const Me
           {"list_seconds_per_row", number(rates.list_row)},
           {"list_seconds_per_entry", number(rates.list_entry)},
           {"key_load_bytes_per_second", number(rates.key_bytes_per_second)},
+          {"key_row_bytes_per_second", rates.row_bytes_per_second > 0 ? number(rates.row_bytes_per_second) : nullptr},
           {"compute_seconds_per_moved_byte", number(rates.hidden_byte)},
           {"exchange_seconds_per_moved_byte", number(rates.exposed_byte)},
           {"link_slowdown", rates.link_slowdown},

@@ -6,9 +6,10 @@
 //   compute      [{type, head_dim, full: {seconds_per_quarter}, partial: {seconds_per_quarter,
 //                seconds_per_tile, seconds_per_row}, flop_per_second}], spreads
 //   row_seconds_per_state, row_read_seconds_per_state, row_write_seconds_per_state, row_both_ways_slowdown, list_seconds_per_row,
-//   list_seconds_per_entry, key_load_bytes_per_second, compute_seconds_per_moved_byte, exchange_seconds_per_moved_byte, link_slowdown:
-//                as plan::Rates has them (state, state_in, state_out, both_ways, list_row, list_entry, key_bytes_per_second, hidden_byte,
-//                exposed_byte, link_slowdown)
+//   list_seconds_per_entry, key_load_bytes_per_second, key_row_bytes_per_second, compute_seconds_per_moved_byte,
+//   exchange_seconds_per_moved_byte, link_slowdown:
+//                as plan::Rates has them (state, state_in, state_out, both_ways, list_row, list_entry, key_bytes_per_second,
+//                row_bytes_per_second, hidden_byte, exposed_byte, link_slowdown)
 //   memory       {read_bytes_per_second, copy_bytes_per_second, free_bytes}, spreads
 //   gpu_memory   {copy_…, to_gpu_…, from_gpu_…, both_ways_bytes_per_second, free_bytes}, spreads
 //   links        {within_host, across_hosts: {latency_seconds, bytes_per_second, …}}, spreads

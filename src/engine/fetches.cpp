@@ -130,15 +130,26 @@ bool Fetches::prepare_one_of_first() {
   return true;
 }
 
+Intervals Fetches::sent_with(size_t t) const {
+  Intervals sent;
+  for (const PeerUnits& peer : exchange_of(t).send)
+    for (const UnitRun& run : peer.runs) sent.push_back(run.blocks());
+  return intersect(joined(normalised(std::move(sent))), plan_.own);
+}
+
+Intervals Fetches::sent_later() {
+  Intervals first, later;
+  for (const Intervals& part : first_sent()) first = unite(first, part);
+  for (size_t t = last_of_first() + 1; t < order_.size(); ++t) later = unite(later, sent_with(t));
+  return subtract(later, first);
+}
+
 const std::vector<Intervals>& Fetches::first_sent() {
   std::vector<Intervals>& parts = first_sent_;
   if (!parts.empty()) return parts;
   Intervals before;
   for (size_t t = 0; t <= last_of_first() && t < order_.size(); ++t) {
-    Intervals sent;
-    for (const PeerUnits& peer : exchange_of(t).send)
-      for (const UnitRun& run : peer.runs) sent.push_back(run.blocks());
-    sent = intersect(joined(normalised(std::move(sent))), plan_.own);
+    const Intervals sent = sent_with(t);
     parts.push_back(subtract(sent, before));
     before = unite(before, sent);
   }

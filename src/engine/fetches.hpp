@@ -60,6 +60,7 @@ class Fetches {
   // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before, and what lies
   // between its blocks, if that is little: files are read in long runs.
   const std::vector<Intervals>& first_sent();
+  Intervals sent_later();  // own blocks that only steps after those send
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
   void start_first();       // all of them, once all own keys are here
@@ -117,6 +118,7 @@ class Fetches {
   int64_t received_ever() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
   int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
+  Intervals sent_with(size_t t) const;  // own blocks, and what lies between them, if that is little
   void prepare(size_t t);
   const Messages& receives_of(size_t t, Messages& made);
   Inside inside_host(size_t t);

@@ -63,23 +63,23 @@ void KeyLoader::start_on_device(const Intervals& blocks) {
 }
 
 // What others get first comes first, so that it is on its way while the rest is loaded.
-void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& parts) {
-  const bool on_device = is_the_devices(own);
+void KeyLoader::start_own(const std::vector<Intervals>& parts, const Intervals& rest) {
+  const bool on_device = is_the_devices_.value_or(false);
   const auto load_part = [this, on_device](const Intervals& part) {
     if (on_device)
       start_on_device(part), started_.push_back(last_load_);
     else
       load(0, shape_.kv_heads, part, own_slots(part));
   };
-  const auto load_all = [this, &own, &parts, load_part, on_device] {
+  const auto load_all = [this, &parts, rest, load_part, on_device] {
     begun_at_ = seconds_now();
-    Intervals rest = own;
     for (const Intervals& part : parts) {
       load_part(part);
-      rest = subtract(rest, part);
       if (!on_device) parts_here_.fetch_add(1, std::memory_order_release);
     }
     load_part(rest);
+    if (const kernels::KeysInRows& in_rows = pool_.in_rows(); on_device && in_rows.rows > 0)
+      started_.back() = last_load_ = device_.start_checking(in_rows, shape_.type, shape_.kv_heads, shape_.head_dim);
     if (on_device) return;
     const double now = seconds_now();
     seconds_ = now - begun_at_;

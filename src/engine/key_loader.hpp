@@ -34,10 +34,10 @@ class KeyLoader {
   // KV heads [kv_head, kv_head + kv_heads) of these blocks into their units, whose slots are [blocks][kv_heads]. The I/O thread's.
   void load(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots);
 
-  // Whether the device loads `own`, the same blocks at every call.
+  // Whether the device loads `own`, the same blocks at every call: and looks through those that stay in rows (KeyPool::in_rows) last.
   bool is_the_devices(const Intervals& own);
-  // Starts to load `own`: first `parts` of it, one after another, then the rest. Once.
-  void start_own(const Intervals& own, const std::vector<Intervals>& parts);
+  // Starts to load own blocks: first `parts`, one after another, then `rest`. Once.
+  void start_own(const std::vector<Intervals>& parts, const Intervals& rest);
   bool is_started() const { return task_.valid() || !started_.empty(); }
   size_t parts_here();            // so many of `parts`
   bool wait_for(double seconds);  // at most so long; whether all is here, or nothing was started. Rethrows what went wrong

@@ -15,6 +15,8 @@ KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fet
       own_slots_(size_of(own) * kv_heads),
       slots_(own_slots_ + fetched),
       unit_bytes_(unit_bytes),
+      device_(device),
+      own_(own),
       slot_of_(static_cast<size_t>(kv_heads * blocks), -1) {
   if (slots_ > std::numeric_limits<int32_t>::max() / (in_parts ? 4 : 1)) internal_error("a pool has more slots than their numbers can say");
   int32_t next = 0;
@@ -28,11 +30,32 @@ KeyPool::KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fet
   for (int64_t slot = own_slots_; slot < slots_; ++slot) free_[static_cast<size_t>(slot / 64)] |= uint64_t{1} << slot % 64;
 }
 
+void KeyPool::leave_own_in_rows(const kernels::KeyRows& keys, const plan::Blocks& table) {
+  in_rows_ = {};
+  if (keys.k == nullptr) return;
+  in_rows_.k = keys.k, in_rows_.v = keys.v;
+  in_rows_.rows = size_of(table.tokens(own_));
+  if (!nonfinite_rows_) nonfinite_rows_ = device_.allocate((in_rows_.rows + kernels::kTile - 1) / kernels::kTile * kv_heads_);
+  in_rows_.nonfinite = reinterpret_cast<uint8_t*>(nonfinite_rows_.get());
+  if (!place_in_rows_.empty()) return;
+  place_in_rows_.assign(static_cast<size_t>(blocks_), -1);
+  int64_t row = 0;
+  for (const Interval& run : own_)
+    for (int64_t block = run.begin; block < run.end; row += table.rows(block++))
+      place_in_rows_[static_cast<size_t>(block)] = kernels::KeysInRows::slot(row);
+}
+
 void KeyPool::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const {
   slots.clear();
   for (int kv_head = 0; kv_head < kv_heads_; ++kv_head)
     for (const Interval& run : blocks)
       slots.insert(slots.end(), slot_of_.begin() + unit(kv_head, run.begin), slot_of_.begin() + unit(kv_head, run.end));
+  if (in_rows_.rows == 0) return;
+  auto slot = slots.begin();
+  for (int kv_head = 0; kv_head < kv_heads_; ++kv_head)
+    for (const Interval& run : blocks)
+      for (int64_t block = run.begin; block < run.end; ++block, ++slot)
+        if (const int32_t place = place_in_rows_[static_cast<size_t>(block)]; place != -1) *slot = place;
 }
 
 void KeyPool::take(int kv_head, Interval blocks, std::vector<int32_t>& slots) {

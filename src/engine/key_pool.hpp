@@ -9,6 +9,7 @@
 
 #include "kernels/device.hpp"
 #include "pattern/intervals.hpp"
+#include "plan/blocks.hpp"
 
 namespace longspan::engine {
 
@@ -18,12 +19,16 @@ class KeyPool {
   // a unit need come. The rest of its slot is what was there before; at first zeros on a GPU, where NaN would cost time.
   KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, bool in_parts, kernels::Device& device);
 
+  // Own units are attended where their rows lie: all own rows, in order, from `keys` on. Or in the pool, as at first, if that is null.
+  void leave_own_in_rows(const kernels::KeyRows& keys, const plan::Blocks& table);
+  const kernels::KeysInRows& in_rows() const { return in_rows_; }  // without rows: they are in the pool
+
   kernels::Pool memory() const { return {memory_.get(), reinterpret_cast<uint8_t*>(nonfinite_.get()), slots_}; }
   int64_t bytes() const { return slots_ * unit_bytes_; }
 
   // Slot of an own or fetched unit, −1 if it is not here. Own ones: KV head by KV head, blocks ascending.
   int64_t slot(int kv_head, int64_t block) const { return slot_of_[static_cast<size_t>(unit(kv_head, block))]; }
-  // Those of KV heads × blocks, [kv_heads][blocks].
+  // Where kernels find those of KV heads × blocks, [kv_heads][blocks], as Step::slots.
   void slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const;
   // Takes free slots for units that are on their way, and appends them. Internal error if there are too few: the plan counted them. A unit
   // that a step of a stripe uses and one of a later stripe fetches anew is here more than once for a while: slot() tells the oldest until
@@ -39,7 +44,11 @@ class KeyPool {
  private:
   int kv_heads_;
   int64_t blocks_, own_slots_, slots_, unit_bytes_;
-  kernels::Buffer memory_, nonfinite_;
+  kernels::Device& device_;
+  Intervals own_;
+  kernels::Buffer memory_, nonfinite_, nonfinite_rows_;
+  kernels::KeysInRows in_rows_;
+  std::vector<int32_t> place_in_rows_;  // by block, −1 of others' ones; once known
   // By unit. Tens of thousands of units come and go in a millisecond of the link's time: neither takes a search.
   std::vector<int32_t> slot_of_;
   std::unordered_map<int64_t, std::deque<int32_t>> newer_;  // further slots of units that are here more than once, oldest first

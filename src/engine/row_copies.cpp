@@ -80,6 +80,14 @@ const std::byte* RowCopies::q_place(const Intervals& tokens, int64_t first, int6
   return one_piece(tokens, first, count, row, [&](int64_t begin, int64_t rows) { return input_.q_in_place(begin, rows); });
 }
 
+kernels::KeyRows RowCopies::keys_place(const Intervals& tokens, int64_t first, int64_t count) const {
+  const int64_t row = int64_t{shape_.kv_heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
+  const auto of_k = [&](int64_t begin, int64_t rows) { return input_.k_in_place(begin, rows); };
+  const auto of_v = [&](int64_t begin, int64_t rows) { return input_.v_in_place(begin, rows); };
+  const kernels::KeyRows there{one_piece(tokens, first, count, row, of_k), one_piece(tokens, first, count, row, of_v)};
+  return there.k != nullptr && there.v != nullptr ? there : kernels::KeyRows{};
+}
+
 const std::byte* RowCopies::q_in_kernels(const Intervals& tokens) const {
   const std::byte* q = q_place(tokens, 0, size_of(tokens));
   return in_kernels(q) ? q : nullptr;
@@ -137,13 +145,9 @@ const std::byte* RowCopies::read_q(const Intervals& tokens, int64_t first, int64
 
 kernels::KeyRows RowCopies::read_keys(const Intervals& tokens, int64_t first, int64_t count, int head, int heads, std::byte* k,
                                       std::byte* v) {
+  if (heads == shape_.kv_heads)
+    if (const kernels::KeyRows there = keys_place(tokens, first, count); there.k != nullptr) return there;
   const int64_t row = int64_t{heads} * shape_.head_dim * static_cast<int64_t>(size_of(shape_.type));
-  if (heads == shape_.kv_heads) {
-    const auto of_k = [&](int64_t begin, int64_t rows) { return input_.k_in_place(begin, rows); };
-    const auto of_v = [&](int64_t begin, int64_t rows) { return input_.v_in_place(begin, rows); };
-    const kernels::KeyRows there{one_piece(tokens, first, count, row, of_k), one_piece(tokens, first, count, row, of_v)};
-    if (there.k != nullptr && there.v != nullptr) return there;
-  }
   const bool threaded = input_.from_any_thread();
   share(threaded, tokens, first, count, row,
         [&](int64_t begin, int64_t rows, int64_t at) { input_.read_k(begin, rows, head, heads, k + at * row); });

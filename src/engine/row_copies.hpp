@@ -31,6 +31,8 @@ class RowCopies {
   // less where blocks lie together.
   std::vector<kernels::KeyRows> keys_in_kernels(const plan::Blocks& table, const Intervals& blocks) const;
   bool keys_are_in_kernels(const plan::Blocks& table, const Intervals& blocks) const;
+  // Where those of all of `tokens` lie, one row after another; null: they do not.
+  kernels::KeyRows keys_in_one_piece(const Intervals& tokens) const { return keys_place(tokens, 0, size_of(tokens)); }
 
   // Read into `out` or `k` and `v`, and those returned, or where the rows lie anyway (Input::q_in_place).
   const std::byte* read_q(const Intervals& tokens, int64_t first, int64_t count, std::byte* out);
@@ -44,6 +46,7 @@ class RowCopies {
   using Copy = std::function<void(int64_t begin, int64_t rows, int64_t at)>;
   bool in_kernels(const void* memory) const;
   const std::byte* q_place(const Intervals& tokens, int64_t first, int64_t count) const;
+  kernels::KeyRows keys_place(const Intervals& tokens, int64_t first, int64_t count) const;
   void share(bool threaded, const Intervals& tokens, int64_t first, int64_t count, int64_t row_bytes, const Copy& copy);
 
   Input& input_;

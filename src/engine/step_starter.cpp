@@ -28,6 +28,7 @@ kernels::Step StepStarter::complete(const StripeLists& stripe, const StepLists& 
   of.pool = fetches_.pool().memory().units;
   of.slots = slots.data();
   of.key_rows = step.key_rows.data();
+  of.in_rows = fetches_.pool().in_rows();
   of.m = rows.m, of.l = rows.l, of.o = rows.o;
   return of;
 }

@@ -87,6 +87,8 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
       .rank = plan.rank, .ahead = two_levels ? 1 : steps_ahead(shared, plan), .early = !two_levels, .memory = plan.memory.total()};
   rank.most_list_bytes = static_cast<double>(shared.memory.lists);
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
+  rank.sent_bytes = std::min(rank.key_bytes, plan.bytes_moved);  // as much as comes
+  rank.keys_in_rows = keys_stay_in_rows(plan.weighted_tiles(), rank.key_bytes / plan.unit_bytes, rank.sent_bytes / plan.unit_bytes);
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
   TileLists lists(pattern, blocks);
@@ -304,8 +306,10 @@ RankTime play(const RankWork& work, const Rates& rates) {
           traffic.bring(now, seconds_of(work.stripes[s].bytes_in, rates.read_bytes_per_second, work.stripes[s].states * rates.state_in));
   };
   // As the engine: the I/O thread loads the keys, then reads queries; meanwhile the first lists are made.
-  const double keys_there = traffic.end(traffic.bring(
-      now, static_cast<double>(work.key_bytes) / rates.key_bytes_per_second + seconds_of(work.key_bytes, rates.read_bytes_per_second, 0)));
+  const bool in_rows = work.keys_in_rows && rates.row_bytes_per_second > 0;
+  const double load_seconds = static_cast<double>(in_rows ? work.sent_bytes : work.key_bytes) / rates.key_bytes_per_second +
+                              (in_rows ? static_cast<double>(work.key_bytes) / rates.row_bytes_per_second : 0);
+  const double keys_there = traffic.end(traffic.bring(now, load_seconds + seconds_of(work.key_bytes, rates.read_bytes_per_second, 0)));
   read_queries(0);
   size_t listed = 0, brought = 0;
   double may_start = 0, lister_free = 0;

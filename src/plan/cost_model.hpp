@@ -38,7 +38,8 @@ struct Rates {
   double list_entry = 0;       // and for each entry;
   bool lists_beside = false;   // by a thread of their own, as engine::ListMaker has it for a GPU
   double hidden_byte = 0;      // seconds of compute that a byte costs when it comes (and another goes) beside it
-  double key_bytes_per_second = kUnlimited;  // own keys and values into the pool
+  double key_bytes_per_second = kUnlimited;  // own keys and values into the pool,
+  double row_bytes_per_second = 0;           // and looked through where they stay in rows; 0: they do not
   LinkRates within_host, across_hosts;       // while nobody computes
   double exposed_byte = 0;                   // seconds that a rank waits for a byte that came in time, until it may compute with it
   double link_slowdown = 1;                  // how many times longer the bytes of a message take while ranks compute
@@ -69,9 +70,11 @@ struct StripeWork {
 struct RankWork {
   int rank = 0;
   std::vector<StripeWork> stripes;
-  int ahead = 1;          // steps whose keys are on their way beside the one that is computed
-  bool early = true;      // the first keys that travel start at once, whatever their step
-  int64_t key_bytes = 0;  // own keys and values
+  int ahead = 1;              // steps whose keys are on their way beside the one that is computed
+  bool early = true;          // the first keys that travel start at once, whatever their step
+  int64_t key_bytes = 0;      // own keys and values
+  int64_t sent_bytes = 0;     // of these, about; and
+  bool keys_in_rows = false;  // whether they stay in rows if they can (keys_stay_in_rows)
   int64_t memory = 0;
   double most_list_bytes = kUnlimited;              // of tile lists that are there at one time
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending

@@ -171,7 +171,8 @@ TEST_P(EngineTest, ResultsLeaveWhileQueriesCome) {
 TEST_P(EngineTest, StripesOfOneStepFollowEachOther) {
   for (const std::string text : {"bigbird(32, 3, 2, 1, 7)", "block_random(128, 4, 3)", "causal & window(700)"}) {
     SCOPED_TRACE(text);
-    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 64), Documents::single(plan::kBlock * 47 * world_.size() + 77), text);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, is_gpu(GetParam()) ? 64 : 16),
+                    Documents::single(plan::kBlock * 47 * world_.size() + 77), text);
     const Outcome outcome = attend(world_, problem, {.stripes = 5, .twice = true, .as_on_gpu = true});
     expect_exact(problem, outcome, 53);
     EXPECT_GE(outcome.plan.stripes.size(), 5u);

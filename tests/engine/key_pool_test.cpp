@@ -32,6 +32,30 @@ TEST_F(KeyPoolTest, OwnUnitsLieByHeadThenBlock) {
   EXPECT_EQ(pool_.bytes(), (slot + kFetched) * 64);
 }
 
+TEST_F(KeyPoolTest, OwnUnitsMayLieInRows) {
+  const plan::Blocks table(Documents::from_lengths({128 * 10 + 5, 128 * 188}));  // block 10 has 5 rows
+  std::vector<int32_t> in_pool, in_rows, again;
+  const Intervals blocks{{9, 13}, {22, 24}};
+  take(1, 12);
+  pool_.slots_of(blocks, in_pool);
+  const std::byte k{}, v{};
+  pool_.leave_own_in_rows({&k, &v}, table);
+  EXPECT_EQ(pool_.in_rows().rows, 5 + 4 * 128);
+  pool_.slots_of(blocks, in_rows);
+  // Of blocks 9 … 12, 22 and 23; rows 0, 5 and 389 are the first ones of own blocks.
+  const auto row = [](int64_t first) { return kernels::KeysInRows::slot(first); };
+  const int32_t fetched = in_pool.at(9);
+  EXPECT_GE(fetched, 5 * kHeads);
+  EXPECT_EQ(in_rows, (std::vector<int32_t>{-1, row(0), row(5), -1, row(389), -1,       //
+                                           -1, row(0), row(5), fetched, row(389), -1,  //
+                                           -1, row(0), row(5), -1, row(389), -1}));
+  EXPECT_EQ(pool_.slot(0, 10), 0);  // where it goes to be sent
+  pool_.leave_own_in_rows({}, table);
+  EXPECT_EQ(pool_.in_rows().rows, 0);
+  pool_.slots_of(blocks, again);
+  EXPECT_EQ(again, in_pool);
+}
+
 TEST_F(KeyPoolTest, TheLowestFreeSlotIsTaken) {
   std::set<int64_t> free;
   for (int64_t slot = 5 * kHeads; slot < 5 * kHeads + kFetched; ++slot) free.insert(slot);

@@ -1,5 +1,5 @@
-// The CPU kernels' tests on a GPU, each with the kernel that the device would choose and with the portable one. They skip where there is
-// no GPU, or no CUDA in the build.
+// The CPU kernels' tests on a GPU, each with the kernel that the device would choose, with that and some keys in rows, and with the
+// portable one. They skip where there is no GPU, or no CUDA in the build.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <string>
+#include <string_view>
 
 #include "gpu_problem.hpp"
 
@@ -19,16 +21,39 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr ElementType kTypes[] = {ElementType::float32, ElementType::float16, ElementType::bfloat16};
 constexpr Tile::Form kForms[] = {Tile::Form::full, Tile::Form::band, Tile::Form::subtiles, Tile::Form::bits};
 
-class Gpu : public ::testing::TestWithParam<bool> {
+class Gpu : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (test_gpu() == nullptr) GTEST_SKIP() << why_no_gpu();
-    use_portable_kernel(GetParam());
+    const std::string_view way = GetParam();
+    if (way == "rows" && !test_gpu()->attends_rows(ElementType::bfloat16, 128, 1)) GTEST_SKIP() << "this GPU attends no keys in rows";
+    use_portable_kernel(way == "portable");
+    GpuProblem::put_keys_in_rows(way == "rows");
   }
-  void TearDown() override { use_portable_kernel(false); }
+  void TearDown() override { use_portable_kernel(false), GpuProblem::put_keys_in_rows(false); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Kernels, Gpu, ::testing::Bool(), [](const auto& info) { return info.param ? "portable" : "chosen"; });
+INSTANTIATE_TEST_SUITE_P(Kernels, Gpu, ::testing::Values("chosen", "rows", "portable"), [](const auto& info) { return info.param; });
+
+// Where keys lie changes no bit.
+TEST_P(Gpu, RowsGiveTheBitsOfThePool) {
+  if (std::string_view(GetParam()) != "rows") GTEST_SKIP() << "the pool by itself";
+  for (int head_dim : {64, 128}) {
+    for (uint32_t seed = 70; seed < 78; ++seed) {
+      const Problem problem({.type = kTypes[1 + seed % 2],
+                             .head_dim = head_dim,
+                             .kv_heads = 3,
+                             .group = 2,
+                             .query_rows = {128, 128, 100, 1},
+                             .key_rows = {128, 64, 128, 77, 128, 128, 128, 3, 128, 128, 128},
+                             .seed = seed});
+      const States in_rows = run_on_gpu(problem);
+      GpuProblem::put_keys_in_rows(false);
+      EXPECT_TRUE(run_on_gpu(problem) == in_rows) << "head_dim " << head_dim << " seed " << seed;
+      GpuProblem::put_keys_in_rows(true);
+    }
+  }
+}
 
 // Results lie with the rows of Q, states where the item says: the same order for both.
 Output in_state_order(const Problem& problem, const Output& results) {

@@ -19,7 +19,8 @@ Device* test_gpu() {
 
 std::string why_no_gpu() { return find_gpus().why_none; }
 
-GpuProblem::GpuProblem(const Problem& problem) : problem_(problem), device_(*test_gpu()), result_type_(problem.options.type) {
+GpuProblem::GpuProblem(const Problem& problem)
+    : problem_(problem), device_(*test_gpu()), result_type_(problem.options.type), slots_(problem.slots) {
   const auto size = [](const auto& array) { return static_cast<int64_t>(array.size()); };
   q_ = device_.allocate(size(problem.q));
   device_.upload(problem.q.data(), size(problem.q), q_.get());
@@ -34,6 +35,7 @@ GpuProblem::GpuProblem(const Problem& problem) : problem_(problem), device_(*tes
         std::memset(pool.data() + slot * unit + (tensor * kTile + keys) * row, 0, static_cast<size_t>((kTile - keys) * row));
     }
   }
+  if (in_rows_ && device_.attends_rows(problem.options.type, problem.options.head_dim, problem.options.scale)) make_rows(pool);
   units_ = device_.allocate(size(pool));
   device_.upload(pool.data(), size(pool), units_.get());
   pool_ = {units_.get(), nullptr, size(pool) / unit};
@@ -47,6 +49,37 @@ GpuProblem::GpuProblem(const Problem& problem) : problem_(problem), device_(*tes
   out_ = device_.allocate(values * 4), lse_ = device_.allocate(states * 4);
   set_states(problem.empty_states());
   poison_results(problem.options.type);
+}
+
+void GpuProblem::make_rows(std::vector<std::byte>& pool) {
+  const ProblemOptions& options = problem_.options;
+  const int64_t unit = unit_bytes(options.type, options.head_dim), row = unit / (2 * kTile);
+  std::vector<std::byte> k, v;
+  for (int64_t block = problem_.resident() - 1; block >= 0; --block) {
+    if (block % 3 == 1) continue;
+    const int64_t first = rows_.rows, keys = problem_.key_rows[static_cast<size_t>(block)];
+    rows_.rows += keys + (block % 2 == 0 ? 0 : 3);
+    k.resize(static_cast<size_t>(rows_.rows * options.kv_heads * row), std::byte{0xff}), v.resize(k.size(), std::byte{0xff});
+    for (int kv = 0; kv < options.kv_heads; ++kv) {
+      int32_t& slot = slots_[static_cast<size_t>(kv * problem_.resident() + block)];
+      std::byte* from = pool.data() + slot * unit;
+      for (int64_t key = 0; key < keys; ++key) {
+        const int64_t to = ((first + key) * options.kv_heads + kv) * row;
+        std::memcpy(k.data() + to, from + key * row, static_cast<size_t>(row));
+        std::memcpy(v.data() + to, from + (kTile + key) * row, static_cast<size_t>(row));
+      }
+      std::memset(from, 0xff, static_cast<size_t>(unit));
+      slot = KeysInRows::slot(first);
+    }
+  }
+  const auto bytes = static_cast<int64_t>(k.size());
+  k_rows_ = device_.allocate(bytes), v_rows_ = device_.allocate(bytes);
+  row_flags_ = device_.allocate((rows_.rows + kTile - 1) / kTile * options.kv_heads);
+  device_.upload(k.data(), bytes, k_rows_.get());
+  device_.upload(v.data(), bytes, v_rows_.get());
+  rows_.k = k_rows_.get(), rows_.v = v_rows_.get(), rows_.nonfinite = reinterpret_cast<uint8_t*>(row_flags_.get());
+  const int64_t check = device_.start_checking(rows_, options.type, options.kv_heads, options.head_dim);
+  while (!device_.is_loaded(check)) continue;
 }
 
 void GpuProblem::set_states(const States& states) {
@@ -105,6 +138,7 @@ Step GpuProblem::step_of(const std::vector<Work>& work, const std::vector<Tile>&
   Step step = problem_.step(none);
   step.work = work, step.tiles = tiles;
   step.q = q_.get(), step.pool = units_.get();
+  step.slots = slots_.data(), step.in_rows = rows_;
   step.m = reinterpret_cast<float*>(m_.get());
   step.l = reinterpret_cast<float*>(l_.get());
   step.o = reinterpret_cast<float*>(o_.get());

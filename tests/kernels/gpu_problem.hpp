@@ -20,6 +20,9 @@ std::string why_no_gpu();
 class GpuProblem {
  public:
   explicit GpuProblem(const Problem& problem);
+  // Whether problems made from now on have two blocks of three in rows, where the kernel attends those: one after another from the last to
+  // the first, with three rows of NaN after every other one. In the pool these are NaN, then.
+  static void put_keys_in_rows(bool in_rows) { in_rows_ = in_rows; }
 
   // Runs `work` over `tiles` (the problem's own without them) from the states there are; `begins`, `ends`: set on every item.
   void run(bool begins = false, bool ends = false);
@@ -33,12 +36,17 @@ class GpuProblem {
 
  private:
   Step step_of(const std::vector<Work>& work, const std::vector<Tile>& tiles);
+  void make_rows(std::vector<std::byte>& pool);
+
+  static inline bool in_rows_ = false;
 
   const Problem& problem_;
   Device& device_;
-  Buffer q_, units_, flags_, m_, l_, o_, out_, lse_;
+  Buffer q_, units_, flags_, m_, l_, o_, out_, lse_, k_rows_, v_rows_, row_flags_;
   Pool pool_;
   ElementType result_type_;
+  std::vector<int32_t> slots_;
+  KeysInRows rows_;
 };
 
 States run_on_gpu(const Problem& problem);

@@ -224,6 +224,34 @@ TEST(CostModel, FirstKeysComeWhileOthersAreLoaded) {
   EXPECT_DOUBLE_EQ(time.exchange, 3);  // step 2's start at 11 s
 }
 
+TEST(CostModel, KeysThatStayInRowsAreLookedThrough) {
+  RankWork work;
+  StripeWork stripe;
+  stripe.steps = {{.full_quarters = 1}};
+  work.stripes.push_back(stripe);
+  work.key_bytes = 100, work.sent_bytes = 20, work.keys_in_rows = true;
+  Rates rates;
+  rates.full_quarter = 1, rates.key_bytes_per_second = 10;
+  EXPECT_DOUBLE_EQ(play(work, rates).load, 10);  // they cannot
+  rates.row_bytes_per_second = 50;
+  EXPECT_DOUBLE_EQ(play(work, rates).load, 2 + 2);
+  work.keys_in_rows = false;
+  EXPECT_DOUBLE_EQ(play(work, rates).load, 10);
+}
+
+TEST(CostModel, KeysStayInRowsWhereLittleIsMadeOfThem) {
+  EXPECT_TRUE(keys_stay_in_rows(255 * 8, 8, 0));
+  EXPECT_FALSE(keys_stay_in_rows(256 * 8, 8, 0));  // read so often that the pool is worth its making
+  EXPECT_TRUE(keys_stay_in_rows(8, 8, 4));
+  EXPECT_FALSE(keys_stay_in_rows(8, 8, 5));  // most come into the pool anyway
+  EXPECT_FALSE(keys_stay_in_rows(0, 0, 0));
+  const Case window("causal & window(1000)", 128 * 100, 2), causal("causal", 128 * 1000, 1);
+  const RankWork of_window = window.work(1), of_causal = causal.work(0);  // 1,001 tiles of 128 × 128 for a unit
+  EXPECT_TRUE(of_window.keys_in_rows);
+  EXPECT_EQ(of_window.sent_bytes, 8 * 2 * kernels::unit_bytes(ElementType::bfloat16, 64));
+  EXPECT_FALSE(of_causal.keys_in_rows);
+}
+
 // The picture at the head of cost_model.hpp: compute 10 each; keys of step 1 take 4, of step 2 15.
 TEST(CostModel, NextKeysComeWhileAStepComputes) {
   RankWork work;

@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -134,12 +135,11 @@ class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
   bool starts_loads() const override { return true; }
   int64_t start_loading(const kernels::KeyBlocks& blocks, const kernels::Pool& pool) override {
     const auto copy = [](auto span) { return std::vector(span.begin(), span.end()); };
-    loads_.push_back([this, of = blocks, pool, rows = copy(blocks.rows), slots = copy(blocks.slots), there = copy(blocks.in_place)] {
+    return start_later([this, of = blocks, pool, rows = copy(blocks.rows), slots = copy(blocks.slots), there = copy(blocks.in_place)] {
       kernels::KeyBlocks kept = of;
       kept.rows = rows, kept.slots = slots, kept.in_place = there;
       if (!rows.empty()) load_units(kept, {}, pool);
     });
-    return ++loads_started_;
   }
   bool is_loaded(int64_t load) override {
     if (!loads_.empty() && is_done()) loads_.front()(), loads_.pop_front();
@@ -155,6 +155,12 @@ class CpuWithSpareThreads : public kernels::cpu::CpuDevice {
   void merge_blocks(std::span<const kernels::MergeBlocks> all) override {
     while (!wait_for(1)) continue;
     CpuDevice::merge_blocks(all);
+  }
+
+ protected:
+  int64_t start_later(std::function<void()> load) {
+    loads_.push_back(std::move(load));
+    return ++loads_started_;
   }
 
  private:

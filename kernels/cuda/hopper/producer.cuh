@@ -52,7 +52,8 @@ struct Copier {
   using Ring = Shared<S>;
   using Panels = uint16_t[Ring::kPanels][Ring::kSlots * kPanelElements];
   Ring& shared;
-  const CUtensorMap &tile_map, &half_map;
+  const CUtensorMap &tile_map, &half_map;          // of the pool
+  const CUtensorMap &tile_in_rows, &half_in_rows;  // of K or V
   Walk<Ring::kSlots> walk;
 
   // Until the entry's slots are free; the second one may be held by an entry of its own.
@@ -61,14 +62,23 @@ struct Copier {
     if (flags & kTwoSlots) wait(&empty[walk.slot + 1], walk.parity(walk.slot + 1) ^ 1);
   }
 
-  // Of the key block whose K or V begins at `row` of the pool, what the entry needs.
-  __device__ __forceinline__ void copy(Panels& to, uint64_t* full, uint32_t flags, int row) const {
+  // What the entry needs of the K or V of unit `unit`, which begins at row `first_row` of it in the pool.
+  __device__ __forceinline__ void copy(Panels& to, uint64_t* full, uint32_t flags, int unit, int first_row, int kv_head) const {
     const int halves = flags & kTwoSlots ? 2 : flags & kNeeds ? 1 : 0;
     arrive_expect(full, halves * kSlotKeys * S::kHeadDim * 2);
+    const bool in_rows = S::kInRows && unit < 0;
+    int row = in_rows ? KeysInRows::first_row(unit) : unit * 2 * kTile + first_row;
     if (flags & kSecondHalf) row += kSlotKeys;
-    if (halves)
-      for (int panel = 0; panel < Ring::kPanels; ++panel)
-        load_box(&to[panel][walk.slot * kPanelElements], halves == 2 ? &tile_map : &half_map, full, panel * kPanel, row);
+    if (!halves) return;
+    for (int panel = 0; panel < Ring::kPanels; ++panel) {
+      uint16_t* there = &to[panel][walk.slot * kPanelElements];
+      if constexpr (S::kInRows) {
+        const CUtensorMap* map = halves == 2 ? (in_rows ? &tile_in_rows : &tile_map) : (in_rows ? &half_in_rows : &half_map);
+        load_box(there, map, full, panel * kPanel, in_rows ? kv_head : 0, row);
+      } else {
+        load_box(there, halves == 2 ? &tile_map : &half_map, full, panel * kPanel, row);
+      }
+    }
   }
 
   // O of 64 rows from `row` on, 32 columns to each slot of a panel: as many bytes as the K or V of an entry.
@@ -84,7 +94,7 @@ struct Copier {
 template <class S>
 struct Found {
   Message<S> message;
-  int unit;  // of the pool
+  int unit;  // a slot as in Step::slots
 };
 
 // The entries of a tile list, one after the other, found by 32 / kLists lanes: tiles are read that many at a time, one a lane, and so are
@@ -97,7 +107,7 @@ struct Entries {
   const int list, lane;  // of kLanes
   const Tile* tiles;
   const int32_t* slots;
-  int tile_count;
+  int kv_head, tile_count;
   Share share;
 
   int next_chunk = 0;                            // the first tile that is not in the lanes yet
@@ -118,6 +128,15 @@ struct Entries {
     return __shfl_sync(kAll >> (32 - kLanes) << list * kLanes, value, of, kLanes);
   }
 
+  // Whether V of the unit's 128 keys holds NaN or ∞ where some row may not look: the pool has zeros past a block's end, rows have others'.
+  __device__ __forceinline__ bool nonfinite(Tile::Form form, int unit, int keys_here) const {
+    if (!S::kInRows || unit >= 0) return a.nonfinite_v && form != Tile::Form::full && __ldg(a.nonfinite_v + unit);
+    if (form == Tile::Form::full && keys_here % kSlotKeys == 0) return false;
+    const int first = KeysInRows::first_row(unit), last = min(first + kTile, a.rows_of_keys) - 1;
+    const auto of_row = [&](int row) { return __ldg(a.nonfinite_rows + int64_t{row / kTile} * a.kv_heads + kv_head); };
+    return of_row(first) | of_row(last);  // both on their way at a time: an item's first entry waits for this
+  }
+
   __device__ __forceinline__ void read_tiles() {
     flags_of_tile = 0, length_of_tile = 1;
     if (next_chunk + lane < tile_count) {
@@ -127,9 +146,8 @@ struct Entries {
       key_of_tile = raw.x;
       if (form == Tile::Form::full) length_of_tile = raw.z;
       unit_of_tile = __ldg(slots + key_of_tile), keys_of_tile = __ldg(a.key_rows + key_of_tile);
-      const bool nonfinite = a.nonfinite_v && form != Tile::Form::full && __ldg(a.nonfinite_v + unit_of_tile);
       flags_of_tile = describe<S>(form, raw.y >> 8 & 0xf, uint64_t{payload_of_tile[1]} << 32 | payload_of_tile[0], keys_of_tile, list,
-                                  share, nonfinite);
+                                  share, nonfinite(form, unit_of_tile, keys_of_tile));
     }
     next_chunk += kLanes, at = 0;
   }
@@ -137,7 +155,8 @@ struct Entries {
   // The next entries of a run, which come after block `key`.
   __device__ __forceinline__ void read_run() {
     if (lane < run) unit_of_run = __ldg(slots + key + 1 + lane), keys_of_run = __ldg(a.key_rows + key + 1 + lane);
-    flags_of_run = describe<S>(Tile::Form::full, 0, 0, keys_of_run, list, share, false);
+    const bool odd = S::kInRows && lane < run && nonfinite(Tile::Form::full, unit_of_run, keys_of_run);
+    flags_of_run = describe<S>(Tile::Form::full, 0, 0, keys_of_run, list, share, odd);
     run_at = 0;
   }
 
@@ -213,16 +232,17 @@ struct Entries {
 
 // Warp 0. An entry is sent when its successor is known: consumers must know which one is the item's last.
 template <class S>
-__device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map,
-                        const CUtensorMap& state_map) {
+__device__ void produce(const Arguments& a, Shared<S>& shared, const Maps& maps) {
   constexpr uint32_t kAll = 0xffffffff;
   constexpr int kLanes = Entries<S>::kLanes;
   const int lane = threadIdx.x % 32, list = lane / kLanes;
-  Copier<S> keys{shared, tile_map, half_map, {}};
+  Copier<S> keys{shared, maps.tile, maps.half, maps.k_tile, maps.k_half, {}};
+  int kv_head = 0;  // of the item, if it matters
   const auto announce = [&](const Found<S>& entry) {
     const int slot = keys.walk.slot;
     keys.wait_for(shared.k_empty, entry.message.flags);
     shared.messages[slot] = entry.message, shared.units[slot] = entry.unit;
+    if constexpr (S::kInRows) shared.kv_heads[slot] = kv_head;
     arrive(&shared.announced[slot]);
   };
   int64_t index = blockIdx.x;
@@ -257,10 +277,11 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
       const int row = first->begins ? -kTile : static_cast<int>(first->state_row);  // what lies before the tensor arrives as zeros
       if (lane == 0) {
         announce({{flags, item.head}, row});
-        keys.copy_states(shared.k, &shared.k_full[keys.walk.slot], state_map, item.head, row);
+        keys.copy_states(shared.k, &shared.k_full[keys.walk.slot], maps.states, item.head, row);
       }
       keys.walk.pass(flags);
     }
+    if constexpr (S::kInRows) kv_head = first->kv_head;
     const Work* work = list == 0 ? first : second;
     const Share share = list == 0 ? Share{0, item.from_half, of_first} : Share{of_first, 0, of_second};
     Entries<S> entries{a,
@@ -268,6 +289,7 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
                        lane % kLanes,
                        a.tiles + (work ? work->first_tile : 0),
                        a.slots + first->kv_head * a.resident,
+                       kv_head,
                        work ? static_cast<int>(work->tile_count) : 0,
                        share};
     Found<S> found, held{};  // the latest entry; the one before, which has not been sent. An item without entries sends an empty one
@@ -280,7 +302,7 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
         flags |= (more ? 0 : kLast) | (two_follow && after % 2 ? kPad : 0);
         if (lane == 0) {
           announce(held);
-          keys.copy(shared.k, &shared.k_full[keys.walk.slot], flags, held.unit * 2 * kTile);
+          keys.copy(shared.k, &shared.k_full[keys.walk.slot], flags, held.unit, 0, kv_head);
         }
         keys.walk.pass(flags);
       }
@@ -291,7 +313,7 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
         for (int left = more ? entries.streak : 0; left > 0; --left) {
           if (lane == 0) {
             announce({{same, kTile}, unit_here});
-            keys.copy(shared.k, &shared.k_full[keys.walk.slot], same, unit_here * 2 * kTile);
+            keys.copy(shared.k, &shared.k_full[keys.walk.slot], same, unit_here, 0, kv_head);
           }
           keys.walk.pass(same);
           unit_here = entries.next_of_streak();
@@ -305,8 +327,8 @@ __device__ void produce(const Arguments& a, Shared<S>& shared, const CUtensorMap
 
 // One thread of warp 3.
 template <class S>
-__device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, const CUtensorMap& half_map, const CUtensorMap& state_map) {
-  Copier<S> values{shared, tile_map, half_map, {}};
+__device__ void copy_values(Shared<S>& shared, const Maps& maps) {
+  Copier<S> values{shared, maps.tile, maps.half, maps.v_tile, maps.v_half, {}};
   while (true) {
     const int slot = values.walk.slot;
     wait(&shared.announced[slot], values.walk.parity(slot));
@@ -314,6 +336,7 @@ __device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, cons
     const int unit = shared.units[slot];
     int head = 0;  // of states
     if constexpr (S::kContinues && S::kLists == 1) head = shared.messages[slot].keys;
+    const int kv_head = S::kInRows ? shared.kv_heads[slot] : 0;
     arrive(&shared.k_empty[slot]);
     if (flags & kStop) return;
     values.wait_for(shared.v_empty, flags);
@@ -321,9 +344,9 @@ __device__ void copy_values(Shared<S>& shared, const CUtensorMap& tile_map, cons
     for (int consumer = 0; consumer < S::kConsumers; ++consumer) absent += !need(flags, consumer);
     if (absent) arrive(&shared.v_empty[slot], absent * kGroup);
     if (S::kContinues && S::kLists == 1 && flags & kState)
-      values.copy_states(shared.v, &shared.v_full[slot], state_map, head, unit + kRows);
+      values.copy_states(shared.v, &shared.v_full[slot], maps.states, head, unit + kRows);
     else
-      values.copy(shared.v, &shared.v_full[slot], flags, unit * 2 * kTile + kTile);
+      values.copy(shared.v, &shared.v_full[slot], flags, unit, kTile, kv_head);
     values.walk.pass(flags);
   }
 }

@@ -11,6 +11,8 @@
 //                     by all, those without rows, too).
 #pragma once
 
+#include <cuda.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -26,10 +28,14 @@ constexpr int kRows = 64;    // rows of a consumer
 // 128, so there is room for a third one (FlashAttention-3's shape), some rows being of another query block: products of short rows keep the
 // tensor units busy only if several warps of a scheduler have some. What it costs: the producer has 32 registers, and takes several times
 // as long for an entry that is not part of a run.
-template <int HeadDim, int Consumers, bool Continues>
+//
+// A kernel of its own reads keys in rows (KeysInRows): one for both took 1 to 2 % longer for small windows and blocks of 64 that lie in
+// the pool.
+template <int HeadDim, int Consumers, bool Continues, bool Rows>
 struct Shape {
   static constexpr int kHeadDim = HeadDim, kConsumers = Consumers;
   static constexpr bool kContinues = Continues;  // some items do not begin their rows' states
+  static constexpr bool kInRows = Rows;          // some units lie in rows
   static constexpr int kLists = Consumers - 1;   // tile lists of an item, at most
   static constexpr uint32_t kConsumerThreads = Consumers * kGroup;
   static constexpr int kThreads = (1 + Consumers) * kGroup;
@@ -65,6 +71,14 @@ struct Arguments {
   std::byte* out;
   float* lse;
   uint32_t* counter;
+  const uint8_t* nonfinite_rows;
+  int rows_of_keys, kv_heads;
+};
+
+// What is copied from, in boxes of 64 rows (`half`) or 128, each [rows][heads][head_dim]; a pool, of 256 rows a slot, has one head, and
+// only in a kernel that reads keys in rows, too, a dimension for it.
+struct Maps {
+  CUtensorMap q, tile, half, states, k_tile, k_half, v_tile, v_half;
 };
 
 // A consumer's rows of an item: none, or those of a 64-row half of a Work.
@@ -115,11 +129,12 @@ struct alignas(1024) Shared {
   uint16_t k[kPanels][kSlots * kPanelElements];
   uint16_t v[kPanels][kSlots * kPanelElements];
   Message<S> messages[kSlots];
-  int units[kSlots];  // of the pool: where the entry's K and V are
+  int units[kSlots];  // where the entry's K and V are: a slot as in Step::slots
   Announced<S> items[kItems];
   uint64_t announced[kSlots], k_full[kSlots], k_empty[kSlots], v_full[kSlots], v_empty[kSlots];
   uint64_t q_full[S::kConsumers], q_empty[S::kConsumers];
   uint64_t item_full[kItems], item_empty[kItems];
+  int kv_heads[S::kInRows ? kSlots : 1];  // of units
 };
 
 // A walk over the ring, the same in the producer and in each consumer: the next slot, and for every slot how often it has been an entry's

@@ -1,6 +1,6 @@
-// Stand-alone test and benchmark of the Hopper forward kernel: hopper_bench [--check | --time | --repeat N] LIBRARY…
-// Each LIBRARY is a build of the kernel with tests/kernels/cuda/hopper_entry.cu (where the command stands), so that variants are timed side
-// by side, interleaved, in one process.
+// Stand-alone test and benchmark of the Hopper forward kernel: hopper_bench [--check | --time | --repeat N] [--rows] [--only WORDS]
+// LIBRARY… With --rows all is also done with keys that lie in rows. Each LIBRARY is a build of the kernel with
+// tests/kernels/cuda/hopper_entry.cu (where the command stands), so that variants are timed side by side, interleaved, in one process.
 #include <dlfcn.h>
 
 #include <map>
@@ -58,7 +58,7 @@ std::pair<double, double> error_of(Problem& p, int samples) {
 }
 
 // The lists of every Work cut at random into `parts` steps that continue from states.
-unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t seed) {
+unsigned long long run_split(Problem& p, Forward forward, bool in_rows, int parts, uint64_t seed) {
   const Case& c = p.what;
   p.m = Device<float>(c.tokens * c.heads), p.l = Device<float>(c.tokens * c.heads), p.o = Device<float>(c.tokens * c.heads * c.head_dim);
   CHECK(cudaMemset(p.m.data, 0xff, p.m.count * 4));
@@ -102,7 +102,7 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
       w.tile_count = static_cast<int64_t>(p.tiles.size()) - w.first_tile;
     }
     p.upload();
-    const DeviceStep step = p.step();
+    const DeviceStep step = p.step(in_rows);
     forward(&step, nullptr);
     CHECK(cudaDeviceSynchronize());
   }
@@ -113,20 +113,28 @@ unsigned long long run_split(Problem& p, Forward forward, int parts, uint64_t se
 
 int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IONBF, 0);
-  std::vector<std::pair<std::string, Forward>> builds;
-  bool check = false, time = false;
+  struct Build {
+    std::string name;
+    Forward forward;
+    bool in_rows;
+  };
+  std::vector<Build> builds;
+  bool check = false, time = false, rows = false;
   int repeats = 0;
   std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    check = check || argument == "--check", time = time || argument == "--time";
+    check = check || argument == "--check", time = time || argument == "--time", rows = rows || argument == "--rows";
     if (argument == "--repeat") repeats = std::atoi(argv[++i]);
     if (argument == "--only") only = argv[++i];
     if (argument.rfind("--", 0) != 0) {
       void* library = dlopen(argument.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (!library) return std::printf("%s\n", dlerror()), 1;
       if (builds.empty()) queue_of = reinterpret_cast<decltype(queue_of)>(dlsym(library, "longspan_queue"));
-      builds.emplace_back(argument.substr(argument.rfind('/') + 1), reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper")));
+      const auto forward = reinterpret_cast<Forward>(dlsym(library, "longspan_forward_hopper"));
+      const std::string name = argument.substr(argument.rfind('/') + 1);
+      builds.push_back({name, forward, false});
+      if (rows) builds.push_back({name + ", rows", forward, true});
     }
   }
   cudaDeviceProp properties;
@@ -168,17 +176,18 @@ int main(int argc, char** argv) {
     for (const Case& c : cases) {
       if (!only.empty() && c.name.find(only) == std::string::npos) continue;
       Problem p(c);
-      for (auto& [name, forward] : builds) {
+      for (auto& [name, forward, in_rows] : builds) {
         p.poison();
-        const DeviceStep step = p.step();
+        const DeviceStep step = p.step(in_rows);
         forward(&step, nullptr);
         CHECK(cudaDeviceSynchronize());
         const auto [error, lse] = error_of(p, 64);
         const auto bits = p.bits();
         int different = 0;
-        const auto [seen, is_new] = bits_of.try_emplace({name, c.name.substr(0, c.name.find(", 3 halves"))}, bits);
-        different += !is_new && seen->second != bits;  // the shape of the kernel changes none
-        for (int parts = 2; parts <= 4; ++parts) different += run_split(p, forward, parts, parts) != bits;
+        const auto [seen, is_new] =
+            bits_of.try_emplace({name.substr(0, name.find(", rows")), c.name.substr(0, c.name.find(", 3 halves"))}, bits);
+        different += !is_new && seen->second != bits;  // neither the shape of the kernel nor where keys lie changes any
+        for (int parts = 2; parts <= 4; ++parts) different += run_split(p, forward, in_rows, parts, parts) != bits;
         const double limit = c.type == ElementType::bfloat16 ? 5e-3 : 7e-4;
         const bool bad = !(error >= 0 && error < limit && lse < 1e-4) || different;
         failures += bad;
@@ -195,8 +204,8 @@ int main(int argc, char** argv) {
       Problem p({"causal 4000", 4000, 8, 4, D, ElementType::bfloat16, Pattern::causal, 0, 1, false, -1, D == 64 ? 3 : 2});
       Problem r({"64-blocks", 4000, 8, 4, D, ElementType::bfloat16, Pattern::blocks, 64, 0.2});
       for (Problem* problem : {&p, &r})
-        for (auto& [name, forward] : builds) {
-          const DeviceStep step = problem->step();
+        for (auto& [name, forward, in_rows] : builds) {
+          const DeviceStep step = problem->step(in_rows);
           problem->poison(), forward(&step, nullptr);
           const auto bits = problem->bits();
           int different = 0;
@@ -229,20 +238,20 @@ int main(int argc, char** argv) {
         {"D128 64-blocks 5% of 32Ki", 32 * Ki, 16, 16, 128, ElementType::bfloat16, Pattern::blocks, 64, 0.05},
     };
     std::printf("%-36s", "TFLOP/s over allowed pairs");
-    for (auto& [name, forward] : builds) std::printf(" %12s", name.c_str());
+    for (const Build& build : builds) std::printf(" %20s", build.name.c_str());
     std::printf("   error\n");
     for (const Case& c : cases) {
       if (!only.empty() && c.name.find(only) == std::string::npos) continue;
       Problem p(c);
-      const DeviceStep step = p.step();
       std::vector<std::vector<float>> times(builds.size());
       cudaEvent_t begin, end;
       CHECK(cudaEventCreate(&begin));
       CHECK(cudaEventCreate(&end));
       for (int round = 0; round < 11; ++round)
         for (size_t b = 0; b < builds.size(); ++b) {
+          const DeviceStep step = p.step(builds[b].in_rows);
           CHECK(cudaEventRecord(begin));
-          builds[b].second(&step, nullptr);
+          builds[b].forward(&step, nullptr);
           CHECK(cudaEventRecord(end));
           CHECK(cudaEventSynchronize(end));
           float ms;
@@ -252,10 +261,11 @@ int main(int argc, char** argv) {
       std::printf("%-36s", c.name.c_str());
       for (auto& t : times) {
         std::sort(t.begin(), t.end());
-        std::printf(" %12.1f", p.flops() / t[t.size() / 2] * 1e-9);
+        std::printf(" %20.1f", p.flops() / t[t.size() / 2] * 1e-9);
       }
       p.poison();
-      builds.back().second(&step, nullptr);
+      const DeviceStep step = p.step(builds.back().in_rows);
+      builds.back().forward(&step, nullptr);
       CHECK(cudaDeviceSynchronize());
       const auto [error, lse] = error_of(p, 8);
       std::printf("   %.1e %.0e\n", error, lse);

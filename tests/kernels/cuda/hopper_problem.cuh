@@ -113,6 +113,16 @@ __global__ void fill_units(uint16_t* pool, const int32_t* slots, const int32_t* 
     put(to + i, i / D % kTile < rows[blockIdx.x] ? normal(unit * 2 * kTile * D + i, seed) : 0.0f, bfloat16);
 }
 
+// The same keys and values as rows, [rows][kv_heads][D].
+__global__ void fill_rows(uint16_t* k, uint16_t* v, const uint16_t* pool, const int32_t* slots, int64_t resident, int64_t rows,
+                          int kv_heads, int D) {
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < rows * kv_heads * D; i += int64_t{gridDim.x} * blockDim.x) {
+    const int64_t row = i / D / kv_heads, head = i / D % kv_heads;
+    const uint16_t* unit = pool + slots[head * resident + row / kTile] * int64_t{2} * kTile * D + row % kTile * D + i % D;
+    k[i] = unit[0], v[i] = unit[kTile * D];
+  }
+}
+
 __global__ void poison_key(uint16_t* pool, const int32_t* slots, int64_t resident, int D, int64_t key, bool bfloat16, uint8_t* flags) {
   const int32_t slot = slots[threadIdx.x * resident + key / kTile];
   uint16_t* v = pool + (int64_t{slot} * 2 * kTile + kTile + key % kTile) * D;
@@ -194,15 +204,15 @@ struct Problem {
   std::vector<Item> items;
   int32_t halves;
   std::vector<MaskBits> masks_host;
-  Device<uint16_t> q, pool, out;
+  Device<uint16_t> q, pool, k_rows, v_rows, out;
   Device<float> lse, m, l, o;
-  Device<int32_t> slots, key_rows;
+  Device<int32_t> slots, places_in_rows, key_rows;
   Device<uint32_t> counter;
   Device<Tile> tiles_d;
   Device<Work> work_d;
   Device<Item> items_d;
   Device<MaskBits> masks_d;
-  Device<uint8_t> nonfinite;
+  Device<uint8_t> nonfinite, nonfinite_rows;
   int64_t pool_slots, guard = 64;
   double pairs = 0;  // allowed, one head
 
@@ -240,6 +250,13 @@ struct Problem {
     nonfinite = Device<uint8_t>(pool_slots);
     CHECK(cudaMemset(nonfinite.data, 0, pool_slots));
     if (c.poisoned_key >= 0) poison_key<<<1, c.kv_heads>>>(pool.data, slots.data, blocks, c.head_dim, c.poisoned_key, bf, nonfinite.data);
+    std::vector<int32_t> places(blocks * c.kv_heads);
+    for (int64_t i = 0; i < blocks * c.kv_heads; ++i) places[i] = KeysInRows::slot(i % blocks * kTile);
+    std::vector<uint8_t> odd(blocks * c.kv_heads);
+    if (c.poisoned_key >= 0) std::fill_n(odd.begin() + c.poisoned_key / kTile * c.kv_heads, c.kv_heads, uint8_t{1});
+    places_in_rows = Device<int32_t>(places), nonfinite_rows = Device<uint8_t>(odd);
+    k_rows = Device<uint16_t>(c.tokens * c.kv_heads * c.head_dim), v_rows = Device<uint16_t>(k_rows.count);
+    fill_rows<<<1024, 256>>>(k_rows.data, v_rows.data, pool.data, slots.data, blocks, c.tokens, c.kv_heads, c.head_dim);
     upload();
     CHECK(cudaDeviceSynchronize());
   }
@@ -329,7 +346,8 @@ struct Problem {
   void upload() {
     tiles_d = Device<Tile>(tiles), work_d = Device<Work>(work), items_d = Device<Item>(items), masks_d = Device<MaskBits>(masks_host);
   }
-  DeviceStep step() const {
+  // `in_rows`: keys are not in the pool.
+  DeviceStep step(bool in_rows = false) const {
     DeviceStep s;
     s.step.type = what.type, s.step.heads = what.heads, s.step.kv_heads = what.kv_heads, s.step.head_dim = what.head_dim;
     s.step.scale = 1 / std::sqrt(static_cast<float>(what.head_dim));
@@ -340,6 +358,11 @@ struct Problem {
     s.output_type = what.type, s.out = reinterpret_cast<std::byte*>(out.data), s.lse = lse.data;
     s.q_rows = what.tokens, s.pool_slots = pool_slots, s.items = items_d.data, s.item_count = static_cast<int64_t>(items_d.count);
     s.counter = counter.data, s.halves_at_a_time = halves, s.nonfinite_v = nonfinite.data;
+    if (in_rows) {
+      s.step.slots = places_in_rows.data;
+      s.step.in_rows = {reinterpret_cast<std::byte*>(k_rows.data), reinterpret_cast<std::byte*>(v_rows.data), what.tokens,
+                        nonfinite_rows.data};
+    }
     for (const Work& one : work)
       if (!one.begins) s.state_rows = std::max(s.state_rows, one.state_row + one.rows);
     return s;
