@@ -64,12 +64,13 @@ struct Work {
 // zero.
 constexpr int64_t unit_bytes(ElementType type, int head_dim) { return 2 * int64_t{kTile} * head_dim * static_cast<int64_t>(size_of(type)); }
 
-// Keys and values that a kernel reads where the caller has them: [rows][kv_heads][head_dim] each, aligned to 16 bytes. A unit is then the
-// 128 rows from its first one on, whatever comes after its block: another block's rows, which nobody looks at, or the end.
+// Keys and values that a kernel reads where a caller has them, in the device's memory, until the steps that read them have run. A unit is
+// then the 128 rows from its first one on, whatever comes after its block: another block's rows, which nobody looks at, or the end.
 struct KeysInRows {
-  const std::byte *k = nullptr, *v = nullptr;
+  static constexpr int64_t kMostRows = int64_t{1} << 30;  // so that a row, and 128 rows more, are an int32
+  const std::byte *k = nullptr, *v = nullptr;             // [rows][kv_heads][head_dim], aligned to 16 bytes
   int64_t rows = 0;
-  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞
+  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞. The engine's, of Device::allocate()
   // Among Step::slots, and back.
   static constexpr int32_t slot(int64_t first_row) { return static_cast<int32_t>(-2 - first_row); }
   static constexpr int32_t first_row(int32_t slot) { return -2 - slot; }

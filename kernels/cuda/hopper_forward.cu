@@ -105,11 +105,12 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
   };
   Maps maps{};
   maps.q = of_rows(step.q, in.q_rows, step.heads, kRows);
-  if (const KeysInRows& keys = step.in_rows; !S::kInRows) {
+  if constexpr (!S::kInRows) {
     maps.tile = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
     maps.half = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
   } else {
-    maps.tile = of_rows(step.pool, static_cast<int64_t>(rows), 1, kTile),
+    const KeysInRows& keys = step.in_rows;
+    maps.tile = of_rows(step.pool, static_cast<int64_t>(rows), 1, kTile);
     maps.half = of_rows(step.pool, static_cast<int64_t>(rows), 1, kSlotKeys);
     maps.k_tile = of_rows(keys.k, keys.rows, step.kv_heads, kTile), maps.k_half = of_rows(keys.k, keys.rows, step.kv_heads, kSlotKeys);
     maps.v_tile = of_rows(keys.v, keys.rows, step.kv_heads, kTile), maps.v_half = of_rows(keys.v, keys.rows, step.kv_heads, kSlotKeys);

@@ -202,9 +202,8 @@ void Probe::sample() {
   double partial_lists = 0;  // seconds
   for (const auto& job : {full_.get(), partial_.get()}) {
     ranks_.barrier();
-    const bool is_full = job == full_.get();
-    const engine::Record record = job->run(*rows_, device_, is_full);
-    if (is_full)
+    const engine::Record record = job->run(*rows_, device_);
+    if (job == full_.get())
       full_quarter_.push_back(record.attend / job->quarters());
     else
       partial_seconds_[0].push_back(record.attend);
@@ -216,9 +215,12 @@ void Probe::sample() {
     double& rate = record.keys_in_rows ? in_rows : load;
     rate = std::max(rate, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
+  if (in_rows > 0) {  // jobs that have more to send, or to make of each key, bring theirs into the pool
+    ranks_.barrier();
+    load = std::max(load, partial_->key_bytes() / std::max(partial_->run(*rows_, device_, true).keys_in, 1e-9));
+  }
   ranks_.barrier();
-  const engine::Record many = listed_->run(*rows_, device_, true);
-  load = std::max(load, listed_->key_bytes() / std::max(many.keys_in, 1e-9));
+  const engine::Record many = listed_->run(*rows_, device_);
   const double many_lists = many.lists;
   partial_seconds_[1].push_back(many.attend);
   ranks_.barrier();

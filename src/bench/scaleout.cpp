@@ -94,6 +94,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
   point.imbalance = point.mean.attend > 0 ? most_of(ranks.all_gather(mine.attend)) / point.mean.attend : 1;
   const std::vector<double> flop = ranks.all_gather(job.plan().flop(what.shape));
   point.flop = std::accumulate(flop.begin(), flop.end(), 0.0);
+  point.ranks_with_keys_in_rows = static_cast<int>(ranks.sum(int64_t{typical.keys_in_rows ? 1 : 0}));
   point.kv_bytes_planned = ranks.sum(typical.planned_bytes_received);
   point.kv_bytes_moved = ranks.sum(typical.bytes_received);
   point.kv_bytes_lower_bound = ranks.sum(job.plan().bytes_lower_bound());

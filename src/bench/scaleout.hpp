@@ -29,13 +29,14 @@ struct SectionTimes {
 struct ScaleoutPoint {
   int ranks = 0, hosts = 0, threads = 0;
   int64_t tokens = 0, documents = 0;
-  bool whole = true;            // all tokens of the job: a point of strong scaling; else ranks/(all ranks) of them
-  std::vector<double> seconds;  // of the slowest rank, each time
-  double typical = 0;           // their median
-  SectionTimes mean, slowest;   // over the ranks, of the time that is nearest to the median; of the slowest rank in it
-  double exposed = 0;           // share of the ranks' time in which they start messages and wait for keys, queries and states of others
-  double imbalance = 1;         // compute of the busiest rank over the mean
-  double flop = 0;              // of all ranks
+  bool whole = true;                // all tokens of the job: a point of strong scaling; else ranks/(all ranks) of them
+  std::vector<double> seconds;      // of the slowest rank, each time
+  double typical = 0;               // their median
+  SectionTimes mean, slowest;       // over the ranks, of the time that is nearest to the median; of the slowest rank in it
+  double exposed = 0;               // share of the ranks' time in which they start messages and wait for keys, queries and states of others
+  double imbalance = 1;             // compute of the busiest rank over the mean
+  double flop = 0;                  // of all ranks
+  int ranks_with_keys_in_rows = 0;  // that attended their own keys where they lie (engine::Record::keys_in_rows)
   int64_t kv_bytes_planned = 0, kv_bytes_moved = 0, kv_bytes_lower_bound = 0, row_bytes_moved = 0;  // of all ranks
   plan::Rates rates;                 // measured with these ranks at work, between the runs
   double probe_flop_per_second = 0;  // of a rank in full tiles, alone and without exchange, all of these ranks at once

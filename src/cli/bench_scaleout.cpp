@@ -67,6 +67,7 @@ ordered_json point_json(const Row& row, const ScaleoutPoint& first, const Shape&
       {"efficiency_of_ceiling", best > 0 ? ordered_json(efficiency(point, first) / best) : ordered_json()},
       {"exposed", point.exposed},
       {"imbalance", point.imbalance},
+      {"ranks_with_keys_in_rows", point.ranks_with_keys_in_rows},
       {"kv_bytes_planned", point.kv_bytes_planned},
       {"kv_bytes_moved", point.kv_bytes_moved},
       {"kv_bytes_lower_bound", point.kv_bytes_lower_bound},

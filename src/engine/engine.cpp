@@ -168,28 +168,14 @@ class Engine::Run {
   void start_loading_keys() {
     const Timed timed(record_.load);
     if (!shared_.keys_stay) return;
-    const std::vector<Intervals>& parts = fetches_.first_sent();
-    const Intervals later = fetches_.sent_later();
-    int64_t sent = size_of(later);  // blocks
-    for (const Intervals& part : parts) sent += size_of(part);
-    record_.keys_in_rows = leave_keys_in_rows(sent);
-    Intervals rest = record_.keys_in_rows ? later : plan_.own;
-    if (!record_.keys_in_rows)
-      for (const Intervals& part : parts) rest = subtract(rest, part);
-    key_loader_.start_own(parts, rest);
+    record_.keys_in_rows = keys_may_stay_in_rows() && key_loader_.start_in_rows(plan_.own, fetches_.sent().first, fetches_.sent().later);
+    if (!record_.keys_in_rows) key_loader_.start_own(plan_.own, fetches_.first_sent());
   }
 
-  // Whether kernels read all own keys where the caller has them, of which so many blocks go to others: from now on, then.
-  bool leave_keys_in_rows(int64_t sent) {
-    constexpr int64_t kMostRows = int64_t{1} << 30;
-    const Intervals tokens = tokens_of(plan_.own);
-    kernels::KeyRows keys;
-    if (key_loader_.is_the_devices(plan_.own) && device_.attends_rows(shape_.type, shape_.head_dim, options_.scale) &&
-        !options_.keys_into_pool && size_of(tokens) <= kMostRows &&
-        plan::keys_stay_in_rows(plan_.weighted_tiles(), size_of(plan_.own) * shape_.kv_heads, sent * shape_.kv_heads))
-      keys = copies_.keys_in_one_piece(tokens);
-    fetches_.pool().leave_own_in_rows(keys, engine_.blocks_);
-    return keys.k != nullptr;
+  bool keys_may_stay_in_rows() {
+    return !options_.keys_into_pool && key_loader_.is_the_devices(plan_.own) &&
+           device_.attends_rows(shape_.type, shape_.head_dim, options_.scale) &&
+           plan::keys_stay_in_rows(plan_.weighted_tiles(), size_of(plan_.own) * shape_.kv_heads, fetches_.sent().blocks * shape_.kv_heads);
   }
 
   // What the first stripes need of this thread, while the keys are loaded: messages, long rows' queries, and lists.

@@ -134,14 +134,25 @@ Intervals Fetches::sent_with(size_t t) const {
   Intervals sent;
   for (const PeerUnits& peer : exchange_of(t).send)
     for (const UnitRun& run : peer.runs) sent.push_back(run.blocks());
-  return intersect(joined(normalised(std::move(sent))), plan_.own);
+  return normalised(std::move(sent));
 }
 
-Intervals Fetches::sent_later() {
-  Intervals first, later;
-  for (const Intervals& part : first_sent()) first = unite(first, part);
-  for (size_t t = last_of_first() + 1; t < order_.size(); ++t) later = unite(later, sent_with(t));
-  return subtract(later, first);
+const Fetches::Sent& Fetches::sent() {
+  if (all_sent_) return *all_sent_;
+  Sent& all = all_sent_.emplace();
+  Intervals before, later;
+  for (size_t t = 0; t < order_.size(); ++t) {
+    const Intervals sent = sent_with(t);
+    if (t > last_of_first()) {
+      later.insert(later.end(), sent.begin(), sent.end());
+      continue;
+    }
+    all.first.push_back(subtract(sent, before));
+    before = unite(before, sent);
+  }
+  all.later = subtract(normalised(std::move(later)), before);
+  all.blocks = size_of(before) + size_of(all.later);
+  return all;
 }
 
 const std::vector<Intervals>& Fetches::first_sent() {
@@ -149,7 +160,7 @@ const std::vector<Intervals>& Fetches::first_sent() {
   if (!parts.empty()) return parts;
   Intervals before;
   for (size_t t = 0; t <= last_of_first() && t < order_.size(); ++t) {
-    const Intervals sent = sent_with(t);
+    const Intervals sent = intersect(joined(sent_with(t)), plan_.own);
     parts.push_back(subtract(sent, before));
     before = unite(before, sent);
   }

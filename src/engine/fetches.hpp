@@ -14,6 +14,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -60,7 +61,13 @@ class Fetches {
   // Own blocks by the first of them that sends each: part p is what goes out with the fetch of step p and with none before, and what lies
   // between its blocks, if that is little: files are read in long runs.
   const std::vector<Intervals>& first_sent();
-  Intervals sent_later();  // own blocks that only steps after those send
+  // The same without what lies between them, and what only later steps send.
+  struct Sent {
+    std::vector<Intervals> first;
+    Intervals later;
+    int64_t blocks = 0;  // of all of these
+  };
+  const Sent& sent();
   // Those that send nothing but the first `parts` of these, which are here. No time-out yet: peers may load for as long as it takes.
   void start_first(size_t parts);
   void start_first();       // all of them, once all own keys are here
@@ -118,7 +125,7 @@ class Fetches {
   int64_t received_ever() const { return exchange_->bytes_received() + (inside_host_ ? inside_host_->bytes_received() : 0); }
   int64_t sent_ever() const { return exchange_->bytes_sent() + (inside_host_ ? inside_host_->bytes_sent() : 0); }
   const StepExchange& exchange_of(size_t t) const;
-  Intervals sent_with(size_t t) const;  // own blocks, and what lies between them, if that is little
+  Intervals sent_with(size_t t) const;  // own blocks
   void prepare(size_t t);
   const Messages& receives_of(size_t t, Messages& made);
   Inside inside_host(size_t t);
@@ -179,6 +186,7 @@ class Fetches {
   std::map<size_t, Released> released_after_;  // by step, once known; those that are over only if another run will follow
   bool keeps_ = false;
   std::vector<Intervals> first_sent_;  // once known
+  std::optional<Sent> all_sent_;       // once asked for
   bool expects_ = false;               // the exchange has been told what will come
   double in_flight_ = 0;
   int64_t bytes_from_other_hosts_ = 0, bytes_read_again_ = 0;

@@ -62,9 +62,25 @@ void KeyLoader::start_on_device(const Intervals& blocks) {
   }
 }
 
+void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& parts) {
+  pool_.leave_own_in_rows({}, blocks_);
+  Intervals rest = own;
+  for (const Intervals& part : parts) rest = subtract(rest, part);
+  start(is_the_devices(own), parts, rest);
+}
+
+bool KeyLoader::start_in_rows(const Intervals& own, const std::vector<Intervals>& parts, const Intervals& rest) {
+  const Intervals tokens = blocks_.tokens(own);
+  if (!is_the_devices(own) || size_of(tokens) > kernels::KeysInRows::kMostRows) return false;
+  const kernels::KeyRows keys = copies_.keys_in_one_piece(tokens);
+  if (keys.k == nullptr) return false;
+  pool_.leave_own_in_rows(keys, blocks_);
+  start(true, parts, rest);
+  return true;
+}
+
 // What others get first comes first, so that it is on its way while the rest is loaded.
-void KeyLoader::start_own(const std::vector<Intervals>& parts, const Intervals& rest) {
-  const bool on_device = is_the_devices_.value_or(false);
+void KeyLoader::start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest) {
   const auto load_part = [this, on_device](const Intervals& part) {
     if (on_device)
       start_on_device(part), started_.push_back(last_load_);
@@ -78,7 +94,7 @@ void KeyLoader::start_own(const std::vector<Intervals>& parts, const Intervals& 
       if (!on_device) parts_here_.fetch_add(1, std::memory_order_release);
     }
     load_part(rest);
-    if (const kernels::KeysInRows& in_rows = pool_.in_rows(); on_device && in_rows.rows > 0)
+    if (const kernels::KeysInRows& in_rows = pool_.in_rows(); in_rows.rows > 0)
       started_.back() = last_load_ = device_.start_checking(in_rows, shape_.type, shape_.kv_heads, shape_.head_dim);
     if (on_device) return;
     const double now = seconds_now();

@@ -24,7 +24,7 @@ namespace longspan::engine {
 class KeyLoader {
  public:
   // The references outlive this.
-  KeyLoader(const Shape& shape, const plan::Blocks& blocks, RowCopies& copies, kernels::Device& device, const KeyPool& pool, IoThread& io)
+  KeyLoader(const Shape& shape, const plan::Blocks& blocks, RowCopies& copies, kernels::Device& device, KeyPool& pool, IoThread& io)
       : shape_(shape), blocks_(blocks), copies_(copies), device_(device), pool_(pool), io_(io) {}
 
   ~KeyLoader();  // what was started on the device is over
@@ -34,10 +34,13 @@ class KeyLoader {
   // KV heads [kv_head, kv_head + kv_heads) of these blocks into their units, whose slots are [blocks][kv_heads]. The I/O thread's.
   void load(int kv_head, int kv_heads, const Intervals& blocks, std::span<const int32_t> slots);
 
-  // Whether the device loads `own`, the same blocks at every call: and looks through those that stay in rows (KeyPool::in_rows) last.
+  // Whether the device loads `own`, the same blocks at every call.
   bool is_the_devices(const Intervals& own);
-  // Starts to load own blocks: first `parts`, one after another, then `rest`. Once.
-  void start_own(const std::vector<Intervals>& parts, const Intervals& rest);
+  // Starts to load `own` into the pool: first `parts` of it, one after another, then the rest. Once, this or the next.
+  void start_own(const Intervals& own, const std::vector<Intervals>& parts);
+  // Where the device loads `own`, and all its rows follow each other in memory, kernels attend them there from now on: starts to load only
+  // `parts`, then `rest`, which others get, and to look through all for NaN and ∞. Else false, and nothing has been started.
+  bool start_in_rows(const Intervals& own, const std::vector<Intervals>& parts, const Intervals& rest);
   bool is_started() const { return task_.valid() || !started_.empty(); }
   size_t parts_here();            // so many of `parts`
   bool wait_for(double seconds);  // at most so long; whether all is here, or nothing was started. Rethrows what went wrong
@@ -49,6 +52,7 @@ class KeyLoader {
   kernels::KeyBlocks described(int kv_heads, std::span<const int32_t> rows, std::span<const int32_t> slots,
                                std::span<const kernels::KeyRows> in_place) const;
   std::vector<int32_t> own_slots(const Intervals& blocks) const;
+  void start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest);
   void start_on_device(const Intervals& blocks);
   void note_loads();
 
@@ -56,7 +60,7 @@ class KeyLoader {
   const plan::Blocks& blocks_;
   RowCopies& copies_;
   kernels::Device& device_;
-  const KeyPool& pool_;
+  KeyPool& pool_;
   IoThread& io_;
   std::optional<bool> is_the_devices_;
   std::future<void> task_;        // not valid: none, or they are started on the device

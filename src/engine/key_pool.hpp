@@ -19,7 +19,8 @@ class KeyPool {
   // a unit need come. The rest of its slot is what was there before; at first zeros on a GPU, where NaN would cost time.
   KeyPool(const Intervals& own, int64_t blocks, int kv_heads, int64_t fetched, int64_t unit_bytes, bool in_parts, kernels::Device& device);
 
-  // Own units are attended where their rows lie: all own rows, in order, from `keys` on. Or in the pool, as at first, if that is null.
+  // From now on own units are attended where their rows lie, in order, from `keys` on: they stay until the steps of this run are over. Or
+  // in the pool, as at first, if that is null.
   void leave_own_in_rows(const kernels::KeyRows& keys, const plan::Blocks& table);
   const kernels::KeysInRows& in_rows() const { return in_rows_; }  // without rows: they are in the pool
 

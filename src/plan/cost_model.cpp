@@ -87,12 +87,11 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
       .rank = plan.rank, .ahead = two_levels ? 1 : steps_ahead(shared, plan), .early = !two_levels, .memory = plan.memory.total()};
   rank.most_list_bytes = static_cast<double>(shared.memory.lists);
   rank.key_bytes = shared.keys_stay ? size_of(plan.own) * shape.kv_heads * plan.unit_bytes : 0;
-  rank.sent_bytes = std::min(rank.key_bytes, plan.bytes_moved);  // as much as comes
-  rank.keys_in_rows = keys_stay_in_rows(plan.weighted_tiles(), rank.key_bytes / plan.unit_bytes, rank.sent_bytes / plan.unit_bytes);
   const auto element = static_cast<int64_t>(size_of(shape.type));
   const int64_t result = int64_t{shape.head_dim} * static_cast<int64_t>(size_of(shared.options.output_type)) + 4;
   TileLists lists(pattern, blocks);
   std::map<int, int64_t> bytes_from;
+  int64_t fetched = 0;  // units
   for (const Stripe& stripe : plan.stripes) {
     StripeWork work;
     work.steps.resize(std::max<size_t>(1, stripe.fetch.size()));
@@ -107,6 +106,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
       StepWork& of_step = work.steps[step];
       std::map<int, int64_t> from;
       for (size_t c = 0; c < shared.classes.size(); ++c) {
+        fetched += size_of(stripe.fetch[step][c]) * heads_of(shared.classes[c]);
         if (!shared.keys_stay) {
           of_step.bytes_read += size_of(stripe.fetch[step][c]) * heads_of(shared.classes[c]) * plan.unit_bytes;
           continue;
@@ -127,6 +127,9 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
   for (size_t batch = 0; batch < shared.batches.size(); ++batch)
     rank.stripes[batch].row_bytes = plan.row_bytes_moved / static_cast<int64_t>(shared.batches.size());
   rank.bytes_from.assign(bytes_from.begin(), bytes_from.end());
+  const int64_t own = rank.key_bytes / plan.unit_bytes, sent = std::min(own, fetched);
+  rank.sent_bytes = sent * plan.unit_bytes;
+  rank.keys_in_rows = !shared.options.rows_are_copied && keys_stay_in_rows(plan.weighted_tiles(), own, sent);
   return rank;
 }
 

@@ -1,5 +1,5 @@
 // What rows cost, from a few sampled ones: the same on every rank, with recorded constants and never with live timings. Chooses the
-// partition and finds the long rows. And where a device attends own keys.
+// partition and finds the long rows; and, for one rank, from where a device reads its own keys.
 #pragma once
 
 #include <cstdint>
@@ -50,8 +50,8 @@ Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& 
                            const RowCosts& costs, int ranks, const Options& options);
 
 // Whether a device that can attend own keys where a caller has their rows should, and not bring them into the pool first, from where
-// kernels read them faster: `tiles` × query heads look at `own` units, of which `sent` go to others, by way of the pool, whatever this
-// says.
+// kernels read them faster. `tiles`: of the rank's rows, for each query head, others' keys too; `own`: units, of which `sent` go to others,
+// by way of the pool, whatever this says.
 bool keys_stay_in_rows(int64_t tiles, int64_t own, int64_t sent);
 
 }  // namespace longspan::plan

@@ -358,6 +358,14 @@ TEST_F(Program, PlanPredictsTimesFromAMachine) {
   const double seconds = 1.048576e-3 * 256;  // of 2^20 rows of 256 bytes
   EXPECT_NEAR(moved["load"]["slowest"], 2 * seconds, 0.01 * seconds) << moved;
   EXPECT_NEAR(moved["rows"]["slowest"], (2 + 4.0 / 256) * seconds, 0.05 * seconds) << moved;
+  // Where rows lie on the GPU, keys may stay there: older files do not say so.
+  gpu["machine"]["key_row_bytes_per_second"] = 4e9;
+  std::ofstream(file("rows.json")) << gpu.dump();
+  const Outcome in_rows = run_program("plan --pattern 'window(0)' --tokens 1Mi --heads 1 --ranks 1 --machine " + file("rows.json") +
+                                      " --json=" + file("p.json"));
+  EXPECT_EQ(in_rows.code, 0) << in_rows.text;
+  EXPECT_NEAR(nlohmann::json::parse(std::ifstream(file("p.json")))["prediction"]["sections"]["load"]["slowest"], 2 * seconds / 4,
+              0.01 * seconds);
   // A partial tile may cost something for itself; older files do not say so. Of a window of 64 every row block but the first has two.
   nlohmann::json of_tiles = nlohmann::json::parse(machine_of(40e-6));
   of_tiles["machine"]["compute"][0]["partial"]["seconds_per_tile"] = 1e-3;

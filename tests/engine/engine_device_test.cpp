@@ -73,7 +73,7 @@ class TakesTwoSteps : public CpuWithSpareThreads {
     return true;
   }
   int behind = 0;                           // steps
-  std::chrono::milliseconds patience{100};  // a while
+  std::chrono::milliseconds patience{100};  // until a step without a next one is over
 
  private:
   void after_step(std::function<void()> work) {
@@ -126,7 +126,7 @@ TEST(EngineBesideTest, AStepIsStartedBehindTheOneOfLongRowsAndItsPacking) {
   }
 }
 
-// Rows in memory that the device reaches: nothing is read, unless it may be.
+// Rows in memory that the device reaches: nothing is read, but by an input that stands before this one (NoValues).
 class LiesThere : public WholeInput {
  public:
   explicit LiesThere(Problem& problem) : WholeInput(problem), problem_(problem) {}
@@ -225,35 +225,61 @@ class AttendsRows : public CountsLoads {
   std::vector<int32_t> slots_;
 };
 
-// Then only what others get is loaded, but all where that is most of it. In a first run keys come from elsewhere, and all are.
+// Then only what others get is loaded, but all where that is most of it. In runs before keys lay elsewhere, some of them out of reach.
 TEST(EngineInPlaceTest, OwnKeysStayInRowsThatTheDeviceAttends) {
   const comm::Communicator world(MPI_COMM_WORLD);
   comm::MpiTransport transport;
-  for (const std::string text : {"bigbird(64, 3, 2, 1, 3)", "causal & window(300)"}) {
+  bool later_ones = false;  // some were sent by a step that is not asked for at first
+  const auto attend_in = [&](const std::string& text, int64_t blocks, const Setting& setting, bool lies_there, bool in_rows) {
     SCOPED_TRACE(text);
-    const bool in_rows = world.size() == 1 || text == "causal & window(300)";  // three blocks of seven or more go to others
     AttendsRows device(2);
-    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 16), Documents::from_lengths({plan::kBlock * 7 * world.size() + 77, 300, 1}),
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 16), Documents::from_lengths({plan::kBlock * blocks * world.size() + 77, 300, 1}),
                     text);
-    problem.poison_unreferenced();
-    LiesThere input(problem);
-    input.may_be_read = true;  // by NoValues
-    for (int times_before : {0, 2}) {
-      const Setting setting{.stripes = 3, .twice = times_before > 0, .times_before = times_before, .as_on_gpu = true};
-      device.loaded = device.checks = 0, device.units_in_rows = 0;
-      const Outcome outcome = attend_on(device, transport, world, problem, setting, {}, &input);
-      testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
-      EXPECT_EQ(outcome.record.keys_in_rows, in_rows);
-      EXPECT_EQ(device.checks, in_rows ? 1 : 0);
-      EXPECT_EQ(device.units_in_rows > 0, in_rows);
-      Intervals sent;
-      for (const auto& of_stripe : outcome.schedule.exchanges)
-        for (const engine::StepExchange& step : of_stripe)
-          for (const engine::PeerUnits& peer : step.send)
-            for (const engine::UnitRun& run : peer.runs) sent.push_back(run.blocks());
-      EXPECT_EQ(device.loaded, in_rows ? size_of(normalised(std::move(sent))) : size_of(outcome.plan.own));
+    if (world.size() < 3) problem.poison_unreferenced();  // it looks for them pair by pair
+    LiesThere there(problem);
+    there.may_be_read = true;  // by NoValues
+    WholeInput elsewhere(problem);
+    engine::Input& input = lies_there ? static_cast<engine::Input&>(there) : elsewhere;
+    const Outcome outcome = attend_on(device, transport, world, problem, setting, {}, &input);
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    EXPECT_EQ(outcome.record.keys_in_rows, in_rows);
+    const int before = setting.twice && setting.in_place_before && !setting.keys_into_pool ? setting.times_before : 0;
+    EXPECT_EQ(device.checks, before + (in_rows ? 1 : 0));
+    EXPECT_EQ(device.units_in_rows > 0, before > 0 || in_rows);
+    Intervals sent, first;
+    size_t t = 0;
+    for (const auto& of_stripe : outcome.schedule.exchanges)
+      for (const engine::StepExchange& step : of_stripe) {
+        for (const engine::PeerUnits& peer : step.send)
+          for (const engine::UnitRun& run : peer.runs) {
+            sent.push_back(run.blocks());
+            if (t <= std::max(outcome.schedule.first_fetch, static_cast<size_t>(outcome.schedule.ahead - 1))) first.push_back(run.blocks());
+          }
+        ++t;
+      }
+    sent = normalised(std::move(sent)), first = normalised(std::move(first));
+    later_ones = later_ones || (in_rows && size_of(sent) > size_of(first));
+    if (in_rows) {
+      EXPECT_EQ(device.loaded, (1 + before) * size_of(sent));
+    } else if (lies_there && !setting.twice) {
+      EXPECT_EQ(device.loaded, size_of(outcome.plan.own));
     }
-  }
+  };
+  const std::string window = "causal & window(300)", random = "bigbird(64, 3, 2, 1, 3)";
+  // Three blocks of seven or more go to others, or nearly all.
+  attend_in(window, 7, {.stripes = 3, .as_on_gpu = true}, true, true);
+  attend_in(random, 7, {.stripes = 3, .as_on_gpu = true}, true, world.size() == 1);
+  attend_in(window, 7, {.stripes = 3, .as_on_gpu = true, .keys_into_pool = true}, true, false);
+  attend_in(window, 7, {.stripes = 3, .twice = true, .times_before = 2, .as_on_gpu = true}, true, true);
+  attend_in(window, 7, {.stripes = 3, .twice = true, .as_on_gpu = true, .in_place_before = true}, true, true);
+  attend_in(window, 7, {.stripes = 3, .twice = true, .as_on_gpu = true, .in_place_before = true}, false, false);
+  // Rows that do not follow each other: two runs of blocks for each rank.
+  attend_in(window, 7, {.partition = plan::PartitionKind::zigzag, .stripes = 3, .as_on_gpu = true}, true, world.size() == 1);
+  // Every eighth block goes to all ranks after it, little by little.
+  attend_in("causal & (window(100) | block_columns(128, 8, 7, 8))", 24, {.blocks_of_room = 2, .stripes = 3}, true, true);
+  EXPECT_TRUE(world.size() < 3 || world.sum(int64_t{later_ones ? 1 : 0}) > 0);
+  if (world.size() == 4)
+    attend_in(window, 7, {.stripes = 3, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true}, true, true);
 }
 
 // First what others get first, which is little here, or nothing.

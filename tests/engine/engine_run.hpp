@@ -28,7 +28,9 @@ struct Setting {
   bool any_thread = false;  // results may be written by any
   int ranks_per_host = 0;   // as if the ranks were on several hosts; 0: they are where they are
   plan::ExchangeKind exchange = plan::ExchangeKind::automatic;
-  bool as_on_gpu = false;  // planned so, whatever computes: few steps, and long rows in parts
+  bool as_on_gpu = false;        // planned so, whatever computes: few steps, and long rows in parts
+  bool in_place_before = false;  // the first time keys lie in memory that the device reaches
+  bool keys_into_pool = false;   // engine::RunOptions
 };
 
 struct Outcome {
@@ -42,17 +44,24 @@ struct Outcome {
 // NaN for every V, and other keys.
 class NoValues : public engine::Input {
  public:
-  NoValues(engine::Input& rows, const Shape& shape)
-      : rows_(rows), head_bytes_(shape.head_dim * static_cast<int64_t>(size_of(shape.type))) {}
+  NoValues(engine::Input& rows, const Shape& shape, bool in_place)
+      : rows_(rows),
+        head_bytes_(shape.head_dim * static_cast<int64_t>(size_of(shape.type))),
+        row_bytes_(shape.kv_heads * head_bytes_),
+        keys_(static_cast<size_t>(in_place ? shape.tokens * row_bytes_ : 0)),
+        values_(keys_.size(), std::byte{0xff}) {}
   void read_q(int64_t begin, int64_t count, std::byte* out) override { rows_.read_q(begin, count, out); }
   void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { rows_.read_v(begin, count, head, heads, out); }
   void read_v(int64_t, int64_t count, int, int heads, std::byte* out) override {
     std::fill_n(out, count * heads * head_bytes_, std::byte{0xff});
   }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return keys_.empty() ? nullptr : keys_.data() + begin * row_bytes_; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return keys_.empty() ? nullptr : values_.data() + begin * row_bytes_; }
 
  private:
   engine::Input& rows_;
-  int64_t head_bytes_;
+  int64_t head_bytes_, row_bytes_;
+  std::vector<std::byte> keys_, values_;
 };
 
 inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
@@ -105,8 +114,9 @@ inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, co
   run.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)));
   run.timeout = 60;
   run.keep = setting.twice;
+  run.keys_into_pool = setting.keys_into_pool;
   for (int time = 0; setting.twice && time < setting.times_before; ++time) {
-    NoValues nothing(input, shape);  // what stays of it shows
+    NoValues nothing(input, shape, setting.in_place_before);  // what stays of it shows
     engine.forward(nothing, outcome.output, device, transport, run);
     outcome.output = WholeOutput(shape, shape.type);
   }

@@ -54,11 +54,12 @@ GpuProblem::GpuProblem(const Problem& problem)
 void GpuProblem::make_rows(std::vector<std::byte>& pool) {
   const ProblemOptions& options = problem_.options;
   const int64_t unit = unit_bytes(options.type, options.head_dim), row = unit / (2 * kTile);
-  std::vector<std::byte> k, v;
+  rows_.rows = 72;
+  std::vector<std::byte> k(static_cast<size_t>(rows_.rows * options.kv_heads * row)), v(k.size());
   for (int64_t block = problem_.resident() - 1; block >= 0; --block) {
     if (block % 3 == 1) continue;
     const int64_t first = rows_.rows, keys = problem_.key_rows[static_cast<size_t>(block)];
-    rows_.rows += keys + (block % 2 == 0 ? 0 : 3);
+    rows_.rows += keys + (keys < kTile ? 3 : 0);
     k.resize(static_cast<size_t>(rows_.rows * options.kv_heads * row), std::byte{0xff}), v.resize(k.size(), std::byte{0xff});
     for (int kv = 0; kv < options.kv_heads; ++kv) {
       int32_t& slot = slots_[static_cast<size_t>(kv * problem_.resident() + block)];

@@ -20,8 +20,8 @@ std::string why_no_gpu();
 class GpuProblem {
  public:
   explicit GpuProblem(const Problem& problem);
-  // Whether problems made from now on have two blocks of three in rows, where the kernel attends those: one after another from the last to
-  // the first, with three rows of NaN after every other one. In the pool these are NaN, then.
+  // Whether problems made from now on have two blocks of three in rows, where the kernel attends those: from row 72 on, one after another
+  // from the last to the first, with three rows of NaN after each that is short. In the pool these are NaN, then.
   static void put_keys_in_rows(bool in_rows) { in_rows_ = in_rows; }
 
   // Runs `work` over `tiles` (the problem's own without them) from the states there are; `begins`, `ends`: set on every item.
