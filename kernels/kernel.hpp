@@ -70,7 +70,7 @@ struct KeysInRows {
   static constexpr int64_t kMostRows = int64_t{1} << 30;  // so that a row, and 128 rows more, are an int32
   const std::byte *k = nullptr, *v = nullptr;             // [rows][kv_heads][head_dim], aligned to 16 bytes
   int64_t rows = 0;
-  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞. The engine's, of Device::allocate()
+  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞. Memory of Device::allocate()
   // Among Step::slots, and back.
   static constexpr int32_t slot(int64_t first_row) { return static_cast<int32_t>(-2 - first_row); }
   static constexpr int32_t first_row(int32_t slot) { return -2 - slot; }

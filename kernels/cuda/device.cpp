@@ -231,7 +231,7 @@ GpuDevice::Load& GpuDevice::idle_load() {
   return idle_loads_.front();
 }
 
-int64_t GpuDevice::started(Load& load) {
+int64_t GpuDevice::load_started(Load& load) {
   load.done.record(pack_.get());
   loading_.splice(loading_.end(), idle_loads_, idle_loads_.begin());
   return ++loads_started_;
@@ -255,7 +255,7 @@ int64_t GpuDevice::start_loading(const KeyBlocks& blocks, const Pool& pool) {
               .pool = pool.units,
               .nonfinite = pool.nonfinite},
              pack_.get());
-  return started(load);
+  return load_started(load);
 }
 
 bool GpuDevice::attends_rows(ElementType type, int head_dim, float scale) const {
@@ -269,7 +269,7 @@ int64_t GpuDevice::start_checking(const KeysInRows& keys, ElementType type, int 
   const CurrentDevice current(gpu_.ordinal);
   Load& check = idle_load();
   flag_nonfinite(keys, type, kv_heads, head_dim, pack_.get());
-  return started(check);
+  return load_started(check);
 }
 
 bool GpuDevice::is_loaded(int64_t load) {

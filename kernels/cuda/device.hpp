@@ -95,7 +95,7 @@ class GpuDevice : public Device {
   Lists& lists_of(const Step& step) { return step.lists_stay ? kept_lists_[step.work.data()] : lists_[next_lists_]; }
   std::span<const int32_t> on_device(std::span<const int32_t> heads);
   Load& idle_load();
-  int64_t started(Load& load);
+  int64_t load_started(Load& load);
   void start_copy(void* to, const void* from, int64_t bytes, const void* host, const Stream& stream);
 
   const Stream& after_steps();

@@ -215,7 +215,8 @@ void Probe::sample() {
     double& rate = record.keys_in_rows ? in_rows : load;
     rate = std::max(rate, job->key_bytes() / std::max(record.keys_in, 1e-9));
   }
-  if (in_rows > 0) {  // jobs that have more to send, or to make of each key, bring theirs into the pool
+  if (ranks_.max(int64_t{in_rows > 0 ? 1 : 0}) > 0) {
+    // On any of them. Jobs that have more to send, or to make of each key, bring theirs into the pool.
     ranks_.barrier();
     load = std::max(load, partial_->key_bytes() / std::max(partial_->run(*rows_, device_, true).keys_in, 1e-9));
   }
