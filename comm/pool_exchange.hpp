@@ -5,10 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "comm/block_exchange.hpp"
 #include "comm/communicator.hpp"
+#include "kernels/kernel.hpp"
 
 namespace longspan::comm {
 
@@ -41,6 +43,28 @@ class PoolExchange {
   // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows. Receives may be
   // started in an earlier call than the sends of their step, before this rank has anything to send: they begin as each peer sends.
   virtual bool reads_from_peers() const { return false; }
+  // There, a rank's blocks may also be units, or quarters of units, of which it has the rows and not the pool's copy.
+  struct RowPlace {
+    int32_t first_row = 0;  // of the unit
+    int kv_head = 0;
+    int quarter = 0;  // where a block is one: K of the first 64 rows, of the others, V of these and those
+  };
+  struct RowLayout {  // of kernels::KeysInRows
+    int kv_heads = 0, head_bytes = 0;
+    std::function<RowPlace(int peer, int32_t slot)> place;  // of the block that would be in this slot there
+  };
+  // Once, before anything is started, on all ranks: blocks that are received may come out of rows. Whether they can.
+  virtual bool reads_rows(const RowLayout& layout) {
+    static_cast<void>(layout);
+    return false;
+  }
+  // There: what this rank sends from now on, to peers who name slots, lies in these rows (none: in its pool), and what is in them stays
+  // until the steps are over; their memory is not given back before the exchange is destroyed. Whether it is so: peers cannot read all
+  // memory. Nothing is under way.
+  virtual bool send_from_rows(const kernels::KeysInRows& keys) {
+    static_cast<void>(keys);
+    return false;
+  }
   // There: starts the receives of step `tag`, which is over, as they were when it was started last, without a look at them, if what was
   // made ready for them then is here still (expect(), `again`). Whether it is: else they are to be started as ever. Who asks knows that
   // they are the same.

@@ -16,6 +16,7 @@ class Transport {
   virtual ~Transport() = default;
   virtual std::string name() const = 0;                      // "MPI", "NCCL 2.28.9"
   virtual bool passes_host_memory() const { return false; }  // messages between GPUs take pinned host memory
+  virtual bool reads_from_peers() const { return false; }    // its exchanges do (PoolExchange)
   // Between the pools of all ranks, this rank's at `pool`. Collective to create and destroy; the transport
   // must live longer.
   virtual std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) = 0;

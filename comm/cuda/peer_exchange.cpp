@@ -1,6 +1,7 @@
 // Blocks between the pools of one host's GPUs, each of which reads what it needs out of the others' memory (CUDA IPC, over NVLink or PCIe):
 //
-//   home:            says that a step's blocks are there (MPI), and in which slots they lie, unless who needs them knows
+//   home:            says that a step's blocks are there (MPI), and in which slots they lie, unless who needs them knows; or where the rows
+//                    lie that they are made of
 //   who needs them:  copies them from there to its own slots | says that it has them (MPI)
 //
 // Example: 4 units in slots 7, 8, 90, 3 at home come to slots 64, 65, 66, 67 here: one kernel reads each from home's pool where it lies.
@@ -20,6 +21,7 @@
 #include <thread>
 #include <utility>
 
+#include "comm/cuda/peer_memory.hpp"
 #include "comm/transport.hpp"
 #include "kernels/cuda/peer_copies.hpp"
 #include "kernels/cuda/runtime.hpp"
@@ -30,6 +32,7 @@ namespace longspan::comm {
 namespace {
 
 namespace cuda = kernels::cuda;
+using peer_memory::PeerMemory, peer_memory::OpenedRows, peer_memory::RowsThere;
 
 using Clock = std::chrono::steady_clock;
 
@@ -45,44 +48,6 @@ constexpr int64_t kMostKept = int64_t{64} << 20;  // bytes of lists of all steps
 constexpr int64_t kLeastList = 1 << 12;           // copies, so that lists seldom grow
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-struct CloseHandle {
-  void operator()(std::byte* memory) const { cudaIpcCloseMemHandle(memory); }
-};
-
-// The memory of the other ranks of a host as this one's GPU sees it.
-class PeerMemory {
- public:
-  // Collective; `memory`: where a piece of device memory begins, null on a rank that has none. Throws Error(device) on a rank that cannot
-  // reach another's, once all ranks have been here.
-  PeerMemory(const Communicator& ranks, std::byte* memory) : base_(static_cast<size_t>(ranks.size())) {
-    cudaIpcMemHandle_t mine;
-    const cudaError_t has_handle = memory == nullptr ? cudaErrorInvalidValue : cudaIpcGetMemHandle(&mine, memory);
-    std::vector<std::byte> bytes(has_handle == cudaSuccess ? sizeof mine : 0);
-    if (!bytes.empty()) std::memcpy(bytes.data(), &mine, sizeof mine);
-    std::vector<Communicator::Letter> letters;
-    for (int rank = 0; rank < ranks.size(); ++rank)
-      if (rank != ranks.rank()) letters.push_back({rank, bytes});
-    letters = ranks.sparse_all_to_all(letters);
-    cuda::check(has_handle, "cudaIpcGetMemHandle");
-    for (const Communicator::Letter& letter : letters) {
-      if (letter.bytes.empty())
-        throw Error({.code = ExitCode::device,
-                     .what = fmt::format("rank {} cannot show its memory to others", letter.rank),
-                     .from = fmt::format("rank {}", ranks.rank()),
-                     .mend = "see its own error; --transport nccl or mpi does without peer access"});
-      cudaIpcMemHandle_t theirs;
-      std::memcpy(&theirs, letter.bytes.data(), sizeof theirs);
-      void* base = nullptr;
-      cuda::check(cudaIpcOpenMemHandle(&base, theirs, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
-      base_[static_cast<size_t>(letter.rank)].reset(static_cast<std::byte*>(base));
-    }
-  }
-  const std::byte* of(int rank) const { return base_[static_cast<size_t>(rank)].get(); }
-
- private:
-  std::vector<std::unique_ptr<std::byte, CloseHandle>> base_;  // by rank; null: this one
-};
 
 // What no exchange uses now: pinned memory for a step's copies, which takes longer to make than a step may take.
 using IdleLists = std::vector<std::unique_ptr<cuda::PinnedMemory>>;
@@ -108,7 +73,7 @@ class PeerExchange : public PoolExchange {
     cudaSetDevice(gpu_);
     cudaStreamSynchronize(engine_stream_.get());
     cudaStreamSynchronize(stream_.get());
-    peers_.reset();
+    peers_.reset(), opened_.reset();
     for (auto* steps : {&receiving_, &kept_})
       for (auto& [tag, step] : *steps)
         if (step.list) idle_.push_back(std::move(step.list));
@@ -144,18 +109,21 @@ class PeerExchange : public PoolExchange {
     std::vector<BlockExchange::Message> told, heard, done;
     if (Receiving* step = receives.empty() ? nullptr : receiving_for(tag, receives)) {
       heard = heard_of(*step);
-      if (!step->is_listed && step->knows()) list(*step);
+      if (!step->is_listed && step->knows()) {
+        for (Receive& of : step->from) of.there_now = mine_;  // most likely as here
+        list(*step);
+      }
     }
     for (const Message& message : sends) {
       if (!message.slots.empty())
         sending_[tag].push_back({message.peer, message.slots, static_cast<int64_t>(message.slots.size())});
       else if (message.blocks > 0)
-        sending_[tag].push_back({message.peer, {0}, message.blocks});  // that they are there is all it says
+        sending_[tag].push_back({message.peer, {}, message.blocks});
     }
     if (const auto step = sending_.find(tag); !sends.empty() && step != sending_.end()) {
       for (Send& send : step->second) {
         done.push_back({send.peer, {{reinterpret_cast<std::byte*>(&send.taken), 1}}});
-        told.push_back({send.peer, {{reinterpret_cast<std::byte*>(send.slots.data()), static_cast<int64_t>(send.slots.size())}}});
+        told.push_back({send.peer, {send.slots.empty() ? words_of(mine_) : words_of(send.slots)}});
       }
     }
     slots_.start(tag, heard, told);
@@ -176,6 +144,17 @@ class PeerExchange : public PoolExchange {
 
   bool takes_sends_ahead() const override { return true; }
   bool reads_from_peers() const override { return true; }
+
+  bool reads_rows(const RowLayout& layout) override {
+    layout_ = layout;
+    return static_cast<size_t>(ranks_.size() - 1) <= cuda::kMostRowPeers;
+  }
+  bool send_from_rows(const kernels::KeysInRows& keys) override {
+    const cuda::CurrentDevice current(gpu_);
+    if (keys.rows == 0 || keys.k != shown_.k || keys.v != shown_.v || keys.rows != shown_.rows)
+      shown_ = keys, mine_ = keys.rows > 0 ? peer_memory::rows_to_show(keys) : RowsThere{};
+    return mine_.rows > 0;
+  }
 
   // Compute that is started before a step's kernel has its multiprocessors takes all of them and leaves none until its end.
   void let_it_begin() override {
@@ -247,8 +226,9 @@ class PeerExchange : public PoolExchange {
   struct Receive {  // of one home
     int peer = 0;
     std::vector<int32_t> there, here;  // slots
-    bool knows = false;                // those there
-    int32_t is_there = 0;
+    bool knows = false;                // those there; then home says only this:
+    RowsThere there_now{};             // they are there, in its pool or in these rows
+    bool in_rows = false;              // of the step's lists
   };
   struct Run {
     cuda::BlockCopy first;
@@ -258,8 +238,8 @@ class PeerExchange : public PoolExchange {
     std::vector<Receive> from;
     bool is_listed = false, is_started = false;
     std::vector<Run> runs;                     // for the copy engine
-    int64_t blocks = 0;                        // for multiprocessors:
-    std::unique_ptr<cuda::PinnedMemory> list;  // {begun, copies}; none: the copy engine does it all
+    int64_t blocks = 0, of_rows = 0;           // for multiprocessors:
+    std::unique_ptr<cuda::PinnedMemory> list;  // {begun, copies of blocks, of rows}; none: the copy engine does it all
     cuda::Event done;
     bool knows() const {
       return std::all_of(from.begin(), from.end(), [](const Receive& of) { return of.knows; });
@@ -271,10 +251,11 @@ class PeerExchange : public PoolExchange {
   };
   struct Send {
     int peer;
-    std::vector<int32_t> slots;
+    std::vector<int32_t> slots;  // none: the peer knows them, or finds the blocks in rows
     int64_t blocks;
     uint64_t taken = 0;
   };
+  static_assert(sizeof(cuda::RowCopy) == sizeof(cuda::BlockCopy), "they share a list");
   static constexpr int64_t kListHead = 256;  // bytes before the copies
 
   // The step that these messages are, with its lists if it is one as before; null if they bring nothing.
@@ -317,12 +298,16 @@ class PeerExchange : public PoolExchange {
   static std::vector<BlockExchange::Message> heard_of(Receiving& step) {
     std::vector<BlockExchange::Message> heard;
     for (Receive& of : step.from) {
-      if (of.knows)
-        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(&of.is_there), 1}}});
-      else
-        heard.push_back({of.peer, {{reinterpret_cast<std::byte*>(of.there.data()), static_cast<int64_t>(of.there.size())}}});
+      heard.push_back({of.peer, {of.knows ? words_of(of.there_now) : words_of(of.there)}});
     }
     return heard;
+  }
+  static BlockExchange::Piece words_of(std::vector<int32_t>& slots) {
+    return {reinterpret_cast<std::byte*>(slots.data()), static_cast<int64_t>(slots.size())};
+  }
+  static BlockExchange::Piece words_of(RowsThere& there) {
+    static_assert(sizeof there % sizeof(int32_t) == 0);
+    return {reinterpret_cast<std::byte*>(&there), sizeof there / sizeof(int32_t)};
   }
 
   void begin_list(Receiving& step) const {
@@ -334,26 +319,48 @@ class PeerExchange : public PoolExchange {
   void list(Receiving& step) {
     const bool by_engine = ranks_.size() == 2;
     std::vector<std::vector<cuda::BlockCopy>> by_home;
-    for (const Receive& of : step.from) by_home.push_back(blocks_of(of, by_engine ? &step.runs : nullptr));
+    std::vector<std::vector<cuda::RowCopy>> rows_by_home;
+    step.runs.clear();
+    for (Receive& of : step.from) {
+      of.in_rows = of.there_now.rows > 0;
+      if (of.in_rows)
+        rows_by_home.push_back(rows_of(of));
+      else
+        by_home.push_back(blocks_of(of, by_engine ? &step.runs : nullptr));
+    }
     const std::vector<cuda::BlockCopy> copies = in_turns(std::move(by_home));
-    step.blocks = static_cast<int64_t>(copies.size());
+    const std::vector<cuda::RowCopy> of_rows = in_turns(std::move(rows_by_home));
+    step.blocks = static_cast<int64_t>(copies.size()), step.of_rows = static_cast<int64_t>(of_rows.size());
     step.is_listed = true;
-    if (copies.empty()) return;
-    step.list = idle_list(step.blocks);
+    if (step.list) idle_.push_back(std::move(step.list));
+    if (step.blocks + step.of_rows == 0) return;
+    step.list = idle_list(step.blocks + step.of_rows);
     begin_list(step);
     std::memcpy(step.list->get() + kListHead, copies.data(), copies.size() * sizeof(cuda::BlockCopy));
+    std::memcpy(step.list->get() + kListHead + copies.size() * sizeof(cuda::BlockCopy), of_rows.data(),
+                of_rows.size() * sizeof(cuda::RowCopy));
   }
 
   void copy(Receiving& step) {
     const cuda::CurrentDevice current(gpu_);
-    if (!step.is_listed) list(step);
+    const auto is_as_listed = [](const Receive& of) { return of.in_rows == (of.there_now.rows > 0); };
+    if (!step.is_listed || !std::all_of(step.from.begin(), step.from.end(), is_as_listed)) list(step);
     if (step.list) {
-      const int64_t bytes = step.blocks * static_cast<int64_t>(sizeof(cuda::BlockCopy));
+      const int64_t bytes = (step.blocks + step.of_rows) * static_cast<int64_t>(sizeof(cuda::BlockCopy));
       // One of them will do: the stream orders its next use behind this one.
       copies_.reserve(bytes, stream_);
       cuda::copy_small(copies_.get(), step.list->get() + kListHead, bytes, stream_.get());
-      cuda::copy_blocks(copies_.as<cuda::BlockCopy>(), step.blocks, block_bytes_, ranks_.size() == 2 ? kOfTwo : kOfMore,
-                        reinterpret_cast<volatile uint32_t*>(step.list->get()), stream_.get());
+      auto* const begun = reinterpret_cast<volatile uint32_t*>(step.list->get());
+      const int multiprocessors = ranks_.size() == 2 ? kOfTwo : kOfMore;
+      const auto* const blocks = copies_.as<cuda::BlockCopy>();
+      cuda::copy_blocks(blocks, step.blocks, block_bytes_, multiprocessors, begun, stream_.get());
+      if (step.of_rows > 0) {
+        std::vector<cuda::PeerRows> peers(static_cast<size_t>(ranks_.size() - 1));
+        for (const Receive& of : step.from)
+          if (of.in_rows) peers[number_of(of.peer)] = opened_->of(of.there_now);
+        cuda::copy_rows(peers, layout_.kv_heads, layout_.head_bytes, reinterpret_cast<const cuda::RowCopy*>(blocks + step.blocks),
+                        step.of_rows, quarters_of_block(), multiprocessors, begun, stream_.get());
+      }
     }
     for (const Run& run : step.runs)
       cuda::check(cudaMemcpyAsync(run.first.to, run.first.from, static_cast<size_t>(run.bytes), cudaMemcpyDefault, engine_stream_.get()),
@@ -364,6 +371,21 @@ class PeerExchange : public PoolExchange {
     }
     step.done.record(stream_.get());
     step.is_started = true;
+  }
+
+  // Of the other ranks.
+  size_t number_of(int peer) const { return static_cast<size_t>(peer < ranks_.rank() ? peer : peer - 1); }
+  int quarters_of_block() const { return static_cast<int>(block_bytes_ / (kernels::kTile / 2 * layout_.head_bytes)); }
+
+  std::vector<cuda::RowCopy> rows_of(const Receive& of) const {
+    std::vector<cuda::RowCopy> copies;
+    copies.reserve(of.here.size());
+    for (size_t i = 0; i < of.here.size(); ++i) {
+      const RowPlace place = layout_.place(of.peer, of.there[i]);
+      copies.push_back({pool_ + of.here[i] * block_bytes_, place.first_row, static_cast<uint16_t>(place.kv_head),
+                        static_cast<uint8_t>(place.quarter), static_cast<uint8_t>(number_of(of.peer))});
+    }
+    return copies;
   }
 
   cuda::BlockCopy copy_of(const Receive& of, size_t i) const {
@@ -391,11 +413,12 @@ class PeerExchange : public PoolExchange {
   // link is the limit for all of them. Four H100 of one process that read 1 GiB from each of the others got 335 GB/s each by this kernel,
   // from homes in turns or not; by copy engines 391 in step, 234 out of step, 197 when all began with the same home.
   // Example: 2 blocks of one home and 4 of another are a A A b B B.
-  static std::vector<cuda::BlockCopy> in_turns(std::vector<std::vector<cuda::BlockCopy>> by_home) {
+  template <typename Copy>
+  static std::vector<Copy> in_turns(std::vector<std::vector<Copy>> by_home) {
     if (by_home.size() == 1) return std::move(by_home.front());
     size_t most = 0, all = 0;
     for (const auto& copies : by_home) most = std::max(most, copies.size()), all += copies.size();
-    std::vector<cuda::BlockCopy> merged;
+    std::vector<Copy> merged;
     merged.reserve(all);
     std::vector<size_t> taken(by_home.size());
     for (size_t turn = 1; turn <= most; ++turn)
@@ -445,6 +468,10 @@ class PeerExchange : public PoolExchange {
   uint64_t taken_word_ = 0;  // that it comes is all it says
   bool is_abandoned_ = false;
   std::optional<PeerMemory> peers_;
+  std::optional<OpenedRows> opened_ = std::make_optional<OpenedRows>();
+  RowLayout layout_;
+  kernels::KeysInRows shown_;  // rows that this rank sends out of, if it does,
+  RowsThere mine_{};           // and what others are told of them
   cuda::Stream stream_, engine_stream_;
   cuda::Event engine_done_;
   cuda::DeviceMemory copies_;
@@ -464,6 +491,7 @@ class PeerTransport : public Transport {
  public:
   explicit PeerTransport(int gpu) : gpu_(gpu) {}
   std::string name() const override { return "peer access (CUDA IPC)"; }
+  bool reads_from_peers() const override { return true; }
   std::unique_ptr<PoolExchange> between_pools(const Communicator& ranks, std::byte* pool, int64_t block_bytes) override {
     return std::make_unique<PeerExchange>(ranks, idle_, pool, block_bytes, gpu_);
   }

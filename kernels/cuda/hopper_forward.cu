@@ -15,6 +15,7 @@
 
 #include "kernels/cuda/hopper/consumer.cuh"
 #include "kernels/cuda/hopper/producer.cuh"
+#include "kernels/cuda/hopper/tensor_map.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::kernels::cuda {
@@ -60,36 +61,15 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
 
 // ---- Host ------------------------------------------------------------------------------------------------------------------------
 
-[[noreturn]] void fail(const std::string& what, const char* seen) {
-  throw Error(Problem{.code = ExitCode::device, .what = what, .seen = seen});
-}
 void check(cudaError_t status, const char* call) {
-  if (status != cudaSuccess) fail(std::string(call) + " failed", cudaGetErrorString(status));
-}
-
-// A tensor with 128 bytes as boxes' rows. Dimensions fastest first; strides in bytes, from dimension 1 on.
-template <size_t Rank>
-CUtensorMap tensor_map(CUtensorMapDataType type, const void* base, std::array<cuuint64_t, Rank> size,
-                       std::array<cuuint64_t, Rank - 1> stride, std::array<cuuint32_t, Rank> box) {
-  static const auto encode = [] {  // through the runtime, so that no program links with the driver's library
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found), "cudaGetDriverEntryPoint");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
-  }();
-  CUtensorMap map;
-  std::array<cuuint32_t, Rank> step;
-  step.fill(1);
-  const CUresult result =
-      encode(&map, type, Rank, const_cast<void*>(base), size.data(), stride.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) fail("cuTensorMapEncodeTiled failed", std::to_string(result).c_str());
-  return map;
+  if (status != cudaSuccess)
+    throw Error({.code = ExitCode::device, .what = std::string(call) + " failed", .seen = cudaGetErrorString(status)});
 }
 
 template <typename Element, class S>
 void launch(const DeviceStep& in, cudaStream_t stream) {
   constexpr int D = S::kHeadDim;
+  constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
   const Step& step = in.step;
   const auto kernel = forward_kernel<Element, S>;
   int device = 0, multiprocessors = 0;
@@ -100,14 +80,14 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
   const cuuint64_t row_bytes = D * 2, rows = static_cast<cuuint64_t>(in.pool_slots) * 2 * kTile;
   const CUtensorMapDataType type = step.type == ElementType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   const auto of_rows = [&](const void* base, int64_t count, int heads, cuuint32_t box_rows) {
-    return tensor_map<3>(type, base, {D, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(count)},
+    return tensor_map<3>(type, kSwizzle, base, {D, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(count)},
                          {row_bytes, row_bytes * static_cast<cuuint64_t>(heads)}, {kPanel, 1, box_rows});
   };
   Maps maps{};
   maps.q = of_rows(step.q, in.q_rows, step.heads, kRows);
   if constexpr (!S::kInRows) {
-    maps.tile = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
-    maps.half = tensor_map<2>(type, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
+    maps.tile = tensor_map<2>(type, kSwizzle, step.pool, {D, rows}, {row_bytes}, {kPanel, kTile});
+    maps.half = tensor_map<2>(type, kSwizzle, step.pool, {D, rows}, {row_bytes}, {kPanel, kSlotKeys});
   } else {
     const KeysInRows& keys = step.in_rows;
     maps.tile = of_rows(step.pool, static_cast<int64_t>(rows), 1, kTile);
@@ -116,7 +96,7 @@ void launch(const DeviceStep& in, cudaStream_t stream) {
     maps.v_tile = of_rows(keys.v, keys.rows, step.kv_heads, kTile), maps.v_half = of_rows(keys.v, keys.rows, step.kv_heads, kSlotKeys);
   }
   if (S::kContinues && S::kLists == 1)
-    maps.states = tensor_map<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, step.o,
+    maps.states = tensor_map<3>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, kSwizzle, step.o,
                                 {D, static_cast<cuuint64_t>(step.heads), static_cast<cuuint64_t>(in.state_rows)},
                                 {D * 4, D * 4 * static_cast<cuuint64_t>(step.heads)}, {kStateColumns, 1, kRows});
   const Arguments arguments{.work = step.work.data(),

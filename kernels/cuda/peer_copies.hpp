@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace longspan::kernels::cuda {
 
@@ -19,5 +20,26 @@ struct BlockCopy {
 // they leave the rest.
 void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, int multiprocessors, volatile uint32_t* begun,
                  cudaStream_t stream);
+
+// Keys and values of another GPU as its caller has them: [rows][kv_heads][head_bytes], aligned to 16 bytes.
+struct PeerRows {
+  const std::byte *k = nullptr, *v = nullptr;
+  int64_t rows = 0;
+};
+constexpr size_t kMostRowPeers = 15;  // whose rows one launch copies: a kernel takes the tensor maps of no more as its arguments
+
+// Some quarters of a unit (kernels/kernel.hpp), which the kernel puts together out of rows: 0 and 1 are K of its first and last 64 rows, 2
+// and 3 V. Rows past the last are zeros.
+struct RowCopy {
+  std::byte* to;
+  int32_t first_row;  // of the unit
+  uint16_t kv_head;
+  uint8_t quarter;  // the first of them
+  uint8_t peer;     // of `peers`
+};
+
+// As copy_blocks(), of blocks of `quarters` (1 or 4) quarters each. `head_bytes`: a multiple of 16, 512 at most.
+void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_bytes, const RowCopy* copies, int64_t count, int quarters,
+               int multiprocessors, volatile uint32_t* begun, cudaStream_t stream);
 
 }  // namespace longspan::kernels::cuda

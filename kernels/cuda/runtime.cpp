@@ -1,5 +1,6 @@
 #include "kernels/cuda/runtime.hpp"
 
+#include <cuda.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -51,6 +52,21 @@ std::byte* allocate_device(int64_t bytes) {
   void* data = nullptr;
   const cudaError_t result = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(1, bytes)));
   return allocated(data, result, bytes);
+}
+
+Allocation allocation_of(const void* memory) {
+  // The driver's, through the runtime, so that no program links with its library.
+  using AddressRange = CUresult (*)(CUdeviceptr * base, size_t * bytes, CUdeviceptr memory);
+  static const auto address_range = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    const cudaError_t asked = cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &entry, 3020, cudaEnableDefault, &found);
+    return asked == cudaSuccess ? reinterpret_cast<AddressRange>(entry) : nullptr;
+  }();
+  CUdeviceptr base = 0;
+  size_t bytes = 0;
+  if (address_range == nullptr || address_range(&base, &bytes, reinterpret_cast<CUdeviceptr>(memory)) != CUDA_SUCCESS) return {};
+  return {reinterpret_cast<std::byte*>(base), static_cast<int64_t>(bytes)};
 }
 
 std::byte* allocate_pinned(int64_t bytes) {

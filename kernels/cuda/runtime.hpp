@@ -31,6 +31,13 @@ std::byte* allocate_device(int64_t bytes);
 // Pinned host memory: copies to and from it run beside everything else, at the link's speed.
 std::byte* allocate_pinned(int64_t bytes);
 
+// The piece of cudaMalloc's that holds this address; without bytes where it is none.
+struct Allocation {
+  std::byte* base = nullptr;
+  int64_t bytes = 0;
+};
+Allocation allocation_of(const void* memory);
+
 class Event;
 class Stream;
 

@@ -19,6 +19,7 @@ PreparedJob::PreparedJob(const comm::Communicator& ranks, Job job) : job_(std::m
     options.stripes = 1;
     options.on_gpu = job_.on_gpu;
     options.rows_are_copied = job_.rows_are_copied;
+    options.share_keys = job_.share_keys;
     if (job_.through_host_memory) options.step_bytes = job_.host_memory / 4;
     options.exact_tiles = std::numeric_limits<int64_t>::max();
     // All keys of the sequence and all rows of a rank twice over are more than any plan uses; pages that are not touched cost nothing.
@@ -36,6 +37,7 @@ engine::RunOptions PreparedJob::run_options() const {
   options.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(job_.shape.head_dim)));
   options.timeout = job_.timeout;
   options.keep = job_.keep;
+  options.share_keys = job_.share_keys;
   return options;
 }
 

@@ -30,6 +30,7 @@ struct Job {
   int64_t host_memory = int64_t{128} << 20;  // pinned bytes of a GPU rank; such a step takes a quarter
   bool on_gpu = false;
   bool rows_are_copied = false;  // to a GPU, and results back: in several stripes then
+  bool share_keys = false;       // engine::RunOptions
   double timeout = 0;            // seconds; 0: never
   bool keep = true;              // what is made ready for the next time, as a library user's job does
 };

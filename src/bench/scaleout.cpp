@@ -95,6 +95,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
   const std::vector<double> flop = ranks.all_gather(job.plan().flop(what.shape));
   point.flop = std::accumulate(flop.begin(), flop.end(), 0.0);
   point.ranks_with_keys_in_rows = static_cast<int>(ranks.sum(int64_t{typical.keys_in_rows ? 1 : 0}));
+  point.ranks_that_share_keys = static_cast<int>(ranks.sum(int64_t{typical.keys_shared ? 1 : 0}));
   point.kv_bytes_planned = ranks.sum(typical.planned_bytes_received);
   point.kv_bytes_moved = ranks.sum(typical.bytes_received);
   point.kv_bytes_lower_bound = ranks.sum(job.plan().bytes_lower_bound());
@@ -140,8 +141,9 @@ std::optional<ScaleoutPoint> measure_scaleout(const comm::Communicator& world, i
       part.documents = first_documents(job.documents, tokens);
       const std::unique_ptr<comm::Transport> transport = options.transport(*few);
       part.through_host_memory = transport->passes_host_memory();
+      part.share_keys = part.share_keys && transport->reads_from_peers();
+      JobRows rows;  // go last: the job may have others' open
       PreparedJob prepared(*few, std::move(part));
-      JobRows rows;
       few->agreed([&] { rows = options.rows(prepared); });
       point = measure(*few, prepared, rows, device, *transport, options);
       point->whole = tokens == job.shape.tokens;

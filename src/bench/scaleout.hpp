@@ -36,7 +36,8 @@ struct ScaleoutPoint {
   double exposed = 0;               // share of the ranks' time in which they start messages and wait for keys, queries and states of others
   double imbalance = 1;             // compute of the busiest rank over the mean
   double flop = 0;                  // of all ranks
-  int ranks_with_keys_in_rows = 0;  // that attended their own keys where they lie (engine::Record::keys_in_rows)
+  int ranks_with_keys_in_rows = 0;  // that attended their own keys where they lie (engine::Record::keys_in_rows),
+  int ranks_that_share_keys = 0;    // and whose keys others read there, too (keys_shared)
   int64_t kv_bytes_planned = 0, kv_bytes_moved = 0, kv_bytes_lower_bound = 0, row_bytes_moved = 0;  // of all ranks
   plan::Rates rates;                 // measured with these ranks at work, between the runs
   double probe_flop_per_second = 0;  // of a rank in full tiles, alone and without exchange, all of these ranks at once

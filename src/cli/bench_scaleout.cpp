@@ -68,6 +68,7 @@ ordered_json point_json(const Row& row, const ScaleoutPoint& first, const Shape&
       {"exposed", point.exposed},
       {"imbalance", point.imbalance},
       {"ranks_with_keys_in_rows", point.ranks_with_keys_in_rows},
+      {"ranks_that_share_keys", point.ranks_that_share_keys},
       {"kv_bytes_planned", point.kv_bytes_planned},
       {"kv_bytes_moved", point.kv_bytes_moved},
       {"kv_bytes_lower_bound", point.kv_bytes_lower_bound},
@@ -147,7 +148,8 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   const BenchPlace place = bench_place(ranks, settings);
   job.host_memory = place.host_memory;
   job.on_gpu = !place.device->memory_is_host();
-  const auto rows_in = settings.text("rows-in") == "device" ? bench::RowsIn::device : bench::RowsIn::host;
+  const auto rows_in = settings.text("rows-in") == "host" ? bench::RowsIn::host : bench::RowsIn::device;
+  job.share_keys = settings.text("rows-in") == "shared";
   job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
   if (place.gpu && rows_in == bench::RowsIn::device && !job.memory)
     job.memory = ranks.min(place.memory - rows_on_device(job, mode, ranks.size()));
@@ -165,9 +167,10 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
                   "count, medians of the slowest rank; rates of the prediction measured in this launch",
                   ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
                   job.pattern.canonical(), shape_text(job.shape, job.documents.count()),
-                  rows_in == bench::RowsIn::device ? "the device's memory, used in place"
-                  : job.rows_are_copied            ? "pinned memory"
-                                                   : "memory",
+                  job.share_keys                     ? "the device's memory, used in place, also by other GPUs"
+                  : rows_in == bench::RowsIn::device ? "the device's memory, used in place"
+                  : job.rows_are_copied              ? "pinned memory"
+                                                     : "memory",
                   options.times));
 
   std::vector<Row> rows;

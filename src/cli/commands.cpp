@@ -404,8 +404,9 @@ std::vector<Command> make_commands() {
                    .value = "WHERE",
                    .fallback = "host",
                    .help = "host: a GPU copies Q, K and V from pinned memory, and the results back; device: all of them lie in "
-                           "its own memory, and are used in place",
-                   .choices = {"host", "device"}},
+                           "its own memory, and are used in place; shared: and GPUs of the host that have peer access read each "
+                           "other's K and V there",
+                   .choices = {"host", "device", "shared"}},
                   kIterations,
                   kProbeTime,
                   kHostMemory,

@@ -177,10 +177,10 @@ std::string fingerprint(const Shape& shape, const std::string& pattern, const Do
   for (int64_t offset : documents.offsets()) offsets = (offsets ^ static_cast<uint64_t>(offset)) * 1099511628211u;
   return fmt::format(
       "tokens {}, heads {}, kv_heads {}, head_dim {}, {}, documents {} ({:x}), pattern {}, partition {}, output {}, reproducible {}, scale "
-      "{}, device {}, rows_on_gpu {}",
+      "{}, device {}, rows_on_gpu {}, share_keys {}",
       shape.tokens, shape.heads, shape.kv_heads, shape.head_dim, name_of(shape.type), documents.count(), offsets, pattern,
       plan::name_of(options.partition), name_of(options.output_type), options.reproducible, options.scale, name_of(options.device),
-      options.rows_on_gpu);
+      options.rows_on_gpu, options.share_keys);
 }
 
 }  // namespace
@@ -225,6 +225,7 @@ struct Attention::State {
     plan_options.stripes = 1;
     plan_options.on_gpu = gpu.gpu.has_value();
     plan_options.rows_are_copied = gpu.gpu && !options.rows_on_gpu;
+    plan_options.share_keys = options.share_keys;
     plan_options.exact_tiles = std::numeric_limits<int64_t>::max();
     constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::max();
     int64_t memory = ranks.min(options.memory > 0 ? options.memory : kNotGiven);
@@ -284,6 +285,7 @@ void Attention::forward(ConstTensor q, ConstTensor k, ConstTensor v, Tensor o, f
       static_cast<float>(state_->options.scale != 0 ? state_->options.scale : 1 / std::sqrt(static_cast<double>(state_->shape.head_dim)));
   run.timeout = state_->options.timeout;
   run.keep = true;
+  run.share_keys = state_->options.share_keys;
   try {
     state_->record = state_->engine->forward(*input, *output, *state_->device, *state_->transport, run);
   } catch (const Error& error) {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <future>
+#include <limits>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -168,14 +169,21 @@ class Engine::Run {
   void start_loading_keys() {
     const Timed timed(record_.load);
     if (!shared_.keys_stay) return;
-    record_.keys_in_rows = keys_may_stay_in_rows() && key_loader_.start_in_rows(plan_.own, fetches_.sent().first, fetches_.sent().later);
-    if (!record_.keys_in_rows) key_loader_.start_own(plan_.own, fetches_.first_sent());
-  }
-
-  bool keys_may_stay_in_rows() {
-    return !options_.keys_into_pool && key_loader_.is_the_devices(plan_.own) &&
-           device_.attends_rows(shape_.type, shape_.head_dim, options_.scale) &&
-           plan::keys_stay_in_rows(plan_.weighted_tiles(), size_of(plan_.own) * shape_.kv_heads, fetches_.sent().blocks * shape_.kv_heads);
+    const bool can = !options_.keys_into_pool && key_loader_.is_the_devices(plan_.own) &&
+                     device_.attends_rows(shape_.type, shape_.head_dim, options_.scale);
+    const auto stay = [&](int64_t sent) {  // blocks, by way of the pool
+      return can && plan::keys_stay_in_rows(plan_.weighted_tiles(), size_of(plan_.own) * shape_.kv_heads, sent * shape_.kv_heads) &&
+             key_loader_.leave_in_rows(plan_.own);
+    };
+    record_.keys_shared = options_.share_keys && stay(0) && fetches_.send_from_rows();
+    if (!record_.keys_shared) fetches_.send_from_pool();
+    record_.keys_in_rows = record_.keys_shared || stay(fetches_.sent().blocks);
+    if (record_.keys_shared)
+      key_loader_.start_in_rows({}, {});
+    else if (record_.keys_in_rows)
+      key_loader_.start_in_rows(fetches_.sent().first, fetches_.sent().later);
+    else
+      key_loader_.start_own(plan_.own, fetches_.first_sent());
   }
 
   // What the first stripes need of this thread, while the keys are loaded: messages, long rows' queries, and lists.
@@ -188,6 +196,7 @@ class Engine::Run {
       while (fetches_.prepare_one_of_first()) long_rows_.progress(), key_loader_.here_at();  // notes the time
     }
     may_start_first_ = true;
+    if (record_.keys_shared) move_messages();  // there is nothing to wait for
     const auto list_more = [&] {
       const Timed timed(record_.plan);
       return list_maker_.make_ahead();
@@ -215,10 +224,11 @@ class Engine::Run {
   }
 
   static constexpr double kPatience = 0.1;  // seconds
+  static constexpr size_t kAllParts = std::numeric_limits<size_t>::max();
   // Seconds between looks at the messages: less where this thread takes nothing from the device, and where both sides look for many parts.
   double poll() const { return !device_.memory_is_host() || long_rows_.is_moving() ? 0.00005 : 0.0005; }
   void move_messages() {
-    if (may_start_first_) fetches_.start_first(key_loader_.parts_here());
+    if (may_start_first_) fetches_.start_first(record_.keys_shared ? kAllParts : key_loader_.parts_here());
     fetches_.progress();
     if (may_start_first_) fetches_.note_arrivals();
     long_rows_.progress();

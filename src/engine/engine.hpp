@@ -48,7 +48,8 @@ struct Record {
   int64_t row_bytes_received = 0, planned_row_bytes_received = 0;  // queries and states of long rows
   int64_t bytes_read_again = 0;
   int64_t steps_beside = 0;   // that were started before the end of the one before
-  bool keys_in_rows = false;  // own keys were attended where they lie, and only those that others get were loaded
+  bool keys_in_rows = false;  // own keys were attended where they lie, and only those that others get were loaded,
+  bool keys_shared = false;   // and not even these: others read them there, too
   bool units_stayed = false;  // others' keys came to where the run before had them: nobody had to look for slots
   int64_t pool_bytes = 0, rows_bytes = 0;
 };
@@ -60,6 +61,9 @@ struct RunOptions {
   // outlive the engine then. Keys that are read again keep nothing.
   bool keep = false;
   bool keys_into_pool = false;  // own ones, also where the device would attend them in rows: to measure what that takes
+  // The memory of own keys that lie in reach of the device's kernels is not given back before this engine and all others of the job, or
+  // what they keep, are gone: other ranks may have it open. The same on all ranks.
+  bool share_keys = false;
   std::function<void(int64_t stripe, int64_t stripes)> progress;  // after each stripe; may be empty
 };
 

@@ -99,6 +99,7 @@ Fetches::Messages Fetches::messages(const std::vector<PeerUnits>& peers, Append 
 Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport& transport)
     : shared_(what.shared),
       plan_(what.plan),
+      blocks_(what.blocks),
       schedule_(what.schedule),
       host_of_rank_(what.host_of_rank),
       device_(device),
@@ -106,6 +107,9 @@ Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, shared_.in_halves, device),
       exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit)) {
+  reads_rows_ = exchange_->reads_rows({.kv_heads = shared_.shape.kv_heads,
+                                       .head_bytes = shared_.shape.head_dim * static_cast<int>(size_of(shared_.shape.type)),
+                                       .place = [this](int home_rank, int32_t piece) { return row_place(home_rank, piece); }});
   if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
     for (int step = 0; step < schedule_.steps[s]; ++step) order_.emplace_back(s, step);
@@ -321,12 +325,24 @@ bool Fetches::send_ahead() {
   return true;
 }
 
+const Fetches::Home& Fetches::home(int rank) {
+  const auto [found, is_new] = homes_.try_emplace(rank);
+  Home& home = found->second;
+  if (!is_new) return home;
+  const Intervals blocks = shared_.partition.blocks_of(rank);
+  home.blocks = Numbering(blocks);
+  int32_t row = 0;
+  for (const Interval& run : blocks)
+    for (int64_t block = run.begin; block < run.end; ++block)
+      home.first_rows.push_back(row), row += static_cast<int32_t>(blocks_.rows(block));
+  return home;
+}
+
 // A home's own units have their slots for good, in the order in which KeyPool numbers them.
 void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives) {
   std::vector<int32_t> units;
   for (size_t p = 0; p < peers.size(); ++p) {
-    Numbering& own = own_of_[peers[p].peer];
-    if (own.count() == 0) own = Numbering(shared_.partition.blocks_of(peers[p].peer));
+    const Numbering& own = home(peers[p].peer).blocks;
     std::vector<int32_t>& slots = receives[p].slots_there;
     slots.reserve(receives[p].slots.size());
     for (const UnitRun& run : peers[p].runs) {
@@ -339,6 +355,16 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
       pieces_.append(run, units, slots);
     }
   }
+}
+
+// Where a home's rows lie that the pool would have in this piece. Example: of 10 blocks of 128 rows at home, each a unit of two KV heads,
+// piece 4·13 + 2 is the first half of V of unit 13, which is block 3 of KV head 1: row 384.
+comm::PoolExchange::RowPlace Fetches::row_place(int home_rank, int32_t piece) {
+  const Home& at = home(home_rank);
+  const int64_t unit = piece / pieces_.of_unit;
+  return {.first_row = at.first_rows[static_cast<size_t>(unit % at.blocks.count())],
+          .kv_head = static_cast<int>(unit / at.blocks.count()),
+          .quarter = piece % pieces_.of_unit};
 }
 
 Fetches::Messages Fetches::sends_of(size_t t) const {

@@ -54,6 +54,12 @@ class Fetches {
   // Steps of the job as (stripe, step of it), in the order they run. Below, t counts them.
   const std::vector<std::pair<size_t, int>>& order() const { return order_; }
 
+  // Before anything is sent in a run: others read own blocks in the rows that the pool leaves them in, where they can; or in the pool.
+  bool send_from_rows() { return reads_rows_ && exchange_->send_from_rows(pool_.in_rows()); }
+  void send_from_pool() {
+    if (reads_rows_) exchange_->send_from_rows({});
+  }
+
   // The first fetches are those of the steps that are ahead of the first one, and of the first step at all in which keys travel.
   //
   // Makes the next of them ready: slots, messages, memory for them; false when all are. May come before this rank's own keys are here.
@@ -132,7 +138,14 @@ class Fetches {
   void start_prepared(size_t t);
   bool send_ahead();  // of the next step, when it may be; whether it was
   void read_again(size_t t);
+  // Blocks of another rank, in the order in which it has them.
+  struct Home {
+    Numbering blocks;
+    std::vector<int32_t> first_rows;  // of each, among its rows
+  };
+  const Home& home(int rank);
   void name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives);
+  comm::PoolExchange::RowPlace row_place(int home_rank, int32_t piece);
   Messages sends_of(size_t t) const;
   void tell_device(size_t t);  // that the step's keys are here
   bool may_pass_on(size_t t);
@@ -145,6 +158,7 @@ class Fetches {
 
   const plan::Shared& shared_;
   const plan::RankPlan& plan_;
+  const plan::Blocks& blocks_;
   const Schedule& schedule_;
   const std::vector<int>& host_of_rank_;
   kernels::Device& device_;
@@ -176,7 +190,8 @@ class Fetches {
   std::map<size_t, std::vector<int32_t>> arriving_;  // by step: slots of units that messages fill
   std::vector<size_t> awaited_;                      // steps whose keys are on their way
   Clock::time_point awaited_since_;                  // the first of them
-  std::map<int, Numbering> own_of_;                  // blocks of other ranks, of those that were asked for some
+  std::map<int, Home> homes_;                        // of ranks that were asked for something
+  bool reads_rows_ = false;                          // what others send may come out of rows
   std::vector<size_t> to_release_;                   // after these steps
   bool some_were_released_ = false;                  // in this run
   // All units that a run fetches are in slots of their own, asked for before its first step is over, and stay there for the next run: none

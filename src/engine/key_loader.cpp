@@ -69,15 +69,16 @@ void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& pa
   start(is_the_devices(own), parts, rest);
 }
 
-bool KeyLoader::start_in_rows(const Intervals& own, const std::vector<Intervals>& parts, const Intervals& rest) {
+bool KeyLoader::leave_in_rows(const Intervals& own) {
   const Intervals tokens = blocks_.tokens(own);
   if (!is_the_devices(own) || size_of(tokens) > kernels::KeysInRows::kMostRows) return false;
   const kernels::KeyRows keys = copies_.keys_in_one_piece(tokens);
   if (keys.k == nullptr) return false;
   pool_.leave_own_in_rows(keys, blocks_);
-  start(true, parts, rest);
   return true;
 }
+
+void KeyLoader::start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest) { start(true, parts, rest); }
 
 // What others get first comes first, so that it is on its way while the rest is loaded.
 void KeyLoader::start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest) {

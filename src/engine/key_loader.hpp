@@ -36,11 +36,12 @@ class KeyLoader {
 
   // Whether the device loads `own`, the same blocks at every call.
   bool is_the_devices(const Intervals& own);
-  // Starts to load `own` into the pool: first `parts` of it, one after another, then the rest. Once, this or the next.
+  // Where the device loads `own`, and all its rows follow each other in memory: kernels attend them there from now on. Else false.
+  bool leave_in_rows(const Intervals& own);
+  // Then: starts to look through them for NaN and ∞, once `parts` and `rest` of them, which others get, have been loaded into the pool.
+  void start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest);
+  // Else: starts to load `own` into the pool, first `parts` of it, one after another, then the rest. Once, this or the one before.
   void start_own(const Intervals& own, const std::vector<Intervals>& parts);
-  // Where the device loads `own`, and all its rows follow each other in memory, kernels attend them there from now on: starts to load only
-  // `parts`, then `rest`, which others get, and to look through all for NaN and ∞. Else false, and nothing has been started.
-  bool start_in_rows(const Intervals& own, const std::vector<Intervals>& parts, const Intervals& rest);
   bool is_started() const { return task_.valid() || !started_.empty(); }
   size_t parts_here();            // so many of `parts`
   bool wait_for(double seconds);  // at most so long; whether all is here, or nothing was started. Rethrows what went wrong

@@ -35,8 +35,12 @@ struct AttentionOptions {
   DeviceKind device = DeviceKind::automatic;  // GPUs where every rank has one, else CPUs
   bool share_gpu = false;                     // several ranks of a host may compute on one GPU
   bool rows_on_gpu = false;  // the tensors will lie in the GPU's own memory: forward() is planned for that, and takes others too
-  int threads = 0;           // of CPU compute; 0: all CPUs this process may run on
-  double timeout = 300;      // seconds without any message before forward() gives up; 0: never
+  // K and V of every forward() that lie in the GPU's own memory (cudaMalloc) are not given back before this object is destroyed on all
+  // ranks: then other GPUs of the host may read them there, and need not wait until they have been copied. What is in them may change
+  // between two calls.
+  bool share_keys = false;
+  int threads = 0;       // of CPU compute; 0: all CPUs this process may run on
+  double timeout = 300;  // seconds without any message before forward() gives up; 0: never
   // The lists of the pattern's block_mask terms, one for each distinct name in the order of Pattern::block_masks(); shared with the caller.
   // From lists in memory: pattern/block_mask.hpp.
   std::vector<std::shared_ptr<const pattern::BlockMaskSource>> block_masks;

@@ -127,7 +127,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
   for (size_t batch = 0; batch < shared.batches.size(); ++batch)
     rank.stripes[batch].row_bytes = plan.row_bytes_moved / static_cast<int64_t>(shared.batches.size());
   rank.bytes_from.assign(bytes_from.begin(), bytes_from.end());
-  const int64_t own = rank.key_bytes / plan.unit_bytes, sent = std::min(own, fetched);
+  const int64_t own = rank.key_bytes / plan.unit_bytes, sent = shared.options.share_keys ? 0 : std::min(own, fetched);
   rank.sent_bytes = sent * plan.unit_bytes;
   rank.keys_in_rows = !shared.options.rows_are_copied && keys_stay_in_rows(plan.weighted_tiles(), own, sent);
   return rank;

@@ -50,7 +50,7 @@ Partition choose_partition(const TileLists& lists, const pattern::BoundPattern& 
                            const RowCosts& costs, int ranks, const Options& options);
 
 // Whether a device that can attend own keys where a caller has their rows should, and not bring them into the pool first, from where
-// kernels read them faster. `tiles`: of the rank's rows, for each query head, others' keys too; `own`: units, of which `sent` go to others,
+// kernels read them faster. `tiles`: of the rank's rows, for each query head, others' keys too; `own`: units, of which `sent` go to others
 // by way of the pool, whatever this says.
 bool keys_stay_in_rows(int64_t tiles, int64_t own, int64_t sent);
 

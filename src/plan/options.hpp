@@ -46,6 +46,7 @@ struct Options {
   int stripes = 16;
   bool on_gpu = false;                 // few steps, and long rows in parts: what steps, and rows by themselves, cost there
   bool rows_are_copied = false;        // data in memory, computed on a GPU: stripes_of_copied_rows() or one, whatever `stripes` is
+  bool share_keys = false;             // other ranks read a rank's own keys where they lie, if it attends them there
   bool keys_can_be_read_again = true;  // from a file; otherwise a rank's own keys must fit into memory
   int64_t step_bytes = 0;              // of keys fetched for one step, about: what their messages may take elsewhere; 0: as there is room
   int64_t segment_blocks = 1024;       // key blocks of one segment of a long row

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "comm/communicator.hpp"
 #include "comm/transport.hpp"
+#include "kernels/kernel.hpp"
 #include "longspan/error.hpp"
 #include "tests/support/test_devices.hpp"
 
@@ -248,6 +250,90 @@ TEST_P(PoolExchangeTest, StepsMayComeAgainAndMayChange) {
     world_.barrier();
   }
   EXPECT_EQ(exchange->bytes_received(), kTimes * kSteps * kEach * kBlockBytes);
+}
+
+// Units of three heads, the last one of few rows. From time to time homes have them in their pools or as rows, and not all of them alike;
+// what comes is the same.
+TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
+  if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
+  constexpr int kUnits = 6, kHeads = 3, kRows = (kUnits - 1) * kernels::kTile + 77, kSteps = 2, kEach = 7, kTimes = 5;
+  const int rank = world_.rank(), ranks = world_.size();
+  const auto element = [](int of_rank, int time, int tensor, int row, int head, int at) {
+    return static_cast<std::byte>(of_rank * 37 + time * 101 + tensor * 59 + row * 7 + head * 13 + at % 11);
+  };
+  for (const auto& [head_bytes, quarters] : {std::pair(256, 1), std::pair(256, 4), std::pair(128, 1), std::pair(512, 4)}) {
+    SCOPED_TRACE(std::to_string(head_bytes) + " bytes, blocks of quarters: " + std::to_string(quarters));
+    const int quarter_bytes = kernels::kTile / 2 * head_bytes, block_bytes = quarters * quarter_bytes, of_unit = 4 / quarters;
+    const int own = kUnits * kHeads * of_unit, slots = own + kSteps * (ranks - 1) * kEach;
+    // The block in a slot of a rank, byte for byte.
+    const auto block = [&, bytes = head_bytes, count = quarters](int of_rank, int time, int slot) {
+      std::vector<std::byte> all;
+      const int unit = slot / of_unit, head = unit / kUnits, first = slot % of_unit * count;
+      for (int quarter = first; quarter < first + count; ++quarter)
+        for (int r = 0; r < kernels::kTile / 2; ++r)
+          for (int at = 0, row = unit % kUnits * kernels::kTile + quarter % 2 * (kernels::kTile / 2) + r; at < bytes; ++at)
+            all.push_back(row < kRows ? element(of_rank, time, quarter / 2, row, head, at) : std::byte{0});
+      return all;
+    };
+    const int64_t rows_bytes = int64_t{kRows} * kHeads * head_bytes, pool_bytes = int64_t{slots} * block_bytes;
+    const kernels::Buffer pool = open_.device->allocate(pool_bytes), k = open_.device->allocate(rows_bytes),
+                          v = open_.device->allocate(rows_bytes);
+    const auto exchange = open_.transport->between_pools(world_, pool.get(), block_bytes);
+    exchange->set_timeout(60);
+    const auto place = [&](int, int32_t slot) {
+      return comm::PoolExchange::RowPlace{
+          .first_row = slot / of_unit % kUnits * kernels::kTile, .kv_head = slot / of_unit / kUnits, .quarter = slot % of_unit};
+    };
+    if (!exchange->reads_rows({.kv_heads = kHeads, .head_bytes = head_bytes, .place = place})) {
+      EXPECT_FALSE(exchange->reads_from_peers());
+      EXPECT_FALSE(exchange->send_from_rows({k.get(), v.get(), kRows}));
+      GTEST_SKIP() << "this exchange has blocks in pools";
+    }
+    std::vector<comm::PoolExchange::Step> expected(kSteps);
+    for (auto& step : expected)
+      for (int peer = 0; peer < ranks; ++peer)
+        if (peer != rank) step.receives.push_back({peer, {}, {kEach}}), step.sends.push_back({peer, {}, {kEach}});
+    exchange->expect(expected, kSteps, true);
+    for (int time = 0; time < kTimes; ++time) {
+      const bool in_rows = time < 2 || (time + rank) % 2 == 0;
+      std::vector<std::byte> host(static_cast<size_t>(pool_bytes), std::byte{0xee}), rows(static_cast<size_t>(rows_bytes), std::byte{0xdd});
+      for (int tensor = 0; tensor < 2; ++tensor) {
+        if (in_rows)
+          for (int at = 0; at < kRows * kHeads * head_bytes; ++at)
+            rows[static_cast<size_t>(at)] =
+                element(rank, time, tensor, at / head_bytes / kHeads, at / head_bytes % kHeads, at % head_bytes);
+        open_.device->upload(rows.data(), rows_bytes, tensor == 0 ? k.get() : v.get());
+      }
+      for (int slot = 0; slot < own && !in_rows; ++slot) std::ranges::copy(block(rank, time, slot), host.begin() + slot * block_bytes);
+      open_.device->upload(host.data(), pool_bytes, pool.get());
+      EXPECT_EQ(exchange->send_from_rows(in_rows ? kernels::KeysInRows{k.get(), v.get(), kRows} : kernels::KeysInRows{}), in_rows);
+      const auto there = [&](int peer, int step, int i) { return (peer * 3 + step * 7 + i * 5) % own; };
+      const auto here = [&](int peer, int step, int i) { return own + (step * (ranks - 1) + peer - (peer > rank ? 1 : 0)) * kEach + i; };
+      world_.barrier();
+      for (int step = 0; step < kSteps; ++step) {
+        std::vector<comm::PoolExchange::Message> in, out;
+        for (int peer = 0; peer < ranks; ++peer) {
+          if (peer == rank) continue;
+          comm::PoolExchange::Message& message = in.emplace_back(comm::PoolExchange::Message{.peer = peer});
+          for (int i = 0; i < kEach; ++i) message.slots.push_back(here(peer, step, i)), message.slots_there.push_back(there(peer, step, i));
+          out.push_back({.peer = peer, .blocks = kEach});
+        }
+        if (time == 4 && exchange->receive_again(step)) in.clear();
+        exchange->start(step, in, out);
+      }
+      for (int step = 0; step < kSteps; ++step) exchange->finish_receives(step);
+      open_.device->download(pool.get(), pool_bytes, host.data());
+      for (int step = 0; step < kSteps; ++step)
+        for (int peer = 0; peer < ranks; ++peer)
+          for (int i = 0; i < kEach && peer != rank; ++i) {
+            const auto at = host.begin() + here(peer, step, i) * block_bytes;
+            ASSERT_TRUE(std::ranges::equal(block(peer, time, there(peer, step, i)), std::span(at, at + block_bytes)))
+                << "time " << time << " step " << step << " peer " << peer << " block " << i;
+          }
+      for (int step = 0; step < kSteps; ++step) exchange->finish_sends(step);
+    }
+    EXPECT_EQ(exchange->bytes_received(), int64_t{kTimes} * kSteps * (ranks - 1) * kEach * block_bytes);
+  }
 }
 
 // What comes after a job was given up must find the memory it goes to, or none (AddressSanitizer would see it), and nothing of it gets into

@@ -104,7 +104,8 @@ TEST_P(AttentionTest, RowsThatTheDeviceReachesByItself) {
   }
 }
 
-// Tensors in the device's own memory, used where they lie; misaligned ones are copied, those with gaps a GPU refuses.
+// Tensors in the device's own memory, used where they lie, by other ranks too if they may; misaligned ones are copied, those with gaps a
+// GPU refuses.
 TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
   const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
   kernels::Device& device = *open.device;
@@ -112,9 +113,16 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
   const Documents documents = Documents::single(shape.tokens);
   const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2, o_row = 4 * 64 * 2;
   unsigned seed = 3;
-  for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal"}) {
+  for (const auto& [text, share] :
+       {std::pair("bigbird(64, 3, 1, 2, 5)", false), std::pair("bigbird(64, 3, 1, 2, 5)", true), std::pair("causal", true)}) {
+    std::vector<kernels::Buffer> keys;  // go after the object that may have shown them to others
     Attention attention(MPI_COMM_WORLD, shape, text, documents,
-                        {.output_type = ElementType::bfloat16, .device = GetParam(), .share_gpu = true, .rows_on_gpu = true, .threads = 1});
+                        {.output_type = ElementType::bfloat16,
+                         .device = GetParam(),
+                         .share_gpu = true,
+                         .rows_on_gpu = true,
+                         .share_keys = share,
+                         .threads = 1});
     const int64_t rows = attention.local_rows();
     for (int64_t shift : {0, 2}) {  // bytes
       Problem problem(shape, documents, text, ++seed);
@@ -135,12 +143,13 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
         };
         std::vector<std::byte> o(static_cast<size_t>(rows * o_row), std::byte{0xff});
         std::vector<float> lse(static_cast<size_t>(rows * 4), -1);
-        const kernels::Buffer q_there = there(q), k_there = there(k), v_there = there(v), o_there = there(o),
-                              lse_there = device.allocate(rows * 16 + 16);
+        const kernels::Buffer q_there = there(q), o_there = there(o), lse_there = device.allocate(rows * 16 + 16);
+        const std::byte* const k_there = keys.emplace_back(there(k)).get();
+        const std::byte* const v_there = keys.emplace_back(there(v)).get();
         device.upload(lse.data(), rows * 16, lse_there.get());
         const auto forward = [&](int64_t gap) {
-          attention.forward({q_there.get() + shift, 4 * 64 + gap}, {k_there.get() + shift}, {v_there.get() + shift},
-                            {o_there.get() + shift}, with_lse ? reinterpret_cast<float*>(lse_there.get()) : nullptr);
+          attention.forward({q_there.get() + shift, 4 * 64 + gap}, {k_there + shift}, {v_there + shift}, {o_there.get() + shift},
+                            with_lse ? reinterpret_cast<float*>(lse_there.get()) : nullptr);
         };
         forward(0);
         device.download(o_there.get() + shift, rows * o_row, o.data());

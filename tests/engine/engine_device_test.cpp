@@ -283,6 +283,82 @@ TEST(EngineInPlaceTest, OwnKeysStayInRowsThatTheDeviceAttends) {
     attend_in(window, 7, {.stripes = 3, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true}, true, true);
 }
 
+// Whose memory others can open.
+class SharesRows : public AttendsRows {
+ public:
+  using AttendsRows::AttendsRows;
+  kernels::Buffer allocate(int64_t bytes) override {
+    return kernels::Buffer(allocate_shared(bytes), {[](void* memory, void*) { free_shared(memory); }, nullptr});
+  }
+};
+
+// K and V lie in memory that others can open.
+class LiesInSharedMemory : public LiesThere {
+ public:
+  explicit LiesInSharedMemory(Problem& problem)
+      : LiesThere(problem), row_bytes_(problem.shape().kv_heads * static_cast<int64_t>(problem.row_bytes(1))) {
+    for (const auto& [from, to] : {std::pair(&problem.k(), &k_), std::pair(&problem.v(), &v_)})
+      std::copy(from->begin(), from->end(), to->emplace(static_cast<int64_t>(from->size()) + kBefore).get() + kBefore);
+  }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return k_->get() + kBefore + begin * row_bytes_; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return v_->get() + kBefore + begin * row_bytes_; }
+
+ private:
+  static constexpr int64_t kBefore = 48;  // bytes of something else
+  int64_t row_bytes_;
+  std::optional<SharedRows> k_, v_;
+};
+
+// Then nothing is loaded: others copy what they need out of these rows, however much that is, and not only while rows stay where they were.
+TEST(EngineInPlaceTest, OthersReadKeysInTheRowsOfTheirHome) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  const OpenDevice peers = OpenDevice::of(TestDevice::cpu_peer, world);
+  if (peers.transport == nullptr) GTEST_SKIP() << peers.why_not;
+  const auto attend_in = [&](const std::string& text, const Setting& setting, bool in_shared_memory, bool may) {
+    SCOPED_TRACE(text);
+    SharesRows device(2);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 16), Documents::from_lengths({300, plan::kBlock * 7 * world.size() + 77, 1}),
+                    text);
+    if (world.size() < 3) problem.poison_unreferenced();
+    std::optional<LiesThere> there;
+    std::optional<LiesInSharedMemory> shared_rows;
+    LiesThere& input = in_shared_memory ? shared_rows.emplace(problem) : there.emplace(problem);
+    input.may_be_read = true;  // queries, where they do not follow each other, and by NoValues
+    const Outcome outcome = attend_on(device, *peers.transport, world, problem, setting, {}, &input);
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    const bool shared = may && outcome.plan.own.size() == 1;  // rows that follow each other
+    EXPECT_EQ(outcome.record.keys_shared, shared);
+    EXPECT_TRUE(outcome.record.keys_in_rows || !shared);
+    if (shared && !setting.twice) {
+      EXPECT_EQ(device.loaded, 0);
+    }
+    return outcome.record.bytes_received;
+  };
+  const std::string window = "causal & window(300)", random = "bigbird(64, 3, 2, 1, 3)";
+  const auto nothing_moved = [&](int64_t bytes) { return world.sum(bytes) == 0; };
+  for (const std::string& text : {window, random, std::string("full")}) {
+    EXPECT_FALSE(nothing_moved(attend_in(text, {.stripes = 3, .as_on_gpu = true, .share_keys = true}, true, true)));
+    // Time after time: in the same rows, in others, and after they were in the pool.
+    attend_in(text, {.stripes = 3, .twice = true, .times_before = 2, .as_on_gpu = true, .in_place_before = true, .share_keys = true}, true,
+              true);
+    attend_in(text, {.stripes = 3, .twice = true, .as_on_gpu = true, .share_keys = true}, true, true);
+  }
+  // In rows at first, and then not.
+  attend_in(random, {.stripes = 3, .twice = true, .as_on_gpu = true, .in_place_before = true, .share_keys = true}, false, false);
+  // Nobody said that they may, or the memory is not one that others can open.
+  attend_in(random, {.stripes = 3, .as_on_gpu = true}, true, false);
+  attend_in(random, {.stripes = 3, .as_on_gpu = true, .keys_into_pool = true, .share_keys = true}, true, false);
+  attend_in(random, {.stripes = 3, .as_on_gpu = true, .share_keys = true}, false, false);
+  // Those of some ranks do not.
+  attend_in(random, {.partition = plan::PartitionKind::zigzag, .stripes = 3, .as_on_gpu = true, .share_keys = true}, true, true);
+  // Little room, so that slots are used again and again.
+  attend_in("causal & (window(100) | block_columns(128, 8, 7, 8))", {.blocks_of_room = 2, .stripes = 3, .share_keys = true}, true, true);
+  if (world.size() == 4) {
+    const Setting setting{.stripes = 3, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true, .share_keys = true};
+    attend_in(random, setting, true, true);
+  }
+}
+
 // First what others get first, which is little here, or nothing.
 TEST(EngineInPlaceTest, TheDeviceBeginsToLoadWithLittle) {
   const comm::Communicator world(MPI_COMM_WORLD);

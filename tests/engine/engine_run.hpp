@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "longspan/error.hpp"
 #include "plan/memory.hpp"
 #include "problem.hpp"
+#include "tests/support/host_cuda/shared_memory.hpp"
 
 namespace longspan::testing {
 
@@ -31,6 +34,20 @@ struct Setting {
   bool as_on_gpu = false;        // planned so, whatever computes: few steps, and long rows in parts
   bool in_place_before = false;  // the first time keys lie in memory that the device reaches
   bool keys_into_pool = false;   // engine::RunOptions
+  bool share_keys = false;       // likewise
+};
+
+// Rows that other ranks can open.
+class SharedRows {
+ public:
+  explicit SharedRows(int64_t bytes) : memory_(allocate_shared(bytes)) {}
+  std::byte* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { free_shared(memory); }
+  };
+  std::unique_ptr<std::byte, Free> memory_;
 };
 
 struct Outcome {
@@ -48,20 +65,24 @@ class NoValues : public engine::Input {
       : rows_(rows),
         head_bytes_(shape.head_dim * static_cast<int64_t>(size_of(shape.type))),
         row_bytes_(shape.kv_heads * head_bytes_),
-        keys_(static_cast<size_t>(in_place ? shape.tokens * row_bytes_ : 0)),
-        values_(keys_.size(), std::byte{0xff}) {}
+        keys_(shape.tokens * row_bytes_),
+        values_(shape.tokens * row_bytes_),
+        in_place_(in_place) {
+    std::fill_n(values_.get(), shape.tokens * row_bytes_, std::byte{0xff});
+  }
   void read_q(int64_t begin, int64_t count, std::byte* out) override { rows_.read_q(begin, count, out); }
   void read_k(int64_t begin, int64_t count, int head, int heads, std::byte* out) override { rows_.read_v(begin, count, head, heads, out); }
   void read_v(int64_t, int64_t count, int, int heads, std::byte* out) override {
     std::fill_n(out, count * heads * head_bytes_, std::byte{0xff});
   }
-  const std::byte* k_in_place(int64_t begin, int64_t) override { return keys_.empty() ? nullptr : keys_.data() + begin * row_bytes_; }
-  const std::byte* v_in_place(int64_t begin, int64_t) override { return keys_.empty() ? nullptr : values_.data() + begin * row_bytes_; }
+  const std::byte* k_in_place(int64_t begin, int64_t) override { return in_place_ ? keys_.get() + begin * row_bytes_ : nullptr; }
+  const std::byte* v_in_place(int64_t begin, int64_t) override { return in_place_ ? values_.get() + begin * row_bytes_ : nullptr; }
 
  private:
   engine::Input& rows_;
   int64_t head_bytes_, row_bytes_;
-  std::vector<std::byte> keys_, values_;
+  SharedRows keys_, values_;
+  bool in_place_;
 };
 
 inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, const comm::Communicator& ranks, Problem& problem,
@@ -103,6 +124,7 @@ inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, co
   }
   std::vector<int> hosts;
   for (int rank = 0; setting.ranks_per_host > 0 && rank < ranks.size(); ++rank) hosts.push_back(rank / setting.ranks_per_host);
+  std::deque<NoValues> before;  // go after the engine
   engine::Engine engine(ranks, problem.pattern(), blocks, shared, plan::make_rank_plan(shared, problem.pattern(), blocks, ranks.rank()),
                         done, hosts);
   Outcome outcome{{}, WholeOutput(shape, shape.type), {}, engine.plan(), engine.schedule()};
@@ -115,8 +137,9 @@ inline Outcome attend_on(kernels::Device& device, comm::Transport& transport, co
   run.timeout = 60;
   run.keep = setting.twice;
   run.keys_into_pool = setting.keys_into_pool;
+  run.share_keys = setting.share_keys;
   for (int time = 0; setting.twice && time < setting.times_before; ++time) {
-    NoValues nothing(input, shape, setting.in_place_before);  // what stays of it shows
+    NoValues& nothing = before.emplace_back(input, shape, setting.in_place_before);  // what stays of it shows
     engine.forward(nothing, outcome.output, device, transport, run);
     outcome.output = WholeOutput(shape, shape.type);
   }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
@@ -49,6 +50,15 @@ SharedMemoryName name_of_shared(const void* memory) {
   const std::lock_guard lock(mutex);
   const auto found = names.find(memory);
   return found == names.end() ? SharedMemoryName{} : found->second;
+}
+
+const std::byte* begin_of_shared(const void* memory) {
+  const std::lock_guard lock(mutex);
+  auto after = names.upper_bound(memory);
+  if (after == names.begin()) return nullptr;
+  const auto& [begin, name] = *std::prev(after);
+  const auto* const first = static_cast<const std::byte*>(begin);
+  return memory < first + name.bytes ? first : nullptr;
 }
 
 std::byte* open_shared(const SharedMemoryName& name) {

@@ -1,7 +1,10 @@
 // As runtime.hpp beside it.
 #pragma once
 
+#include <span>
+
 #include "kernels/cuda/runtime.hpp"
+#include "kernels/kernel.hpp"
 
 namespace longspan::kernels::cuda {
 
@@ -10,14 +13,54 @@ struct BlockCopy {
   std::byte* to;
 };
 
-inline void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, int, volatile uint32_t* begun, cudaStream_t stream) {
+// Does `copy(i)` for each of `count`, some of them at a time.
+template <typename Copy>
+void copy_each(int64_t count, volatile uint32_t* begun, cudaStream_t stream, Copy copy) {
   stream->ask([begun] { *begun = 1; });
-  constexpr int64_t kPiece = 16;  // blocks at a time
+  constexpr int64_t kPiece = 16;
   for (int64_t begin = 0; begin < count; begin += kPiece) {
-    stream->ask([copies, begin, end = std::min(count, begin + kPiece), block_bytes] {
-      for (int64_t i = begin; i < end; ++i) std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(block_bytes));
+    stream->ask([copy, begin, end = std::min(count, begin + kPiece)] {
+      for (int64_t i = begin; i < end; ++i) copy(i);
     });
   }
+}
+
+inline void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, int, volatile uint32_t* begun, cudaStream_t stream) {
+  if (count == 0) return;
+  copy_each(count, begun, stream,
+            [copies, block_bytes](int64_t i) { std::memcpy(copies[i].to, copies[i].from, static_cast<size_t>(block_bytes)); });
+}
+
+struct PeerRows {
+  const std::byte *k = nullptr, *v = nullptr;
+  int64_t rows = 0;
+};
+constexpr size_t kMostRowPeers = 15;
+
+struct RowCopy {
+  std::byte* to;
+  int32_t first_row;
+  uint16_t kv_head;
+  uint8_t quarter, peer;
+};
+
+inline void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_bytes, const RowCopy* copies, int64_t count, int quarters,
+                      int, volatile uint32_t* begun, cudaStream_t stream) {
+  const std::vector<PeerRows> from(peers.begin(), peers.end());
+  copy_each(count, begun, stream, [from, kv_heads, head_bytes, copies, quarters](int64_t i) {
+    const RowCopy& copy = copies[i];
+    std::byte* to = copy.to;
+    for (int quarter = copy.quarter; quarter < copy.quarter + quarters; ++quarter) {
+      const PeerRows& rows = from[copy.peer];
+      const std::byte* const base = quarter / 2 == 0 ? rows.k : rows.v;
+      for (int64_t row = copy.first_row + quarter % 2 * (kTile / 2), last = row + kTile / 2; row < last; ++row, to += head_bytes) {
+        if (row < rows.rows)
+          std::memcpy(to, base + (row * kv_heads + copy.kv_head) * head_bytes, static_cast<size_t>(head_bytes));
+        else
+          std::memset(to, 0, static_cast<size_t>(head_bytes));
+      }
+    }
+  });
 }
 
 }  // namespace longspan::kernels::cuda

@@ -56,7 +56,8 @@ inline std::map<const void*, int64_t>& opened() {
 }
 inline cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory) {
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, const void* memory) {
   handle->name = longspan::testing::name_of_shared(memory);
   return handle->name.bytes > 0 ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -87,6 +88,15 @@ namespace longspan::kernels::cuda {
 
 inline void check(cudaError_t result, const char* call) {
   if (result != cudaSuccess) throw Error({.code = ExitCode::device, .what = std::string(call) + " failed"});
+}
+
+struct Allocation {
+  const std::byte* base = nullptr;
+  int64_t bytes = 0;
+};
+inline Allocation allocation_of(const void* memory) {
+  const std::byte* const begin = testing::begin_of_shared(memory);
+  return begin == nullptr ? Allocation{} : Allocation{begin, testing::name_of_shared(begin).bytes};
 }
 
 class CurrentDevice {
