@@ -45,7 +45,7 @@ class PoolExchange {
   virtual bool reads_from_peers() const { return false; }
   // There, a rank's blocks may also be units, or quarters of units, of which it has the rows and not the pool's copy.
   struct RowPlace {
-    int32_t first_row = 0;  // of the unit
+    int32_t first_row = 0, rows = 0;  // of the unit: 1…128, the rest is zero
     int kv_head = 0;
     int quarter = 0;  // where a block is one: K of the first 64 rows, of the others, V of these and those
   };

@@ -382,8 +382,8 @@ class PeerExchange : public PoolExchange {
     copies.reserve(of.here.size());
     for (size_t i = 0; i < of.here.size(); ++i) {
       const RowPlace place = layout_.place(of.peer, of.there[i]);
-      copies.push_back({pool_ + of.here[i] * block_bytes_, place.first_row, static_cast<uint16_t>(place.kv_head),
-                        static_cast<uint8_t>(place.quarter), static_cast<uint8_t>(number_of(of.peer))});
+      copies.push_back({pool_ + of.here[i] * block_bytes_, place.first_row, static_cast<uint8_t>(place.rows),
+                        cuda::RowCopy::quarter_of(number_of(of.peer), place.quarter), static_cast<uint16_t>(place.kv_head)});
     }
     return copies;
   }

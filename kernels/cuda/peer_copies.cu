@@ -22,8 +22,8 @@ constexpr int64_t kMostMore = 2;
 constexpr int64_t kMostOfThreads = 64;  // blocks of threads that copy by themselves
 constexpr int kHalf = kTile / 2;        // rows of a quarter
 
-// Kinds of copies: numbered pieces, each with its bytes and where they go; how a warp asks the copy unit for one, and how threads bring its
-// 16-byte words.
+// Kinds of copies: numbered pieces, each with its bytes and where they go; how a warp asks the copy unit for one, and what it has to do
+// when that is in its place; or how threads bring its 16-byte words.
 
 struct BlockPieces {
   const BlockCopy* copies;
@@ -47,6 +47,7 @@ struct BlockPieces {
         "l"(piece.from), "r"(piece.bytes), "r"(hopper::shared_address(full))
         : "memory");
   }
+  __device__ void mend(const Piece&, std::byte*) const {}
 #else
   __device__ uint4 word(const Piece& piece, uint32_t at) const { return *reinterpret_cast<const uint4*>(piece.from + at); }
 #endif
@@ -69,31 +70,39 @@ struct RowPieces {
   const Peers* peers;              // elsewhere
 
   struct Piece {
-    int peer, tensor, row, kv_head;
+    int peer, tensor, row, rows, kv_head;  // rows: as many as the block has for it
     std::byte* to;
     uint32_t bytes;
   };
   __device__ Piece operator[](int64_t number) const {
     const RowCopy copy = copies[number / of_block];
-    const int piece = static_cast<int>(number % of_block), quarter = copy.quarter + piece / of_quarter;
+    const int piece = static_cast<int>(number % of_block), quarter = copy.quarter_of_peer % 4 + piece / of_quarter;
+    const int first = quarter % 2 * kHalf + piece % of_quarter * rows;  // of the unit's
     const uint32_t bytes = rows * head_bytes;
-    return {copy.peer,
-            quarter / 2,
-            copy.first_row + quarter % 2 * kHalf + piece % of_quarter * rows,
-            copy.kv_head,
-            copy.to + int64_t{piece} * bytes,
-            bytes};
+    return {.peer = copy.quarter_of_peer / 4,
+            .tensor = quarter / 2,
+            .row = copy.first_row + first,
+            .rows = min(max(copy.rows - first, 0), rows),
+            .kv_head = copy.kv_head,
+            .to = copy.to + int64_t{piece} * bytes,
+            .bytes = bytes};
   }
   __device__ uint4 word(const Piece& piece, uint32_t at) const {
     const PeerRows& from = peers->of[piece.peer];
-    const int64_t row = piece.row + at / head_bytes;
-    if (row >= from.rows) return {};
+    const int row = static_cast<int>(at) / head_bytes;
+    if (row >= piece.rows) return {};
     const std::byte* base = piece.tensor == 0 ? from.k : from.v;
-    return *reinterpret_cast<const uint4*>(base + (row * kv_heads + piece.kv_head) * head_bytes + at % head_bytes);
+    return *reinterpret_cast<const uint4*>(base + (int64_t{piece.row + row} * kv_heads + piece.kv_head) * head_bytes + at % head_bytes);
   }
 #if __CUDA_ARCH__ >= 900
   __device__ void ask_for(const Piece& piece, void* place, uint64_t* full) const {
     hopper::load_box(place, &maps->of[piece.peer][piece.tensor], full, 0, piece.kv_head, piece.row);
+  }
+  // What has come, before it goes on: what lies behind the block is not its own.
+  __device__ void mend(const Piece& piece, std::byte* place) const {
+    if (piece.rows == rows) return;
+    for (uint32_t at = piece.rows * head_bytes; at < piece.bytes; at += 16) *reinterpret_cast<uint4*>(place + at) = {};
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
 #endif
 };
@@ -128,6 +137,7 @@ __device__ void copy_by_bulk(const Pieces& pieces) {
     typename Pieces::Piece next = piece;
     if (more) next = pieces[number];  // meanwhile
     hopper::wait(full, phase);
+    pieces.mend(piece, place);
     store(piece.to, place, piece.bytes);
     if (!more) break;
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");

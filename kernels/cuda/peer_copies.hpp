@@ -29,13 +29,14 @@ struct PeerRows {
 constexpr size_t kMostRowPeers = 15;  // whose rows one launch copies: a kernel takes the tensor maps of no more as its arguments
 
 // Some quarters of a unit (kernels/kernel.hpp), which the kernel puts together out of rows: 0 and 1 are K of its first and last 64 rows, 2
-// and 3 V. Rows past the last are zeros.
+// and 3 V. What the unit's block has no rows for becomes zero.
 struct RowCopy {
   std::byte* to;
-  int32_t first_row;  // of the unit
+  int32_t first_row;        // of the unit,
+  uint8_t rows;             // 1…128 of them
+  uint8_t quarter_of_peer;  // the first quarter, and of whom of `peers`: quarter_of()
   uint16_t kv_head;
-  uint8_t quarter;  // the first of them
-  uint8_t peer;     // of `peers`
+  static constexpr uint8_t quarter_of(size_t peer, int quarter) { return static_cast<uint8_t>(4 * peer + static_cast<size_t>(quarter)); }
 };
 
 // As copy_blocks(), of blocks of `quarters` (1 or 4) quarters each. `head_bytes`: a multiple of 16, 512 at most.

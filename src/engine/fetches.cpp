@@ -333,8 +333,8 @@ const Fetches::Home& Fetches::home(int rank) {
   home.blocks = Numbering(blocks);
   int32_t row = 0;
   for (const Interval& run : blocks)
-    for (int64_t block = run.begin; block < run.end; ++block)
-      home.first_rows.push_back(row), row += static_cast<int32_t>(blocks_.rows(block));
+    for (int64_t block = run.begin; block < run.end; ++block) home.first_rows.push_back(row), row += blocks_.rows(block);
+  home.first_rows.push_back(row);
   return home;
 }
 
@@ -362,7 +362,9 @@ void Fetches::name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& 
 comm::PoolExchange::RowPlace Fetches::row_place(int home_rank, int32_t piece) {
   const Home& at = home(home_rank);
   const int64_t unit = piece / pieces_.of_unit;
-  return {.first_row = at.first_rows[static_cast<size_t>(unit % at.blocks.count())],
+  const auto block = static_cast<size_t>(unit % at.blocks.count());
+  return {.first_row = at.first_rows[block],
+          .rows = at.first_rows[block + 1] - at.first_rows[block],
           .kv_head = static_cast<int>(unit / at.blocks.count()),
           .quarter = piece % pieces_.of_unit};
 }

@@ -141,7 +141,7 @@ class Fetches {
   // Blocks of another rank, in the order in which it has them.
   struct Home {
     Numbering blocks;
-    std::vector<int32_t> first_rows;  // of each, among its rows
+    std::vector<int32_t> first_rows;  // of each, among its rows, and how many rows there are
   };
   const Home& home(int rank);
   void name_slots_at_home(const std::vector<PeerUnits>& peers, Messages& receives);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <random>
 #include <span>
@@ -252,11 +253,13 @@ TEST_P(PoolExchangeTest, StepsMayComeAgainAndMayChange) {
   EXPECT_EQ(exchange->bytes_received(), kTimes * kSteps * kEach * kBlockBytes);
 }
 
-// Units of three heads, the last one of few rows. From time to time homes have them in their pools or as rows, and not all of them alike;
-// what comes is the same.
+// Units of three heads, some of few rows. From time to time homes have them in their pools or as rows, and not all of them alike; what
+// comes is the same.
 TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
   if (world_.size() < 2) GTEST_SKIP() << "nobody to send to";
-  constexpr int kUnits = 6, kHeads = 3, kRows = (kUnits - 1) * kernels::kTile + 77, kSteps = 2, kEach = 7, kTimes = 5;
+  constexpr int kUnits = 6, kHeads = 3, kSteps = 2, kEach = 7, kTimes = 5;
+  constexpr std::array<int, kUnits + 1> kFirst{0, 128, 172, 300, 301, 429, 506};  // rows of each: 128, 44, 128, 1, 128, 77
+  constexpr int kRows = kFirst.back();
   const int rank = world_.rank(), ranks = world_.size();
   const auto element = [](int of_rank, int time, int tensor, int row, int head, int at) {
     return static_cast<std::byte>(of_rank * 37 + time * 101 + tensor * 59 + row * 7 + head * 13 + at % 11);
@@ -269,10 +272,11 @@ TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
     const auto block = [&, bytes = head_bytes, count = quarters](int of_rank, int time, int slot) {
       std::vector<std::byte> all;
       const int unit = slot / of_unit, head = unit / kUnits, first = slot % of_unit * count;
+      const auto begin = static_cast<size_t>(unit % kUnits);
       for (int quarter = first; quarter < first + count; ++quarter)
         for (int r = 0; r < kernels::kTile / 2; ++r)
-          for (int at = 0, row = unit % kUnits * kernels::kTile + quarter % 2 * (kernels::kTile / 2) + r; at < bytes; ++at)
-            all.push_back(row < kRows ? element(of_rank, time, quarter / 2, row, head, at) : std::byte{0});
+          for (int at = 0, row = kFirst[begin] + quarter % 2 * (kernels::kTile / 2) + r; at < bytes; ++at)
+            all.push_back(row < kFirst[begin + 1] ? element(of_rank, time, quarter / 2, row, head, at) : std::byte{0});
       return all;
     };
     const int64_t rows_bytes = int64_t{kRows} * kHeads * head_bytes, pool_bytes = int64_t{slots} * block_bytes;
@@ -281,8 +285,11 @@ TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
     const auto exchange = open_.transport->between_pools(world_, pool.get(), block_bytes);
     exchange->set_timeout(60);
     const auto place = [&](int, int32_t slot) {
-      return comm::PoolExchange::RowPlace{
-          .first_row = slot / of_unit % kUnits * kernels::kTile, .kv_head = slot / of_unit / kUnits, .quarter = slot % of_unit};
+      const auto unit = static_cast<size_t>(slot / of_unit % kUnits);
+      return comm::PoolExchange::RowPlace{.first_row = kFirst[unit],
+                                          .rows = kFirst[unit + 1] - kFirst[unit],
+                                          .kv_head = slot / of_unit / kUnits,
+                                          .quarter = slot % of_unit};
     };
     if (!exchange->reads_rows({.kv_heads = kHeads, .head_bytes = head_bytes, .place = place})) {
       EXPECT_FALSE(exchange->reads_from_peers());

@@ -40,8 +40,9 @@ constexpr size_t kMostRowPeers = 15;
 struct RowCopy {
   std::byte* to;
   int32_t first_row;
+  uint8_t rows, quarter_of_peer;
   uint16_t kv_head;
-  uint8_t quarter, peer;
+  static constexpr uint8_t quarter_of(size_t peer, int quarter) { return static_cast<uint8_t>(4 * peer + static_cast<size_t>(quarter)); }
 };
 
 inline void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_bytes, const RowCopy* copies, int64_t count, int quarters,
@@ -49,13 +50,14 @@ inline void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_by
   const std::vector<PeerRows> from(peers.begin(), peers.end());
   copy_each(count, begun, stream, [from, kv_heads, head_bytes, copies, quarters](int64_t i) {
     const RowCopy& copy = copies[i];
+    const PeerRows& rows = from[copy.quarter_of_peer / 4U];
+    const int first = copy.quarter_of_peer % 4;
     std::byte* to = copy.to;
-    for (int quarter = copy.quarter; quarter < copy.quarter + quarters; ++quarter) {
-      const PeerRows& rows = from[copy.peer];
+    for (int quarter = first; quarter < first + quarters; ++quarter) {
       const std::byte* const base = quarter / 2 == 0 ? rows.k : rows.v;
-      for (int64_t row = copy.first_row + quarter % 2 * (kTile / 2), last = row + kTile / 2; row < last; ++row, to += head_bytes) {
-        if (row < rows.rows)
-          std::memcpy(to, base + (row * kv_heads + copy.kv_head) * head_bytes, static_cast<size_t>(head_bytes));
+      for (int row = quarter % 2 * (kTile / 2), last = row + kTile / 2; row < last; ++row, to += head_bytes) {
+        if (row < copy.rows)
+          std::memcpy(to, base + (int64_t{copy.first_row + row} * kv_heads + copy.kv_head) * head_bytes, static_cast<size_t>(head_bytes));
         else
           std::memset(to, 0, static_cast<size_t>(head_bytes));
       }
