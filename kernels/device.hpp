@@ -102,8 +102,9 @@ class Device {
   virtual bool is_loaded(int64_t) { return true; }
   // Whether steps of this kind may have units in rows that are in reach of kernels (Step::in_rows).
   virtual bool attends_rows(ElementType, int /*head_dim*/, float /*scale*/) const { return false; }
-  // Starts to find out KeysInRows::nonfinite, memory of allocate(), and returns a number as start_loading() does.
-  virtual int64_t start_checking(const KeysInRows&, ElementType, int /*kv_heads*/, int /*head_dim*/) {
+  // Starts to find out KeysInRows::nonfinite, memory of allocate(), of these 128 rows (numbers below ⌈rows/128⌉), and returns a number as
+  // start_loading() does. The list may go on return.
+  virtual int64_t start_checking(const KeysInRows&, ElementType, int /*kv_heads*/, int /*head_dim*/, std::span<const int32_t> /*parts*/) {
     internal_error("this device loads all keys");
   }
   // Results of rows [0, rows) in ascending pieces: straight to where `place` wants them, in memory that is reached so, or, if it is
@@ -116,7 +117,8 @@ class Device {
   using WriteRows = std::function<void(int64_t first, int64_t count, const std::byte* o, const float* lse)>;
   virtual void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place,
                           const WriteRows& write) = 0;
-  // Units that were filled from elsewhere (messages) are about to be used; by no step that runs.
+  // Units that were filled from elsewhere (messages) are about to be used; by no step that runs. Where attends_rows(), those that are in no
+  // tile with a mask need not be told of.
   virtual void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) = 0;
 
   // Of the next step that will be started, lists and what they are for (type, heads, kv_heads, head_dim, scale, resident): host memory that

@@ -48,6 +48,19 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == 16);
 
+// Whether a row looks at one key of a 64×64 quarter of the tile (of each of a run) and not at another: then, and only then, a kernel must
+// know of NaN and ∞ in V of these `keys` of its block. Example: blocks of 64 tokens that see each other entirely have no mask, wherever
+// documents end at multiples of 64.
+constexpr bool has_mask(const Tile& tile, int keys) {
+  if (keys % (kTile / 2) != 0) return true;
+  if (tile.form == Tile::Form::full) return false;
+  if (tile.form != Tile::Form::subtiles) return true;
+  const auto of_quarters = [&](int first) {  // two of them, side by side
+    return (tile.quarters >> first & 1 ? 0x0f0f0f0fU : 0) | (tile.quarters >> (first + 1) & 1 ? 0xf0f0f0f0U : 0);
+  };
+  return tile.subtiles != (uint64_t{of_quarters(2)} << 32 | of_quarters(0));
+}
+
 // The rows of one query block under one list of tiles, for the query heads `heads` that all read KV head `kv_head`.
 struct Work {
   int64_t q_row = 0;      // first row in Step::q
@@ -70,7 +83,9 @@ struct KeysInRows {
   static constexpr int64_t kMostRows = int64_t{1} << 30;  // so that a row, and 128 rows more, are an int32
   const std::byte *k = nullptr, *v = nullptr;             // [rows][kv_heads][head_dim], aligned to 16 bytes
   int64_t rows = 0;
-  uint8_t* nonfinite = nullptr;  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞. Memory of Device::allocate()
+  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞, where a tile with a mask looks at some. Memory of
+  // Device::allocate().
+  uint8_t* nonfinite = nullptr;
   // Among Step::slots, and back.
   static constexpr int32_t slot(int64_t first_row) { return static_cast<int32_t>(-2 - first_row); }
   static constexpr int32_t first_row(int32_t slot) { return -2 - slot; }

@@ -265,10 +265,13 @@ bool GpuDevice::attends_rows(ElementType type, int head_dim, float scale) const 
   return takes_hopper(like);
 }
 
-int64_t GpuDevice::start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim) {
+int64_t GpuDevice::start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, std::span<const int32_t> parts) {
   const CurrentDevice current(gpu_.ordinal);
   Load& check = idle_load();
-  flag_nonfinite(keys, type, kv_heads, head_dim, pack_.get());
+  Parcel parcel;
+  const size_t of_parts = parcel.add(parts);
+  if (!parts.empty()) parcel.send(check.host, check.twin, pack_, false);
+  flag_nonfinite(keys, type, kv_heads, head_dim, parcel.span<int32_t>(of_parts), pack_.get());
   return load_started(check);
 }
 

@@ -40,7 +40,7 @@ class GpuDevice : public Device {
   int64_t start_loading(const KeyBlocks& blocks, const Pool& pool) override;
   bool is_loaded(int64_t load) override;
   bool attends_rows(ElementType type, int head_dim, float scale) const override;
-  int64_t start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim) override;
+  int64_t start_checking(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, std::span<const int32_t> parts) override;
   void store_rows(const Results& results, int64_t rows, int heads, int head_dim, const PlaceRows& place, const WriteRows& write) override;
   void units_arrived(const Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override;
   void prepare(const Step& next) override;

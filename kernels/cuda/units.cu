@@ -60,9 +60,9 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) nonfinite[slot] = odd ? 1 : 0;
 }
 
-__global__ void __launch_bounds__(kThreads) flag_rows(KeysInRows keys, ElementType type, int kv_heads, int row16) {
-  const int64_t first = blockIdx.x * int64_t{kTile};
-  uint8_t* flags = keys.nonfinite + blockIdx.x * int64_t{kv_heads};
+__global__ void __launch_bounds__(kThreads) flag_rows(KeysInRows keys, ElementType type, int kv_heads, int row16, const int32_t* parts) {
+  const int64_t part = parts[blockIdx.x], first = part * kTile;
+  uint8_t* flags = keys.nonfinite + part * kv_heads;
   for (int head = threadIdx.x; head < kv_heads; head += kThreads) flags[head] = 0;
   __syncthreads();
   const int words = static_cast<int>(min(int64_t{kTile}, keys.rows - first)) * kv_heads * row16;
@@ -110,10 +110,11 @@ void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, 
   check(cudaGetLastError(), "launch of flag");
 }
 
-void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, cudaStream_t stream) {
-  if (keys.rows == 0) return;
+void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, std::span<const int32_t> parts,
+                    cudaStream_t stream) {
+  if (parts.empty()) return;
   const int row16 = head_dim * static_cast<int>(size_of(type)) / 16;
-  flag_rows<<<static_cast<unsigned>((keys.rows + kTile - 1) / kTile), kThreads, 0, stream>>>(keys, type, kv_heads, row16);
+  flag_rows<<<static_cast<unsigned>(parts.size()), kThreads, 0, stream>>>(keys, type, kv_heads, row16, parts.data());
   check(cudaGetLastError(), "launch of flag_rows");
 }
 

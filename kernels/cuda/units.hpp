@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/kernel.hpp"
 
@@ -32,8 +33,9 @@ void pack_units(const PackUnits& pack, cudaStream_t stream);
 void flag_nonfinite(const std::byte* pool, const int32_t* slots, int64_t count, ElementType type, int head_dim, uint8_t* nonfinite,
                     cudaStream_t stream);
 
-// KeysInRows::nonfinite.
-void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, cudaStream_t stream);
+// KeysInRows::nonfinite of `parts`, numbers of 128 rows each; a list in device memory.
+void flag_nonfinite(const KeysInRows& keys, ElementType type, int kv_heads, int head_dim, std::span<const int32_t> parts,
+                    cudaStream_t stream);
 
 // Blocks of `block_bytes` (a multiple of 16) at base + slots[i]·block_bytes, one after another to `packed`, and back.
 void gather_blocks(const std::byte* base, const int32_t* slots, int64_t count, int64_t block_bytes, std::byte* packed, cudaStream_t stream);

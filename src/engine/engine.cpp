@@ -178,12 +178,12 @@ class Engine::Run {
     record_.keys_shared = options_.share_keys && stay(0) && fetches_.send_from_rows();
     if (!record_.keys_shared) fetches_.send_from_pool();
     record_.keys_in_rows = record_.keys_shared || stay(fetches_.sent().blocks);
-    if (record_.keys_shared)
-      key_loader_.start_in_rows({}, {});
-    else if (record_.keys_in_rows)
-      key_loader_.start_in_rows(fetches_.sent().first, fetches_.sent().later);
-    else
-      key_loader_.start_own(plan_.own, fetches_.first_sent());
+    if (can && !kept_.masked) kept_.masked = kept_.lists.masked(plan_.stripes.size());
+    fetches_.look_through(can && kept_.masked ? &*kept_.masked : nullptr);
+    if (!record_.keys_in_rows) return key_loader_.start_own(plan_.own, fetches_.first_sent());
+    static const Fetches::Sent nothing;
+    const Fetches::Sent& loaded = record_.keys_shared ? nothing : fetches_.sent();
+    key_loader_.start_in_rows(loaded.first, loaded.later, kept_.masked ? intersect(plan_.own, *kept_.masked) : plan_.own);
   }
 
   // What the first stripes need of this thread, while the keys are loaded: messages, long rows' queries, and lists.

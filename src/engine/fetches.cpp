@@ -224,13 +224,13 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
   const std::vector<PeerUnits>& peers = exchange_of(t).receive;
   std::vector<int32_t>& arriving = arriving_[t];
   if (all_stay_) {
-    const Receives& before = receives_before_.at(t);
-    arriving = before.slots;
+    Receives& before = receives_before_.at(t);
+    arriving = slots_to_look_through(before);
     return before.messages;
   }
   if (const auto before = receives_before_.find(t); before != receives_before_.end()) {
     if (pool_.take_again(before->second.units, before->second.slots)) {
-      arriving = before->second.slots;
+      arriving = slots_to_look_through(before->second);
       return before->second.messages;
     }
     bytes_before_ -= before->second.bytes();
@@ -252,6 +252,16 @@ const Fetches::Messages& Fetches::receives_of(size_t t, Messages& made) {
   if (bytes_before_ + again.bytes() > kMostBefore) return made;
   bytes_before_ += again.bytes();
   return receives_before_.emplace(t, std::move(again)).first->second.messages;
+}
+
+const std::vector<int32_t>& Fetches::slots_to_look_through(Receives& receives) const {
+  if (masked_ == nullptr || inside_host_) return receives.slots;  // what is passed on is looked up among them
+  if (!receives.masked_slots) {
+    std::vector<int32_t>& slots = receives.masked_slots.emplace();
+    for (size_t i = 0; i < receives.units.size(); ++i)
+      if (contains(*masked_, receives.units[i] % blocks_.count())) slots.push_back(receives.slots[i]);
+  }
+  return *receives.masked_slots;
 }
 
 // Slots for what comes, and the step's messages; receives that wait for nothing here are started.

@@ -60,6 +60,10 @@ class Fetches {
     if (reads_rows_) exchange_->send_from_rows({});
   }
 
+  // In this run only what comes of these blocks (null: of any) has to be looked through for NaN and ∞: no other is in a tile with a mask,
+  // and the device attends rows. The same blocks in every run that has some; they stay.
+  void look_through(const Intervals* masked) { masked_ = masked; }
+
   // The first fetches are those of the steps that are ahead of the first one, and of the first step at all in which keys travel.
   //
   // Makes the next of them ready: slots, messages, memory for them; false when all are. May come before this rank's own keys are here.
@@ -180,9 +184,11 @@ class Fetches {
   struct Receives {
     Messages messages;
     std::vector<int64_t> units;
-    std::vector<int32_t> slots;  // of these
+    std::vector<int32_t> slots;                        // of these
+    std::optional<std::vector<int32_t>> masked_slots;  // of those that have to be looked through, once known
     int64_t bytes() const;
   };
+  const std::vector<int32_t>& slots_to_look_through(Receives& receives) const;
   std::map<size_t, Receives> receives_before_;       // by step: of the run before, if another one follows; of so many bytes at most
   int64_t bytes_before_ = 0;                         // in there
   std::deque<Inside> inside_waiting_;                // until the step's units from elsewhere are here
@@ -192,6 +198,7 @@ class Fetches {
   Clock::time_point awaited_since_;                  // the first of them
   std::map<int, Home> homes_;                        // of ranks that were asked for something
   bool reads_rows_ = false;                          // what others send may come out of rows
+  const Intervals* masked_ = nullptr;                // null: all blocks may be
   std::vector<size_t> to_release_;                   // after these steps
   bool some_were_released_ = false;                  // in this run
   // All units that a run fetches are in slots of their own, asked for before its first step is over, and stay there for the next run: none

@@ -1,6 +1,9 @@
 // What a run of an engine makes ready, and the next one on the same device finds made: memory for keys and states, messages, tile lists.
 #pragma once
 
+#include <algorithm>
+#include <optional>
+
 #include "engine/engine.hpp"
 #include "engine/fetches.hpp"
 #include "engine/list_maker.hpp"
@@ -15,6 +18,15 @@ namespace longspan::engine {
 struct KeptLists {
   kernels::Device& device;
   ListMaker::Kept of_stripes;
+  // Key blocks that are in a tile with a mask, if the lists of all stripes are here.
+  std::optional<Intervals> masked(size_t stripes) const {
+    const auto is_here = [](const auto& of_stripe) { return of_stripe != nullptr; };
+    if (of_stripes.size() != stripes || !std::all_of(of_stripes.begin(), of_stripes.end(), is_here)) return std::nullopt;
+    Intervals blocks;
+    for (const auto& of_stripe : of_stripes)
+      for (const StepLists& step : of_stripe->steps) blocks = unite(blocks, step.masked());
+    return blocks;
+  }
   ~KeptLists() {
     for (const auto& of_stripe : of_stripes) {
       if (!of_stripe) continue;
@@ -41,7 +53,8 @@ struct Engine::Kept {
   LongRows long_rows;  // goes before them: queries are on their way from and to there
   HeadSets heads;
   KeptLists lists{device, {}};
-  kernels::Buffer m, l, o;  // states of a stripe
+  std::optional<Intervals> masked;  // of the lists, once all have stayed for a run
+  kernels::Buffer m, l, o;          // states of a stripe
   int64_t states = 0;
   Fetches fetches;  // last: it goes first, since giving memory back waits for all that the device does, and so for other ranks
 };

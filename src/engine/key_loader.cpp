@@ -66,7 +66,7 @@ void KeyLoader::start_own(const Intervals& own, const std::vector<Intervals>& pa
   pool_.leave_own_in_rows({}, blocks_);
   Intervals rest = own;
   for (const Intervals& part : parts) rest = subtract(rest, part);
-  start(is_the_devices(own), parts, rest);
+  start(is_the_devices(own), parts, rest, {});
 }
 
 bool KeyLoader::leave_in_rows(const Intervals& own) {
@@ -78,17 +78,19 @@ bool KeyLoader::leave_in_rows(const Intervals& own) {
   return true;
 }
 
-void KeyLoader::start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest) { start(true, parts, rest); }
+void KeyLoader::start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest, const Intervals& masked) {
+  start(true, parts, rest, masked);
+}
 
 // What others get first comes first, so that it is on its way while the rest is loaded.
-void KeyLoader::start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest) {
+void KeyLoader::start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest, const Intervals& masked) {
   const auto load_part = [this, on_device](const Intervals& part) {
     if (on_device)
       start_on_device(part), started_.push_back(last_load_);
     else
       load(0, shape_.kv_heads, part, own_slots(part));
   };
-  const auto load_all = [this, &parts, rest, load_part, on_device] {
+  const auto load_all = [this, &parts, rest, masked, load_part, on_device] {
     begun_at_ = seconds_now();
     for (const Intervals& part : parts) {
       load_part(part);
@@ -96,7 +98,8 @@ void KeyLoader::start(bool on_device, const std::vector<Intervals>& parts, const
     }
     load_part(rest);
     if (const kernels::KeysInRows& in_rows = pool_.in_rows(); in_rows.rows > 0)
-      started_.back() = last_load_ = device_.start_checking(in_rows, shape_.type, shape_.kv_heads, shape_.head_dim);
+      started_.back() = last_load_ =
+          device_.start_checking(in_rows, shape_.type, shape_.kv_heads, shape_.head_dim, pool_.parts_of_rows(masked));
     if (on_device) return;
     const double now = seconds_now();
     seconds_ = now - begun_at_;

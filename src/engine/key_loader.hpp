@@ -38,8 +38,9 @@ class KeyLoader {
   bool is_the_devices(const Intervals& own);
   // Where the device loads `own`, and all its rows follow each other in memory: kernels attend them there from now on. Else false.
   bool leave_in_rows(const Intervals& own);
-  // Then: starts to look through them for NaN and ∞, once `parts` and `rest` of them, which others get, have been loaded into the pool.
-  void start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest);
+  // Then: starts to load `parts` and `rest` of them, which others get, into the pool, and after that to look for NaN and ∞ in those that
+  // are `masked` (StepLists::masked()).
+  void start_in_rows(const std::vector<Intervals>& parts, const Intervals& rest, const Intervals& masked);
   // Else: starts to load `own` into the pool, first `parts` of it, one after another, then the rest. Once, this or the one before.
   void start_own(const Intervals& own, const std::vector<Intervals>& parts);
   bool is_started() const { return task_.valid() || !started_.empty(); }
@@ -53,7 +54,7 @@ class KeyLoader {
   kernels::KeyBlocks described(int kv_heads, std::span<const int32_t> rows, std::span<const int32_t> slots,
                                std::span<const kernels::KeyRows> in_place) const;
   std::vector<int32_t> own_slots(const Intervals& blocks) const;
-  void start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest);
+  void start(bool on_device, const std::vector<Intervals>& parts, const Intervals& rest, const Intervals& masked);
   void start_on_device(const Intervals& blocks);
   void note_loads();
 

@@ -45,6 +45,18 @@ void KeyPool::leave_own_in_rows(const kernels::KeyRows& keys, const plan::Blocks
       place_in_rows_[static_cast<size_t>(block)] = kernels::KeysInRows::slot(row);
 }
 
+std::vector<int32_t> KeyPool::parts_of_rows(const Intervals& own) const {
+  std::vector<int32_t> parts;
+  for (const Interval& run : own)
+    for (int64_t block = run.begin; block < run.end; ++block) {
+      const int64_t first = kernels::KeysInRows::first_row(place_in_rows_[static_cast<size_t>(block)]);
+      const int64_t last = std::min(first + kernels::kTile, in_rows_.rows) - 1;
+      for (int64_t part = first / kernels::kTile; part <= last / kernels::kTile; ++part)
+        if (parts.empty() || parts.back() < part) parts.push_back(static_cast<int32_t>(part));
+    }
+  return parts;
+}
+
 void KeyPool::slots_of(const Intervals& blocks, std::vector<int32_t>& slots) const {
   slots.clear();
   for (int kv_head = 0; kv_head < kv_heads_; ++kv_head)

@@ -23,6 +23,8 @@ class KeyPool {
   // in the pool, as at first, if that is null.
   void leave_own_in_rows(const kernels::KeyRows& keys, const plan::Blocks& table);
   const kernels::KeysInRows& in_rows() const { return in_rows_; }  // without rows: they are in the pool
+  // There: numbers of the 128 rows that some of these units touch (KeysInRows::nonfinite), ascending.
+  std::vector<int32_t> parts_of_rows(const Intervals& own) const;
 
   kernels::Pool memory() const { return {memory_.get(), reinterpret_cast<uint8_t*>(nonfinite_.get()), slots_}; }
   int64_t bytes() const { return slots_ * unit_bytes_; }

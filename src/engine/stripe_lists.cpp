@@ -241,4 +241,20 @@ StripeLists StripeLists::make(const plan::Shared& shared, const plan::RankPlan& 
   return lists;
 }
 
+Intervals StepLists::masked() const {
+  std::vector<bool> is_masked(key_rows.size());
+  for (const Tile& tile : tiles) {
+    if (tile.form == Tile::Form::full) continue;
+    const auto key = static_cast<size_t>(tile.key);
+    is_masked[key] = is_masked[key] || has_mask(tile, key_rows[key]);
+  }
+  // Runs of full tiles have none but at ends of documents, with which it is enough to look at what is resident.
+  Intervals blocks;
+  size_t index = 0;
+  for (const Interval& run : resident)
+    for (int64_t block = run.begin; block < run.end; ++block, ++index)
+      if (is_masked[index] || has_mask(Tile::full_run(0, 1), key_rows[index])) blocks.push_back({block, block + 1});
+  return normalised(std::move(blocks));
+}
+
 }  // namespace longspan::engine

@@ -18,6 +18,7 @@ struct StepLists {
   Intervals resident;             // key blocks that some class uses in this step: resident index = place in here
   std::vector<int32_t> key_rows;  // of each
   int64_t resident_index(int64_t block) const { return numbering_.of(block); }
+  Intervals masked() const;  // those of `resident` that are in a tile with a mask (kernels::has_mask)
 
  private:
   friend struct StripeLists;

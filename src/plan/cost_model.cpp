@@ -28,10 +28,11 @@ std::vector<int64_t> step_changes(const RankPlan& plan, const Stripe& stripe) {
   return changes;
 }
 
-// Spreads the stripe's quarters over its steps as those of sampled rows are.
-void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern, TileLists& lists, const RankPlan& plan,
-                     const Stripe& stripe, int sampled_rows, StripeWork& work) {
-  if (stripe.weighted_quarters == 0) return;
+// Spreads the stripe's quarters over its steps as those of sampled rows are. Whether one of these has a tile with a mask.
+bool spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern, const Blocks& blocks, TileLists& lists,
+                     const RankPlan& plan, const Stripe& stripe, int sampled_rows, StripeWork& work) {
+  if (stripe.weighted_quarters == 0) return false;
+  bool masked = false;
   const std::vector<StripeRow> rows = rows_of(shared, pattern, stripe, plan.rank);
   const std::vector<int64_t> changes = step_changes(plan, stripe);
   const auto wanted = std::max<int64_t>(1, std::min<int64_t>(sampled_rows, static_cast<int64_t>(200'000 / (shared.mean_entries + 1))));
@@ -50,6 +51,7 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
     };
     for (const kernels::Tile& tile : tiles) {
       if (tile.form != kernels::Tile::Form::full) {
+        masked = masked || kernels::has_mask(tile, blocks.rows(tile.key));
         const double quarters = __builtin_popcount(tile.quarters) * heads;
         put(tile.key).partial_quarters += quarters;
         put(tile.key).partial_tiles += heads;
@@ -74,6 +76,7 @@ void spread_quarters(const Shared& shared, const pattern::BoundPattern& pattern,
   const double scale = seen > 0 ? static_cast<double>(stripe.weighted_quarters) / seen : 0;
   for (StepWork& step : work.steps)
     step.full_quarters *= scale, step.partial_quarters *= scale, step.partial_tiles *= scale, step.tile_rows *= scale;
+  return masked;
 }
 
 }  // namespace
@@ -121,7 +124,7 @@ RankWork work_of(const Shared& shared, const pattern::BoundPattern& pattern, con
         bytes_from[home] += bytes;
       }
     }
-    spread_quarters(shared, pattern, lists, plan, stripe, sampled_rows, work);
+    if (spread_quarters(shared, pattern, blocks, lists, plan, stripe, sampled_rows, work)) rank.masked_bytes = rank.key_bytes;
     rank.stripes.push_back(std::move(work));
   }
   for (size_t batch = 0; batch < shared.batches.size(); ++batch)
@@ -311,7 +314,7 @@ RankTime play(const RankWork& work, const Rates& rates) {
   // As the engine: the I/O thread loads the keys, then reads queries; meanwhile the first lists are made.
   const bool in_rows = work.keys_in_rows && rates.row_bytes_per_second > 0;
   const double load_seconds = static_cast<double>(in_rows ? work.sent_bytes : work.key_bytes) / rates.key_bytes_per_second +
-                              (in_rows ? static_cast<double>(work.key_bytes) / rates.row_bytes_per_second : 0);
+                              (in_rows ? static_cast<double>(work.masked_bytes) / rates.row_bytes_per_second : 0);
   const double keys_there = traffic.end(traffic.bring(now, load_seconds + seconds_of(work.key_bytes, rates.read_bytes_per_second, 0)));
   read_queries(0);
   size_t listed = 0, brought = 0;

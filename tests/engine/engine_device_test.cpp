@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <span>
@@ -188,9 +189,20 @@ class AttendsRows : public CountsLoads {
  public:
   using CountsLoads::CountsLoads;
   bool attends_rows(ElementType, int, float) const override { return true; }
-  int64_t start_checking(const kernels::KeysInRows& keys, ElementType, int, int) override {
+  int64_t start_checking(const kernels::KeysInRows& keys, ElementType, int, int, std::span<const int32_t> parts) override {
     checked_ = nullptr;
-    return start_later([this, flags = keys.nonfinite] { checked_ = flags, ++checks; });
+    return start_later([this, flags = keys.nonfinite, all = std::set<int64_t>(parts.begin(), parts.end())] {
+      checked_ = flags, checked_parts = all, ++checks;
+    });
+  }
+  void units_arrived(const kernels::Pool& pool, std::span<const int32_t> slots, ElementType type, int head_dim) override {
+    arrived += static_cast<int64_t>(slots.size());
+    note(slots);
+    CountsLoads::units_arrived(pool, slots, type, head_dim);
+  }
+  void load_units(const kernels::KeyBlocks& blocks, const ReadKeys& read, const kernels::Pool& pool) override {
+    note(blocks.slots);
+    CountsLoads::load_units(blocks, read, pool);
   }
   void start(const kernels::Step& step, int64_t q_rows, const kernels::Pool& pool, const kernels::Results& results) override {
     const int64_t row = step.head_dim * static_cast<int64_t>(size_of(step.type)), unit = 2 * kernels::kTile * row;
@@ -212,14 +224,35 @@ class AttendsRows : public CountsLoads {
       }
       ++units_in_rows;
     }
+    // Whoever is in a tile with a mask has been looked through.
+    for (const kernels::Work& work : step.work)
+      for (const kernels::Tile& tile : step.tiles.subspan(static_cast<size_t>(work.first_tile), static_cast<size_t>(work.tile_count)))
+        for (int64_t key = tile.key; key < tile.key + (tile.form == kernels::Tile::Form::full ? tile.count : 1); ++key) {
+          if (!kernels::has_mask(tile, step.key_rows[key])) continue;
+          const int32_t slot = step.slots[work.kv_head * step.resident + key];
+          if (slot >= 0) {
+            EXPECT_TRUE(looked_through_.contains(slot));
+            continue;
+          }
+          const int64_t first = kernels::KeysInRows::first_row(slot);
+          EXPECT_TRUE(checked_parts.contains(first / kernels::kTile));
+          EXPECT_TRUE(checked_parts.contains((std::min(first + kernels::kTile, step.in_rows.rows) - 1) / kernels::kTile));
+        }
     kernels::Step in_pool = step;
     in_pool.pool = pool_.data(), in_pool.slots = slots_.data();
     CountsLoads::start(in_pool, q_rows, pool, results);
   }
   int checks = 0;
-  int64_t units_in_rows = 0;
+  int64_t units_in_rows = 0, arrived = 0;
+  std::set<int64_t> checked_parts;  // of rows, in this run
 
  private:
+  void note(std::span<const int32_t> slots) {
+    const std::lock_guard lock(mutex_);
+    looked_through_.insert(slots.begin(), slots.end());
+  }
+  std::mutex mutex_;
+  std::set<int32_t> looked_through_;  // slots of units, in any run
   const uint8_t* checked_ = nullptr;
   std::vector<std::byte> pool_;
   std::vector<int32_t> slots_;
@@ -357,6 +390,41 @@ TEST(EngineInPlaceTest, OthersReadKeysInTheRowsOfTheirHome) {
     const Setting setting{.stripes = 3, .ranks_per_host = 2, .exchange = plan::ExchangeKind::node, .as_on_gpu = true, .share_keys = true};
     attend_in(random, setting, true, true);
   }
+}
+
+// NaN and ∞ are looked for where some tile has a mask: in runs that find the lists of the one before.
+TEST(EngineInPlaceTest, OnlyWhatIsMaskedIsLookedThrough) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  comm::MpiTransport transport;
+  const auto attend_in = [&](const std::string& text, const std::vector<int64_t>& lengths, int times_before, auto expect) {
+    SCOPED_TRACE(text);
+    AttendsRows device(2);
+    Problem problem(shape_of(ElementType::bfloat16, 4, 2, 16), Documents::from_lengths(lengths), text);
+    if (world.size() < 3) problem.poison_unreferenced();
+    LiesThere input(problem);
+    input.may_be_read = true;
+    const Setting setting{.partition = plan::PartitionKind::contiguous,
+                          .stripes = 3,
+                          .twice = true,
+                          .times_before = times_before,
+                          .as_on_gpu = true,
+                          .in_place_before = true};
+    const Outcome outcome = attend_on(device, transport, world, problem, setting, {}, &input);
+    testing::expect_exact(world, problem, outcome.tokens, problem.shape().type, outcome.output.o, outcome.output.lse, 53, false);
+    if (outcome.record.keys_in_rows) expect(static_cast<int64_t>(device.checked_parts.size()), device.arrived, size_of(outcome.plan.own));
+  };
+  const std::string blocks = "block_window(64, 1, 1) | global(0, 192)";
+  const int64_t whole = plan::kBlock * 9 * world.size();
+  attend_in(blocks, {whole, 640, 64}, 2, [](int64_t parts, int64_t, int64_t) { EXPECT_EQ(parts, 0); });
+  int64_t arrived_once = 0;
+  attend_in(blocks, {whole, 640, 64}, 0, [&](int64_t parts, int64_t arrived, int64_t own) {
+    EXPECT_EQ(parts, own);
+    arrived_once = arrived;
+  });
+  attend_in(blocks, {whole, 640, 64}, 3, [&](int64_t, int64_t arrived, int64_t) { EXPECT_EQ(arrived, arrived_once); });
+  // Ends of documents, and what follows them in the same 128 rows.
+  attend_in(blocks, {whole - 3, 640, 70}, 1, [](int64_t parts, int64_t, int64_t own) { EXPECT_LE(parts, std::min<int64_t>(own, 4)); });
+  attend_in("causal & window(300)", {whole, 640}, 1, [](int64_t parts, int64_t, int64_t own) { EXPECT_EQ(parts, own); });
 }
 
 // First what others get first, which is little here, or nothing.

@@ -1,8 +1,9 @@
-// Lists made by several threads are those that one makes.
+// Lists made by several threads are those that one makes; and which blocks have masks there.
 #include "engine/stripe_lists.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -102,6 +103,72 @@ INSTANTIATE_TEST_SUITE_P(Patterns, StripeListsTest,
                                            Case{"Bits", "causal & dilated_window(900, 0, 7)", 2, 1},
                                            Case{"Rules", "0: causal & (power | window(100)); *: longformer(257, 130)", 3, 1}),
                          [](const auto& info) { return info.param.name; });
+
+// A block that some row sees in part, of a quarter that it looks at, is masked: by what the pattern allows, pair by pair. And no other is
+// where everything is a multiple of 64.
+TEST(StepListsTest, WhatSomeRowSeesInPartIsMasked) {
+  const auto check = [](const std::vector<int64_t>& lengths, const std::string& text, bool expect_none) {
+    SCOPED_TRACE(text);
+    const Documents documents = Documents::from_lengths(lengths);
+    const Shape shape{.tokens = documents.tokens(), .heads = 2, .kv_heads = 1, .head_dim = 16, .type = ElementType::bfloat16};
+    const pattern::BoundPattern pattern(pattern::Pattern::parse(text), shape.heads, shape.kv_heads, documents);
+    const plan::Blocks blocks(documents);
+    plan::Options options;
+    options.memory = int64_t{1} << 30;
+    options.stripes = 1;
+    const plan::Shared shared = plan::make_shared(pattern, blocks, shape, 1, options);
+    const plan::RankPlan plan = plan::make_rank_plan(shared, pattern, blocks, 0);
+    const HeadSets heads(pattern, shape);
+    int64_t partial = 0;
+    for (const plan::Stripe& stripe : plan.stripes) {
+      const auto place = [](const plan::StripeRow& row) { return StripeLists::Place{row.block, row.block}; };
+      const StripeLists lists = StripeLists::make(shared, plan, pattern, blocks, stripe,
+                                                  std::max(1, static_cast<int>(stripe.bounds.size())), heads, place, [] {});
+      for (const StepLists& step : lists.steps) {
+        const Intervals masked = step.masked();
+        std::vector<int64_t> resident;
+        for (const Interval& run : step.resident)
+          for (int64_t block = run.begin; block < run.end; ++block) resident.push_back(block);
+        const auto sees_in_part = [&](const kernels::Work& work, int64_t key_block, int quarters) {
+          const Interval queries = blocks.tokens(work.q_row), keys = blocks.tokens(key_block);
+          const int64_t document = documents.holding(queries.begin), begin = documents.begin(document);
+          const int group = pattern.group_of(heads.heads[static_cast<size_t>(work.first_head)]);
+          for (int64_t row = 0; row < work.rows; ++row)
+            for (int half = 0; half < 2; ++half) {
+              if ((quarters >> (2 * (row / 64) + half) & 1) == 0) continue;
+              int seen = 0;
+              for (int64_t key = keys.begin + 64 * half; key < std::min(keys.end, keys.begin + 64 * half + 64); ++key)
+                seen += pattern.allowed(group, document, queries.begin + row - begin, key - begin) ? 1 : 0;
+              if (seen > 0 && seen < 64) return true;
+            }
+          return false;
+        };
+        for (const kernels::Work& work : step.work)
+          for (int64_t t = work.first_tile; t < work.first_tile + work.tile_count; ++t) {
+            const kernels::Tile& tile = step.tiles[static_cast<size_t>(t)];
+            const bool full = tile.form == kernels::Tile::Form::full;
+            partial += full ? 0 : 1;
+            for (int64_t key = tile.key; key < tile.key + (full ? tile.count : 1); ++key) {
+              const int64_t block = resident[static_cast<size_t>(key)];
+              if (sees_in_part(work, block, full ? 0xf : tile.quarters)) {
+                EXPECT_TRUE(contains(masked, block)) << block;
+              }
+            }
+          }
+        if (expect_none) {
+          EXPECT_TRUE(masked.empty());
+        }
+      }
+    }
+    EXPECT_TRUE(partial > 0 || text == "full");
+  };
+  const std::vector<int64_t> odd = {17, 1000, 0, 1, 704}, even = {1024, 64, 0, 448, 640};
+  for (const std::string text : {"causal", "causal & window(130)", "bigbird(64, 3, 1, 1, 7)", "bigbird(32, 3, 1, 1, 7)", "full",
+                                 "causal & dilated_window(300, 0, 3)", "0: longformer(65, 70); *: block_window(64, 1, 1)"}) {
+    check(odd, text, false);
+    check(even, text, text == "bigbird(64, 3, 1, 1, 7)" || text == "full");
+  }
+}
 
 }  // namespace
 }  // namespace longspan::engine

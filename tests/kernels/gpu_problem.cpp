@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "kernels/reference/reference.hpp"
 
@@ -79,7 +80,9 @@ void GpuProblem::make_rows(std::vector<std::byte>& pool) {
   device_.upload(k.data(), bytes, k_rows_.get());
   device_.upload(v.data(), bytes, v_rows_.get());
   rows_.k = k_rows_.get(), rows_.v = v_rows_.get(), rows_.nonfinite = reinterpret_cast<uint8_t*>(row_flags_.get());
-  const int64_t check = device_.start_checking(rows_, options.type, options.kv_heads, options.head_dim);
+  std::vector<int32_t> parts(static_cast<size_t>((rows_.rows + kTile - 1) / kTile));
+  std::iota(parts.begin(), parts.end(), 0);
+  const int64_t check = device_.start_checking(rows_, options.type, options.kv_heads, options.head_dim, parts);
   while (!device_.is_loaded(check)) continue;
 }
 

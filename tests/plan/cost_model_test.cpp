@@ -229,12 +229,14 @@ TEST(CostModel, KeysThatStayInRowsAreLookedThrough) {
   StripeWork stripe;
   stripe.steps = {{.full_quarters = 1}};
   work.stripes.push_back(stripe);
-  work.key_bytes = 100, work.sent_bytes = 20, work.keys_in_rows = true;
+  work.key_bytes = work.masked_bytes = 100, work.sent_bytes = 20, work.keys_in_rows = true;
   Rates rates;
   rates.full_quarter = 1, rates.key_bytes_per_second = 10;
   EXPECT_DOUBLE_EQ(play(work, rates).load, 10);  // they cannot
   rates.row_bytes_per_second = 50;
   EXPECT_DOUBLE_EQ(play(work, rates).load, 2 + 2);
+  work.masked_bytes = 0;
+  EXPECT_DOUBLE_EQ(play(work, rates).load, 2);
   work.keys_in_rows = false;
   EXPECT_DOUBLE_EQ(play(work, rates).load, 10);
 }
@@ -250,6 +252,8 @@ TEST(CostModel, KeysStayInRowsWhereLittleIsMadeOfThem) {
   EXPECT_TRUE(of_window.keys_in_rows);
   EXPECT_EQ(of_window.sent_bytes, 8 * 2 * kernels::unit_bytes(ElementType::bfloat16, 64));
   EXPECT_FALSE(of_causal.keys_in_rows);
+  EXPECT_EQ(of_window.masked_bytes, of_window.key_bytes);
+  EXPECT_EQ(Case("block_window(64, 1, 1)", 128 * 100, 2).work(1).masked_bytes, 0);
 }
 
 // The picture at the head of cost_model.hpp: compute 10 each; keys of step 1 take 4, of step 2 15.
