@@ -50,12 +50,16 @@ class NcclRanks {
  public:
   NcclRanks(const Communicator& ranks, int gpu, double timeout) {
     const cuda::CurrentDevice current(gpu);
-    ncclUniqueId id;
-    if (ranks.rank() == 0) check_nccl(nccl().get_unique_id(&id), "ncclGetUniqueId");
-    ranks.broadcast(&id, sizeof id);
+    struct {
+      ncclUniqueId id;
+      ncclResult_t result;
+    } first{};  // of rank 0; it fails on all ranks if it does there
+    if (ranks.rank() == 0) first.result = nccl().get_unique_id(&first.id);
+    ranks.broadcast(&first, sizeof first);
+    check_nccl(first.result, "ncclGetUniqueId");
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    check_nccl(nccl().comm_init(&comm_, ranks.size(), id, ranks.rank(), &config), "ncclCommInitRankConfig");
+    check_nccl(nccl().comm_init(&comm_, ranks.size(), first.id, ranks.rank(), &config), "ncclCommInitRankConfig");
     wait_until_up(ranks, timeout);
   }
 

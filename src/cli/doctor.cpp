@@ -286,8 +286,30 @@ bench::RowLinkRates row_link_rates(kernels::Device& device, int64_t bytes) {
   return {.in = bench::median(in), .out = bench::median(out), .both = bench::median(both)};
 }
 
-// All ranks work at the same time, as in a job. Enters the GPUs' figures in `machine` in place of the CPUs'.
-void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choice, kernels::Device& device, comm::Transport& transport,
+// Collective. What carries keys between the ranks' GPUs; null, and unfit, where it does not come up on all of them: all else about such a
+// cluster is still worth knowing. Throws AgreedError where --transport asks for what cannot be had.
+std::unique_ptr<comm::Transport> way_between_gpus(const comm::Communicator& ranks, const Settings& settings,
+                                                  const launch::GpuChoice& choice, Examination& examination) {
+  std::unique_ptr<comm::Transport> transport;
+  std::string why_not;
+  try {
+    transport = comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(), choice.gpu->ordinal,
+                                     choice.sharers > 1, kNcclTimeout);
+  } catch (const comm::AgreedError&) {
+    throw;
+  } catch (const Error& error) {
+    const Problem& problem = error.problems().front();
+    why_not = problem.seen.empty() ? problem.what : problem.what + ": " + problem.seen;
+  }
+  if (ranks.max(why_not.empty() ? 0 : 1) == 0) return transport;
+  examination.add_fact("GPUs to each other", why_not, "");
+  static_cast<void>(transport.release());  // to take down what is up on some ranks alone would wait for the others
+  return nullptr;
+}
+
+// All ranks work at the same time, as in a job. Enters the GPUs' figures in `machine` in place of the CPUs'. `transport`: null if there is
+// none.
+void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choice, kernels::Device& device, comm::Transport* transport,
                   ordered_json& machine, Examination& examination) {
   machine["device"] = "cuda";
   machine["target"] = device.name();
@@ -314,12 +336,14 @@ void examine_gpus(const comm::Communicator& ranks, const launch::GpuChoice& choi
   enter("both ways at once", "both_ways_bytes_per_second", rows.both);
   memory["free_bytes"] = spread_json(
       examination.add("GPU memory free", kGibibytes, "gpu_free_bytes", static_cast<double>(choice.free_memory), Better::higher));
+  machine["links"] = {{"within_host", nullptr}, {"across_hosts", nullptr}};
+  if (transport == nullptr) return;
   const std::vector<int> hosts = ranks.host_of_rank();
-  const std::string name = transport.passes_host_memory() ? "GPUs by MPI" : transport.name();
+  const std::string name = transport->passes_host_memory() ? "GPUs by MPI" : transport->name();
   machine["links"]["within_host"] = examine_gpu_link(ranks, bench::neighbours_within_host(hosts, ranks.rank()), name + " in a host",
-                                                     "gpu_within_host", device, transport, examination);
+                                                     "gpu_within_host", device, *transport, examination);
   machine["links"]["across_hosts"] = examine_gpu_link(ranks, bench::neighbours_across_hosts(hosts, ranks.rank()), name + " across hosts",
-                                                      "gpu_across_hosts", device, transport, examination);
+                                                      "gpu_across_hosts", device, *transport, examination);
 }
 
 }  // namespace
@@ -387,13 +411,13 @@ int run_doctor(const Settings& settings, const Context& context) {
   machine["links"]["within_host"] = examine_link(ranks, comm::Link::within_host, "MPI in a host", "within_host", message, examination);
   machine["links"]["across_hosts"] =
       examine_link(ranks, comm::Link::across_hosts, "MPI across hosts", "across_hosts", message, examination);
-  const std::unique_ptr<comm::Transport> transport =
-      comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(),
-                           choice.gpu ? std::optional(choice.gpu->ordinal) : std::nullopt, choice.sharers > 1, kNcclTimeout);
   if (choice.gpu) {
+    const std::unique_ptr<comm::Transport> transport = way_between_gpus(ranks, settings, choice, examination);
     std::unique_ptr<kernels::Device> device;
     ranks.agreed([&] { device = kernels::open_gpu(*choice.gpu); });
-    examine_gpus(ranks, choice, *device, *transport, machine, examination);
+    examine_gpus(ranks, choice, *device, transport.get(), machine, examination);
+  } else {
+    comm::make_transport(ranks, comm::transport_kind_named(settings.text("transport")).value(), std::nullopt, false, kNcclTimeout);
   }
 
   const std::string folder = settings.text("folder");

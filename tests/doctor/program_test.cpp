@@ -1,4 +1,5 @@
 // longspan doctor as a user calls it. Times are never judged: the tolerance is enormous.
+#include "comm/transport.hpp"
 #include "job_folder.hpp"
 
 namespace longspan::job::testing {
@@ -81,6 +82,23 @@ TEST_F(Doctor, GpusAndTheWayBetweenThemAreExamined) {
                              folder_, 60 * LONGSPAN_SLOWDOWN);
     EXPECT_EQ(plan.code, 0) << plan.text;
   }
+}
+
+// The rest of such a cluster is examined all the same.
+TEST_F(Doctor, GpusThatDoNotReachEachOtherAreUnfit) {
+  if (!on_gpus()) GTEST_SKIP() << "LONGSPAN_DEVICE=cuda is not set";
+  if (!comm::find_nccl().why_not.empty()) GTEST_SKIP() << comm::find_nccl().why_not;
+  const Outcome outcome =
+      testing::run(mpirun(2, "doctor --share-gpu --transport nccl --disk-bytes 1Mi --threads 1 --tolerance 1e6 --folder " + folder_ +
+                                 " --save " + file("machine.json")),
+                   folder_, 120 * LONGSPAN_SLOWDOWN, {"NCCL_SOCKET_IFNAME=nothing"});
+  EXPECT_EQ(outcome.code, 4) << outcome.text;
+  EXPECT_EQ(occurrences(outcome.text, "GPUs to each other: ncclGetUniqueId failed"), 1) << outcome.text;
+  for (const char* line : {"GPU memory copy", "disk write, fsynced", "UNFIT"}) EXPECT_THAT(outcome.text, HasSubstr(line));
+  const nlohmann::json record = record_of(file("machine.json"));
+  EXPECT_FALSE(record["fit"]);
+  EXPECT_TRUE(record["machine"]["links"]["within_host"].is_null());
+  EXPECT_GT(record["machine"]["gpu_memory"]["copy_bytes_per_second"]["min"], 0);
 }
 
 TEST_F(Doctor, AGpuThatIsAskedForAndNotThereIsAnErrorOfTheDevice) {
