@@ -59,8 +59,8 @@ class PoolExchange {
     return false;
   }
   // There: what this rank sends from now on, to peers who name slots, lies in these rows (none: in its pool), and what is in them stays
-  // until the steps are over; their memory is not given back before the exchange is destroyed. Whether it is so: peers cannot read all
-  // memory. Nothing is under way.
+  // until the steps are over; their memory is not given back before the exchange is destroyed. False where peers cannot open it: then it
+  // is the pool again. Nothing is under way.
   virtual bool send_from_rows(const kernels::KeysInRows& keys) {
     static_cast<void>(keys);
     return false;

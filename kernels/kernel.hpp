@@ -48,8 +48,8 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == 16);
 
-// Whether a row looks at one key of a 64×64 quarter of the tile (of each of a run) and not at another: then, and only then, a kernel must
-// know of NaN and ∞ in V of these `keys` of its block. Example: blocks of 64 tokens that see each other entirely have no mask, wherever
+// Whether some row may look at one key of a 64×64 quarter of the tile (of each of a run) and not at another. Only then a kernel must know
+// of NaN and ∞ in V of these `keys` of its block. Example: blocks of 64 tokens that see each other entirely have no mask, wherever
 // documents end at multiples of 64.
 constexpr bool has_mask(const Tile& tile, int keys) {
   if (keys % (kTile / 2) != 0) return true;
@@ -83,8 +83,8 @@ struct KeysInRows {
   static constexpr int64_t kMostRows = int64_t{1} << 30;  // so that a row, and 128 rows more, are an int32
   const std::byte *k = nullptr, *v = nullptr;             // [rows][kv_heads][head_dim], aligned to 16 bytes
   int64_t rows = 0;
-  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞, where a tile with a mask looks at some. Memory of
-  // Device::allocate().
+  // [⌈rows/128⌉][kv_heads]: V of these rows of a KV head holds NaN or ∞; of parts that Device::start_checking() was told of, others are not
+  // asked for. Memory of Device::allocate().
   uint8_t* nonfinite = nullptr;
   // Among Step::slots, and back.
   static constexpr int32_t slot(int64_t first_row) { return static_cast<int32_t>(-2 - first_row); }

@@ -226,9 +226,9 @@ class PeerExchange : public PoolExchange {
   struct Receive {  // of one home
     int peer = 0;
     std::vector<int32_t> there, here;  // slots
-    bool knows = false;                // those there; then home says only this:
-    RowsThere there_now{};             // they are there, in its pool or in these rows
-    bool in_rows = false;              // of the step's lists
+    bool knows = false;                // `there` was named here
+    RowsThere there_now{};             // what home says then: that the blocks are there, in its pool or in these rows
+    bool in_rows = false;              // which of the two the step's lists were made for
   };
   struct Run {
     cuda::BlockCopy first;
@@ -336,9 +336,9 @@ class PeerExchange : public PoolExchange {
     if (step.blocks + step.of_rows == 0) return;
     step.list = idle_list(step.blocks + step.of_rows);
     begin_list(step);
-    std::memcpy(step.list->get() + kListHead, copies.data(), copies.size() * sizeof(cuda::BlockCopy));
-    std::memcpy(step.list->get() + kListHead + copies.size() * sizeof(cuda::BlockCopy), of_rows.data(),
-                of_rows.size() * sizeof(cuda::RowCopy));
+    std::byte* const first = step.list->get() + kListHead;
+    std::copy(copies.begin(), copies.end(), reinterpret_cast<cuda::BlockCopy*>(first));
+    std::copy(of_rows.begin(), of_rows.end(), reinterpret_cast<cuda::RowCopy*>(first) + step.blocks);
   }
 
   void copy(Receiving& step) {
@@ -357,7 +357,7 @@ class PeerExchange : public PoolExchange {
       if (step.of_rows > 0) {
         std::vector<cuda::PeerRows> peers(static_cast<size_t>(ranks_.size() - 1));
         for (const Receive& of : step.from)
-          if (of.in_rows) peers[number_of(of.peer)] = opened_->of(of.there_now);
+          if (of.in_rows) peers[number_of(of.peer)] = opened_->of(of.peer, of.there_now);
         cuda::copy_rows(peers, layout_.kv_heads, layout_.head_bytes, reinterpret_cast<const cuda::RowCopy*>(blocks + step.blocks),
                         step.of_rows, quarters_of_block(), multiprocessors, begun, stream_.get());
       }

@@ -89,16 +89,21 @@ inline RowsThere rows_to_show(const kernels::KeysInRows& keys) {
 class OpenedRows {
  public:
   // Throws Error(device).
-  cuda::PeerRows of(const RowsThere& there) { return {opened(there.k), opened(there.v), there.rows}; }
+  cuda::PeerRows of(int home, const RowsThere& there) { return {opened(home, there.k), opened(home, there.v), there.rows}; }
 
  private:
-  const std::byte* opened(const RowsThere::Place& place) {
+  const std::byte* opened(int home, const RowsThere::Place& place) {
     std::string name(sizeof place.memory, '\0');
     std::memcpy(name.data(), &place.memory, sizeof place.memory);
     auto& base = bases_[name];
     if (!base) {
       void* memory = nullptr;
-      cuda::check(cudaIpcOpenMemHandle(&memory, place.memory, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
+      if (cudaIpcOpenMemHandle(&memory, place.memory, cudaIpcMemLazyEnablePeerAccess) != cudaSuccess)
+        throw Error({.code = ExitCode::device,
+                     .what = fmt::format("the memory of K or V of rank {} cannot be opened", home),
+                     .seen = cudaGetErrorString(cudaGetLastError()),
+                     .from = "cudaIpcOpenMemHandle",
+                     .mend = "see that it is not given back while keys are shared, or do not share them (share_keys, --rows-in device)"});
       base.reset(static_cast<std::byte*>(memory));
     }
     return base.get() + place.at;

@@ -1,7 +1,7 @@
 // On Hopper, pieces of blocks go through shared memory by its copy unit: each warp has a place for one, asks for it, and when it is there
 // for its way to memory. What is on its way must be as much as the link moves in a round trip: with 8 multiprocessors 12 warps and 16 KiB
-// each are 1.5 MiB, 4 us at 400 GB/s. Of blocks of half as many bytes or less, twice as many multiprocessors copy. On other chips threads
-// copy.
+// each are 1.5 MiB, 4 us at 400 GB/s. Of pieces of half as many bytes, twice as many multiprocessors copy. On other chips threads copy
+// (rows, too, which only a Hopper shows, but to any that shares its host).
 #include "kernels/cuda/peer_copies.hpp"
 
 #include <algorithm>
@@ -47,7 +47,7 @@ struct BlockPieces {
         "l"(piece.from), "r"(piece.bytes), "r"(hopper::shared_address(full))
         : "memory");
   }
-  __device__ void mend(const Piece&, std::byte*) const {}
+  __device__ void clear_rest(const Piece&, std::byte*) const {}
 #else
   __device__ uint4 word(const Piece& piece, uint32_t at) const { return *reinterpret_cast<const uint4*>(piece.from + at); }
 #endif
@@ -65,9 +65,10 @@ struct RowPieces {
   const RowCopy* copies;
   int64_t count;
   int of_block, of_quarter;
-  int rows, head_bytes, kv_heads;  // of a piece
-  const RowMaps* maps;             // on Hopper,
-  const Peers* peers;              // elsewhere
+  int rows;  // of a piece
+  int head_bytes, kv_heads;
+  const RowMaps* maps;  // on Hopper,
+  const Peers* peers;   // elsewhere
 
   struct Piece {
     int peer, tensor, row, rows, kv_head;  // rows: as many as the block has for it
@@ -98,8 +99,8 @@ struct RowPieces {
   __device__ void ask_for(const Piece& piece, void* place, uint64_t* full) const {
     hopper::load_box(place, &maps->of[piece.peer][piece.tensor], full, 0, piece.kv_head, piece.row);
   }
-  // What has come, before it goes on: what lies behind the block is not its own.
-  __device__ void mend(const Piece& piece, std::byte* place) const {
+  // Of what has come: rows behind the block's are not its own.
+  __device__ void clear_rest(const Piece& piece, std::byte* place) const {
     if (piece.rows == rows) return;
     for (uint32_t at = piece.rows * head_bytes; at < piece.bytes; at += 16) *reinterpret_cast<uint4*>(place + at) = {};
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -137,7 +138,7 @@ __device__ void copy_by_bulk(const Pieces& pieces) {
     typename Pieces::Piece next = piece;
     if (more) next = pieces[number];  // meanwhile
     hopper::wait(full, phase);
-    pieces.mend(piece, place);
+    pieces.clear_rest(piece, place);
     store(piece.to, place, piece.bytes);
     if (!more) break;
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
@@ -259,8 +260,8 @@ void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_bytes, co
     }
   }
   check(cudaFuncSetAttribute(copy_pieces_of_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), "cudaFuncSetAttribute");
-  const int64_t block_bytes = int64_t{quarters} * kHalf * head_bytes;
-  copy_pieces_of_rows<<<blocks_by_bulk(all.count, block_bytes, multiprocessors), kThreads, kShared, stream>>>(all, maps, begun);
+  const unsigned blocks = blocks_by_bulk(all.count, int64_t{rows} * head_bytes, multiprocessors);
+  copy_pieces_of_rows<<<blocks, kThreads, kShared, stream>>>(all, maps, begun);
   check(cudaGetLastError(), "launch of copy_pieces_of_rows");
 }
 

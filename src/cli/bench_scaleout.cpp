@@ -167,7 +167,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
                   "count, medians of the slowest rank; rates of the prediction measured in this launch",
                   ranks.size(), ranks.size() == 1 ? "" : "s", ranks.hosts(), ranks.hosts() == 1 ? "" : "s", place.text,
                   job.pattern.canonical(), shape_text(job.shape, job.documents.count()),
-                  job.share_keys                     ? "the device's memory, used in place, also by other GPUs"
+                  job.share_keys                     ? "the device's memory, used in place, also by GPUs with peer access"
                   : rows_in == bench::RowsIn::device ? "the device's memory, used in place"
                   : job.rows_are_copied              ? "pinned memory"
                                                      : "memory",

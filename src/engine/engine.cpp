@@ -175,6 +175,7 @@ class Engine::Run {
       return can && plan::keys_stay_in_rows(plan_.weighted_tiles(), size_of(plan_.own) * shape_.kv_heads, sent * shape_.kv_heads) &&
              key_loader_.leave_in_rows(plan_.own);
     };
+    // Others who read them in rows leave nothing to be loaded, however much they get.
     record_.keys_shared = options_.share_keys && stay(0) && fetches_.send_from_rows();
     if (!record_.keys_shared) fetches_.send_from_pool();
     record_.keys_in_rows = record_.keys_shared || stay(fetches_.sent().blocks);

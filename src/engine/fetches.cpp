@@ -60,7 +60,7 @@ void Fetches::Pieces::append(const UnitRun& run, std::span<const int32_t> slots,
 }
 
 int64_t Fetches::Receives::bytes() const {
-  size_t bytes = units.size() * sizeof(int64_t) + slots.size() * sizeof(int32_t);
+  size_t bytes = units.size() * sizeof(int64_t) + 2 * slots.size() * sizeof(int32_t);  // with masked_slots
   for (const comm::PoolExchange::Message& message : messages)
     bytes += (message.slots.size() + message.slots_there.size()) * sizeof(int32_t) + message.runs.size() * sizeof(int64_t);
   return static_cast<int64_t>(bytes);

@@ -61,7 +61,7 @@ class Fetches {
   }
 
   // In this run only what comes of these blocks (null: of any) has to be looked through for NaN and ∞: no other is in a tile with a mask,
-  // and the device attends rows. The same blocks in every run that has some; they stay.
+  // and the device attends rows. They are the same in every run that has some, and outlive this.
   void look_through(const Intervals* masked) { masked_ = masked; }
 
   // The first fetches are those of the steps that are ahead of the first one, and of the first step at all in which keys travel.

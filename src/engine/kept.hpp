@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
+#include <utility>
 
 #include "engine/engine.hpp"
 #include "engine/fetches.hpp"
@@ -24,8 +26,8 @@ struct KeptLists {
     if (of_stripes.size() != stripes || !std::all_of(of_stripes.begin(), of_stripes.end(), is_here)) return std::nullopt;
     Intervals blocks;
     for (const auto& of_stripe : of_stripes)
-      for (const StepLists& step : of_stripe->steps) blocks = unite(blocks, step.masked());
-    return blocks;
+      for (const StepLists& step : of_stripe->steps) std::ranges::copy(step.masked(), std::back_inserter(blocks));
+    return normalised(std::move(blocks));
   }
   ~KeptLists() {
     for (const auto& of_stripe : of_stripes) {

@@ -35,9 +35,9 @@ struct AttentionOptions {
   DeviceKind device = DeviceKind::automatic;  // GPUs where every rank has one, else CPUs
   bool share_gpu = false;                     // several ranks of a host may compute on one GPU
   bool rows_on_gpu = false;  // the tensors will lie in the GPU's own memory: forward() is planned for that, and takes others too
-  // K and V of every forward() that lie in the GPU's own memory (cudaMalloc) are not given back before this object is destroyed on all
-  // ranks: then other GPUs of the host may read them there, and need not wait until they have been copied. What is in them may change
-  // between two calls.
+  // The memory of K and V of every forward() that lie in the GPU's own memory (cudaMalloc) is not given back before ~Attention() has
+  // returned: then other GPUs of the host may read them there, while forward() runs, and need not wait until they have been copied. What is
+  // in them may change between two calls.
   bool share_keys = false;
   int threads = 0;       // of CPU compute; 0: all CPUs this process may run on
   double timeout = 300;  // seconds without any message before forward() gives up; 0: never
@@ -76,8 +76,8 @@ class Attention {
 
   // Collective; returns when o and lse are written. q [local_rows][heads][head_dim], k and v [local_rows][kv_heads][head_dim] of the
   // shape's type; o [local_rows][heads][head_dim] of the output type; lse [local_rows][heads], natural logarithm, may be null. Rows that
-  // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; no tensor is kept.
-  // Where a rank computes on a GPU, tensors may lie
+  // may look at nothing get o = 0, lse = −∞. All memory is the caller's, with any alignment; o and lse overlap no input; no tensor is kept
+  // (but share_keys). Where a rank computes on a GPU, tensors may lie
   //   in that GPU's memory (cudaMalloc), without gaps: Q is read, and O and LSE are written, where they lie, if aligned to 16 bytes. What
   //     makes them must be over when forward() is called;
   //   in pinned memory (cudaHostAlloc, cudaHostRegister) or that of another GPU, without gaps: they are copied straight;

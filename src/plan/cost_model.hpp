@@ -75,7 +75,8 @@ struct RankWork {
   int64_t key_bytes = 0;      // own keys and values,
   int64_t sent_bytes = 0;     // what others get of them by way of the pool, in whole blocks: taken to be as much as comes from others
   bool keys_in_rows = false;  // they stay in rows if they can (keys_stay_in_rows),
-  int64_t masked_bytes = 0;   // and these are looked through: all where some tile has a mask, nothing where none has
+  int64_t masked_bytes = 0;   // and these are looked through: all where some tile has a mask, nothing where none has (in a run that finds
+                              // the lists of one before)
   int64_t memory = 0;
   double most_list_bytes = kUnlimited;              // of tile lists that are there at one time
   std::vector<std::pair<int, int64_t>> bytes_from;  // by home, ascending

@@ -5,7 +5,9 @@
 #include <cmath>
 
 #include "bench/rows.hpp"
+#include "comm/transport.hpp"
 #include "kernels/cpu/device.hpp"
+#include "kernels/gpus.hpp"
 
 namespace longspan::bench {
 namespace {
@@ -76,6 +78,37 @@ TEST(BenchScaleout, PointsAreWhole) {
         }
       }
     }
+  }
+}
+
+// By ranks that may share a GPU.
+TEST(BenchScaleout, SharedKeysAreReadWhereTheyLie) {
+  const comm::Communicator world(MPI_COMM_WORLD);
+  if (world.size() == 1) GTEST_SKIP() << "one rank has nobody to share with";
+  const kernels::Gpus gpus = kernels::find_gpus();
+  std::string why_not = gpus.why_none;
+  if (world.max(why_not.empty() ? 0 : 1) > 0) GTEST_SKIP() << why_not;
+  const kernels::Gpu& gpu = gpus.usable[static_cast<size_t>(world.local_rank()) % gpus.usable.size()];
+  const std::unique_ptr<kernels::Device> device = kernels::open_gpu(gpu);
+  why_not = comm::why_no_peer_access(world, gpu.ordinal);
+  if (why_not.empty() && !device->attends_rows(ElementType::bfloat16, 64, 1)) why_not = "no kernel here reads keys in rows";
+  if (world.max(why_not.empty() ? 0 : 1) > 0) GTEST_SKIP() << why_not;
+  ScaleoutOptions options{.times = 2, .probe_seconds = 0.002, .link_bytes = 1 << 16, .rows_in = RowsIn::device};
+  options.rows = [&](const PreparedJob& job) {
+    return synthetic_rows(job.job().shape, job.job().output_type, size_of(job.tokens()), *device, RowsIn::device)->of(job.tokens());
+  };
+  options.transport = [&](const comm::Communicator&) { return comm::peer_transport(gpu.ordinal); };
+  for (const bool share : {false, true}) {
+    const Job job{.pattern = pattern::Pattern::parse("bigbird(64, 3, 3, 1, 0)"),
+                  .shape = {.tokens = 20'000, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16},
+                  .documents = Documents::single(20'000),
+                  .on_gpu = true,
+                  .share_keys = share};
+    const auto point = measure_scaleout(world, world.size(), job, job.shape.tokens, *device, 1, options);
+    ASSERT_TRUE(point);
+    EXPECT_EQ(point->ranks_that_share_keys, share ? world.size() : 0);
+    EXPECT_EQ(point->kv_bytes_moved, point->kv_bytes_planned);
+    EXPECT_GT(point->kv_bytes_moved, 0);
   }
 }
 

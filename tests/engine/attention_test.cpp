@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "comm/communicator.hpp"
 #include "longspan/error.hpp"
@@ -171,6 +175,71 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
         EXPECT_THROW(forward(8), Error);
       }
     }
+  }
+}
+
+// Calls after the first look for NaN only where some row sees a part of a block. What one had not, the next may have, and the one after
+// that not: rows that do not look at it have the same bits each time.
+TEST_P(AttentionTest, ANanInOneOfManyCallsReachesThoseWhoLookAtIt) {
+  const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
+  kernels::Device& device = *open.device;
+  const Shape shape{.tokens = 2100, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16};
+  const Documents documents = Documents::from_lengths({1000, 90, 1010});
+  const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2;
+  for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal & window(100)"}) {
+    SCOPED_TRACE(text);
+    Problem problem(shape, documents, text, 3);
+    kernels::Buffer k, v;  // go after the object
+    Attention attention(MPI_COMM_WORLD, shape, text, documents,
+                        {.output_type = ElementType::bfloat16,
+                         .device = GetParam(),
+                         .share_gpu = true,
+                         .rows_on_gpu = true,
+                         .share_keys = true,
+                         .threads = 1});
+    const int64_t rows = attention.local_rows();
+    const auto there = [&](const std::vector<std::byte>& all, int64_t row) {
+      kernels::Buffer memory = device.allocate(rows * row);
+      int64_t local = 0;
+      for (const Interval& run : attention.tokens()) {
+        device.upload(all.data() + run.begin * row, run.length() * row, memory.get() + local * row);
+        local += run.length();
+      }
+      return memory;
+    };
+    const kernels::Buffer q = there(problem.q(), q_row), o = device.allocate(rows * q_row);
+    k = there(problem.k(), k_row), v = there(problem.v(), k_row);
+    const auto attend = [&] {
+      attention.forward({q.get()}, {k.get()}, {v.get()}, {o.get()});
+      std::vector<std::byte> result(static_cast<size_t>(rows * q_row));
+      device.download(o.get(), rows * q_row, result.data());
+      return result;
+    };
+    const std::vector<std::byte> clean = attend(), nan(static_cast<size_t>(k_row), std::byte{0xff});
+    EXPECT_EQ(attend(), clean);
+    for (const int64_t token : {int64_t{990}, int64_t{500}, int64_t{1085}, int64_t{2099}}) {
+      int64_t local = 0, at = -1;
+      for (const Interval& run : attention.tokens()) {
+        if (run.contains(token)) at = local + token - run.begin;
+        local += run.length();
+      }
+      if (at >= 0) device.upload(nan.data(), k_row, v.get() + at * k_row);
+      const std::vector<std::byte> odd = attend();
+      const int64_t document = documents.holding(token), begin = documents.begin(document);
+      int64_t row = 0;
+      for (const Interval& run : attention.tokens())
+        for (int64_t i = run.begin; i < run.end; ++i, ++row)
+          for (int head = 0; head < shape.heads; ++head) {
+            const int group = problem.pattern().group_of(head);
+            const bool looks = documents.holding(i) == document && problem.pattern().allowed(group, document, i - begin, token - begin);
+            const auto first = static_cast<size_t>(row * q_row + head * 128);
+            const bool same = std::memcmp(&odd[first], &clean[first], 128) == 0;
+            ASSERT_EQ(same, !looks) << "token " << token << " row " << i << " head " << head;
+            ASSERT_EQ(std::isnan(load_element(&odd[first], ElementType::bfloat16, 0)), looks);
+          }
+      if (at >= 0) device.upload(problem.v().data() + token * k_row, k_row, v.get() + at * k_row);
+    }
+    EXPECT_EQ(attend(), clean);
   }
 }
 
