@@ -10,7 +10,6 @@
 
 #include "comm/block_exchange.hpp"
 #include "comm/communicator.hpp"
-#include "kernels/kernel.hpp"
 
 namespace longspan::comm {
 
@@ -43,14 +42,20 @@ class PoolExchange {
   // Whoever receives takes the blocks from where they lie at the peer, who need not look for them if the receiver knows. Receives may be
   // started in an earlier call than the sends of their step, before this rank has anything to send: they begin as each peer sends.
   virtual bool reads_from_peers() const { return false; }
-  // There, a rank's blocks may also be units, or quarters of units, of which it has the rows and not the pool's copy.
-  struct RowPlace {
-    int32_t first_row = 0, rows = 0;  // of the unit: 1…128, the rest is zero
-    int kv_head = 0;
-    int quarter = 0;  // where a block is one: K of the first 64 rows, of the others, V of these and those
+  // There, a rank's blocks need not lie in its pool if they can be put together out of rows: four quarters, or one of them, the first two
+  // being rows 0 … 63 and 64 … 127 of a column of one array, the others the same of another array; the column's bytes of each row, one
+  // row's after the other.
+  struct RowArrays {  // each [rows][columns][column_bytes]
+    const std::byte *first = nullptr, *second = nullptr;
+    int64_t rows = 0;
   };
-  struct RowLayout {  // of kernels::KeysInRows
-    int kv_heads = 0, head_bytes = 0;
+  struct RowPlace {
+    int32_t first_row = 0, rows = 0;  // of the 128, so many: 1…128, the rest is zero
+    int column = 0;
+    int quarter = 0;  // where a block is one
+  };
+  struct RowLayout {
+    int columns = 0, column_bytes = 0;
     std::function<RowPlace(int peer, int32_t slot)> place;  // of the block that would be in this slot there
   };
   // Once, before anything is started, on all ranks: blocks that are received may come out of rows. Whether they can.
@@ -58,11 +63,11 @@ class PoolExchange {
     static_cast<void>(layout);
     return false;
   }
-  // There: what this rank sends from now on, to peers who name slots, lies in these rows (none: in its pool), and what is in them stays
-  // until the steps are over; their memory is not given back before the exchange is destroyed. False where peers cannot open it: then it
-  // is the pool again. Nothing is under way.
-  virtual bool send_from_rows(const kernels::KeysInRows& keys) {
-    static_cast<void>(keys);
+  // There: what this rank sends from now on, to peers who name slots, comes out of these (without rows: out of its pool), and what is in
+  // them stays until the steps are over; their memory is not given back before the exchange is destroyed. False where peers cannot open it:
+  // then it is the pool again. Nothing is under way.
+  virtual bool send_from_rows(const RowArrays& arrays) {
+    static_cast<void>(arrays);
     return false;
   }
   // There: starts the receives of step `tag`, which is over, as they were when it was started last, without a look at them, if what was

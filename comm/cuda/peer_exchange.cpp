@@ -149,10 +149,10 @@ class PeerExchange : public PoolExchange {
     layout_ = layout;
     return static_cast<size_t>(ranks_.size() - 1) <= cuda::kMostRowPeers;
   }
-  bool send_from_rows(const kernels::KeysInRows& keys) override {
+  bool send_from_rows(const RowArrays& arrays) override {
     const cuda::CurrentDevice current(gpu_);
-    if (keys.rows == 0 || keys.k != shown_.k || keys.v != shown_.v || keys.rows != shown_.rows)
-      shown_ = keys, mine_ = keys.rows > 0 ? peer_memory::rows_to_show(keys) : RowsThere{};
+    if (arrays.rows == 0 || arrays.first != shown_.first || arrays.second != shown_.second || arrays.rows != shown_.rows)
+      shown_ = arrays, mine_ = arrays.rows > 0 ? peer_memory::rows_to_show(arrays) : RowsThere{};
     return mine_.rows > 0;
   }
 
@@ -358,7 +358,7 @@ class PeerExchange : public PoolExchange {
         std::vector<cuda::PeerRows> peers(static_cast<size_t>(ranks_.size() - 1));
         for (const Receive& of : step.from)
           if (of.in_rows) peers[number_of(of.peer)] = opened_->of(of.peer, of.there_now);
-        cuda::copy_rows(peers, layout_.kv_heads, layout_.head_bytes, reinterpret_cast<const cuda::RowCopy*>(blocks + step.blocks),
+        cuda::copy_rows(peers, layout_.columns, layout_.column_bytes, reinterpret_cast<const cuda::RowCopy*>(blocks + step.blocks),
                         step.of_rows, quarters_of_block(), multiprocessors, begun, stream_.get());
       }
     }
@@ -375,7 +375,7 @@ class PeerExchange : public PoolExchange {
 
   // Of the other ranks.
   size_t number_of(int peer) const { return static_cast<size_t>(peer < ranks_.rank() ? peer : peer - 1); }
-  int quarters_of_block() const { return static_cast<int>(block_bytes_ / (kernels::kTile / 2 * layout_.head_bytes)); }
+  int quarters_of_block() const { return static_cast<int>(block_bytes_ / (cuda::kQuarterRows * layout_.column_bytes)); }
 
   std::vector<cuda::RowCopy> rows_of(const Receive& of) const {
     std::vector<cuda::RowCopy> copies;
@@ -383,7 +383,7 @@ class PeerExchange : public PoolExchange {
     for (size_t i = 0; i < of.here.size(); ++i) {
       const RowPlace place = layout_.place(of.peer, of.there[i]);
       copies.push_back({pool_ + of.here[i] * block_bytes_, place.first_row, static_cast<uint8_t>(place.rows),
-                        cuda::RowCopy::quarter_of(number_of(of.peer), place.quarter), static_cast<uint16_t>(place.kv_head)});
+                        cuda::RowCopy::quarter_of(number_of(of.peer), place.quarter), static_cast<uint16_t>(place.column)});
     }
     return copies;
   }
@@ -470,8 +470,8 @@ class PeerExchange : public PoolExchange {
   std::optional<PeerMemory> peers_;
   std::optional<OpenedRows> opened_ = std::make_optional<OpenedRows>();
   RowLayout layout_;
-  kernels::KeysInRows shown_;  // rows that this rank sends out of, if it does,
-  RowsThere mine_{};           // and what others are told of them
+  RowArrays shown_;   // rows that this rank sends out of, if it does,
+  RowsThere mine_{};  // and what others are told of them
   cuda::Stream stream_, engine_stream_;
   cuda::Event engine_done_;
   cuda::DeviceMemory copies_;

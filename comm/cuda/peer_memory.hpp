@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "comm/pool_exchange.hpp"
 #include "kernels/cuda/peer_copies.hpp"
 #include "kernels/cuda/runtime.hpp"
-#include "kernels/kernel.hpp"
 #include "longspan/error.hpp"
 
 namespace longspan::comm::peer_memory {
@@ -26,7 +26,7 @@ struct CloseHandle {
   void operator()(std::byte* memory) const { cudaIpcCloseMemHandle(memory); }
 };
 
-// One piece of each other rank's.
+// A piece of memory of each other rank.
 class PeerMemory {
  public:
   // Collective; `memory`: where a piece of device memory begins, null on a rank that has none. Throws Error(device) on a rank that cannot
@@ -60,20 +60,20 @@ class PeerMemory {
   std::vector<std::unique_ptr<std::byte, CloseHandle>> base_;  // by rank; null: this one
 };
 
-// Where a rank's keys lie in rows (kernels::KeysInRows), as others find them.
+// Where a rank's arrays of rows lie (PoolExchange::RowArrays), as others find them.
 struct RowsThere {
   struct Place {
     cudaIpcMemHandle_t memory;  // of an allocation,
     int64_t at;                 // so many bytes into it
   };
-  Place k, v;
+  Place first, second;
   int64_t rows;  // 0: not at all
 };
 
 // Without rows where others cannot open the memory of which these are, such as that of cudaMallocAsync.
-inline RowsThere rows_to_show(const kernels::KeysInRows& keys) {
+inline RowsThere rows_to_show(const PoolExchange::RowArrays& arrays) {
   RowsThere there{};
-  for (const auto& [from, place] : {std::pair(keys.k, &there.k), std::pair(keys.v, &there.v)}) {
+  for (const auto& [from, place] : {std::pair(arrays.first, &there.first), std::pair(arrays.second, &there.second)}) {
     const cuda::Allocation allocation = cuda::allocation_of(from);
     if (allocation.bytes == 0 || cudaIpcGetMemHandle(&place->memory, allocation.base) != cudaSuccess) {
       cudaGetLastError();
@@ -81,7 +81,7 @@ inline RowsThere rows_to_show(const kernels::KeysInRows& keys) {
     }
     place->at = from - allocation.base;
   }
-  there.rows = keys.rows;
+  there.rows = arrays.rows;
   return there;
 }
 
@@ -89,7 +89,7 @@ inline RowsThere rows_to_show(const kernels::KeysInRows& keys) {
 class OpenedRows {
  public:
   // Throws Error(device).
-  cuda::PeerRows of(int home, const RowsThere& there) { return {opened(home, there.k), opened(home, there.v), there.rows}; }
+  cuda::PeerRows of(int home, const RowsThere& there) { return {opened(home, there.first), opened(home, there.second), there.rows}; }
 
  private:
   const std::byte* opened(int home, const RowsThere::Place& place) {
@@ -100,7 +100,7 @@ class OpenedRows {
       void* memory = nullptr;
       if (cudaIpcOpenMemHandle(&memory, place.memory, cudaIpcMemLazyEnablePeerAccess) != cudaSuccess)
         throw Error({.code = ExitCode::device,
-                     .what = fmt::format("the memory of K or V of rank {} cannot be opened", home),
+                     .what = fmt::format("memory of rank {} from which keys or values are read cannot be opened", home),
                      .seen = cudaGetErrorString(cudaGetLastError()),
                      .from = "cudaIpcOpenMemHandle",
                      .mend = "see that it is not given back while keys are shared, or do not share them (share_keys, --rows-in device)"});

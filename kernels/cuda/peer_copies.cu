@@ -20,10 +20,10 @@ constexpr int kWarps = 12;        // of a block of threads, each with a place fo
 constexpr int kThreads = 32 * kWarps;
 constexpr int64_t kMostMore = 2;
 constexpr int64_t kMostOfThreads = 64;  // blocks of threads that copy by themselves
-constexpr int kHalf = kTile / 2;        // rows of a quarter
+static_assert(2 * kQuarterRows == kTile);
 
-// Kinds of copies: numbered pieces, each with its bytes and where they go; how a warp asks the copy unit for one, and what it has to do
-// when that is in its place; or how threads bring its 16-byte words.
+// Two kinds of copies, BlockPieces and RowPieces, cut into numbered pieces: all[number] says where one goes, ask_for() has the copy unit
+// bring it to a warp's place, where clear_rest() may change it; word() is for threads, 16 bytes of it.
 
 struct BlockPieces {
   const BlockCopy* copies;
@@ -78,7 +78,7 @@ struct RowPieces {
   __device__ Piece operator[](int64_t number) const {
     const RowCopy copy = copies[number / of_block];
     const int piece = static_cast<int>(number % of_block), quarter = copy.quarter_of_peer % 4 + piece / of_quarter;
-    const int first = quarter % 2 * kHalf + piece % of_quarter * rows;  // of the unit's
+    const int first = quarter % 2 * kQuarterRows + piece % of_quarter * rows;  // of the unit's
     const uint32_t bytes = rows * head_bytes;
     return {.peer = copy.quarter_of_peer / 4,
             .tensor = quarter / 2,
@@ -230,9 +230,9 @@ void copy_blocks(const BlockCopy* copies, int64_t count, int64_t block_bytes, in
 void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_bytes, const RowCopy* copies, int64_t count, int quarters,
                int multiprocessors, volatile uint32_t* begun, cudaStream_t stream) {
   if (count == 0) return;
-  int rows = kHalf;  // of a piece
+  int rows = kQuarterRows;  // of a piece
   while (rows * head_bytes > kPiece) rows /= 2;
-  const int of_quarter = kHalf / rows, of_block = quarters * of_quarter;
+  const int of_quarter = kQuarterRows / rows, of_block = quarters * of_quarter;
   const RowPieces all{.copies = copies,
                       .count = count * of_block,
                       .of_block = of_block,

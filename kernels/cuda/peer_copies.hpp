@@ -28,6 +28,8 @@ struct PeerRows {
 };
 constexpr size_t kMostRowPeers = 15;  // whose rows one launch copies: a kernel takes the tensor maps of no more as its arguments
 
+constexpr int kQuarterRows = 64;
+
 // Some quarters of a unit (kernels/kernel.hpp), which the kernel puts together out of rows: 0 and 1 are K of its first and last 64 rows, 2
 // and 3 V. What the unit's block has no rows for becomes zero.
 struct RowCopy {

@@ -107,8 +107,8 @@ Fetches::Fetches(const FetchPlan& what, kernels::Device& device, comm::Transport
       pool_(shared_.keys_stay ? plan_.own : Intervals{}, what.blocks.count(), shared_.shape.kv_heads, schedule_.most_fetched_units,
             plan_.unit_bytes, shared_.in_halves, device),
       exchange_(transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit)) {
-  reads_rows_ = exchange_->reads_rows({.kv_heads = shared_.shape.kv_heads,
-                                       .head_bytes = shared_.shape.head_dim * static_cast<int>(size_of(shared_.shape.type)),
+  reads_rows_ = exchange_->reads_rows({.columns = shared_.shape.kv_heads,
+                                       .column_bytes = shared_.shape.head_dim * static_cast<int>(size_of(shared_.shape.type)),
                                        .place = [this](int home_rank, int32_t piece) { return row_place(home_rank, piece); }});
   if (schedule_.passes_on) inside_host_ = transport.between_pools(what.ranks, pool_.memory().units, plan_.unit_bytes / pieces_.of_unit);
   for (size_t s = 0; s < plan_.stripes.size(); ++s)
@@ -375,7 +375,7 @@ comm::PoolExchange::RowPlace Fetches::row_place(int home_rank, int32_t piece) {
   const auto block = static_cast<size_t>(unit % at.blocks.count());
   return {.first_row = at.first_rows[block],
           .rows = at.first_rows[block + 1] - at.first_rows[block],
-          .kv_head = static_cast<int>(unit / at.blocks.count()),
+          .column = static_cast<int>(unit / at.blocks.count()),
           .quarter = piece % pieces_.of_unit};
 }
 

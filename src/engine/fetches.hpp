@@ -55,7 +55,10 @@ class Fetches {
   const std::vector<std::pair<size_t, int>>& order() const { return order_; }
 
   // Before anything is sent in a run: others read own blocks in the rows that the pool leaves them in, where they can; or in the pool.
-  bool send_from_rows() { return reads_rows_ && exchange_->send_from_rows(pool_.in_rows()); }
+  bool send_from_rows() {
+    const kernels::KeysInRows& own = pool_.in_rows();
+    return reads_rows_ && exchange_->send_from_rows({own.k, own.v, own.rows});
+  }
   void send_from_pool() {
     if (reads_rows_) exchange_->send_from_rows({});
   }

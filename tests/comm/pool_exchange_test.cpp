@@ -286,12 +286,10 @@ TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
     exchange->set_timeout(60);
     const auto place = [&](int, int32_t slot) {
       const auto unit = static_cast<size_t>(slot / of_unit % kUnits);
-      return comm::PoolExchange::RowPlace{.first_row = kFirst[unit],
-                                          .rows = kFirst[unit + 1] - kFirst[unit],
-                                          .kv_head = slot / of_unit / kUnits,
-                                          .quarter = slot % of_unit};
+      return comm::PoolExchange::RowPlace{
+          .first_row = kFirst[unit], .rows = kFirst[unit + 1] - kFirst[unit], .column = slot / of_unit / kUnits, .quarter = slot % of_unit};
     };
-    if (!exchange->reads_rows({.kv_heads = kHeads, .head_bytes = head_bytes, .place = place})) {
+    if (!exchange->reads_rows({.columns = kHeads, .column_bytes = head_bytes, .place = place})) {
       EXPECT_FALSE(exchange->reads_from_peers());
       EXPECT_FALSE(exchange->send_from_rows({k.get(), v.get(), kRows}));
       GTEST_SKIP() << "this exchange has blocks in pools";
@@ -313,7 +311,9 @@ TEST_P(PoolExchangeTest, BlocksMayComeOutOfRows) {
       }
       for (int slot = 0; slot < own && !in_rows; ++slot) std::ranges::copy(block(rank, time, slot), host.begin() + slot * block_bytes);
       open_.device->upload(host.data(), pool_bytes, pool.get());
-      EXPECT_EQ(exchange->send_from_rows(in_rows ? kernels::KeysInRows{k.get(), v.get(), kRows} : kernels::KeysInRows{}), in_rows);
+      EXPECT_EQ(
+          exchange->send_from_rows(in_rows ? comm::PoolExchange::RowArrays{k.get(), v.get(), kRows} : comm::PoolExchange::RowArrays{}),
+          in_rows);
       const auto there = [&](int peer, int step, int i) { return (peer * 3 + step * 7 + i * 5) % own; };
       const auto here = [&](int peer, int step, int i) { return own + (step * (ranks - 1) + peer - (peer > rank ? 1 : 0)) * kEach + i; };
       world_.barrier();

@@ -23,6 +23,12 @@ class AttentionTest : public ::testing::TestWithParam<DeviceKind> {
     const OpenDevice gpu = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
     if (!gpu.device) GTEST_SKIP() << gpu.why_not;
   }
+  // This rank's rows of `all`, which have `row` bytes each, one after another.
+  static std::vector<std::byte> own_rows(const Attention& attention, const std::vector<std::byte>& all, int64_t row) {
+    std::vector<std::byte> rows;
+    for (const Interval& run : attention.tokens()) rows.insert(rows.end(), all.begin() + run.begin * row, all.begin() + run.end * row);
+    return rows;
+  }
   comm::Communicator world_{MPI_COMM_WORLD};
 };
 
@@ -132,14 +138,8 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
       Problem problem(shape, documents, text, ++seed);
       std::vector<std::byte> with_its_lse;
       for (bool with_lse : {true, false}) {
-        std::vector<std::byte> q(static_cast<size_t>(rows * q_row)), k(static_cast<size_t>(rows * k_row)), v(k.size());
-        int64_t local = 0;
-        for (const Interval& run : attention.tokens()) {
-          std::memcpy(q.data() + local * q_row, problem.q().data() + run.begin * q_row, static_cast<size_t>(run.length() * q_row));
-          std::memcpy(k.data() + local * k_row, problem.k().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
-          std::memcpy(v.data() + local * k_row, problem.v().data() + run.begin * k_row, static_cast<size_t>(run.length() * k_row));
-          local += run.length();
-        }
+        const std::vector<std::byte> q = own_rows(attention, problem.q(), q_row), k = own_rows(attention, problem.k(), k_row),
+                                     v = own_rows(attention, problem.v(), k_row);
         const auto there = [&](const std::vector<std::byte>& from) {
           kernels::Buffer memory = device.allocate(static_cast<int64_t>(from.size()) + 16);
           device.upload(from.data(), static_cast<int64_t>(from.size()), memory.get() + shift);
@@ -159,7 +159,7 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
         device.download(o_there.get() + shift, rows * o_row, o.data());
         device.download(lse_there.get(), rows * 16, lse.data());
         WholeOutput whole(shape, ElementType::bfloat16);
-        local = 0;
+        int64_t local = 0;
         for (const Interval& run : attention.tokens()) {
           whole.write(run.begin, run.length(), o.data() + local * o_row, lse.data() + local * 4);
           local += run.length();
@@ -200,11 +200,7 @@ TEST_P(AttentionTest, ANanInOneOfManyCallsReachesThoseWhoLookAtIt) {
     const int64_t rows = attention.local_rows();
     const auto there = [&](const std::vector<std::byte>& all, int64_t row) {
       kernels::Buffer memory = device.allocate(rows * row);
-      int64_t local = 0;
-      for (const Interval& run : attention.tokens()) {
-        device.upload(all.data() + run.begin * row, run.length() * row, memory.get() + local * row);
-        local += run.length();
-      }
+      device.upload(own_rows(attention, all, row).data(), rows * row, memory.get());
       return memory;
     };
     const kernels::Buffer q = there(problem.q(), q_row), o = device.allocate(rows * q_row);

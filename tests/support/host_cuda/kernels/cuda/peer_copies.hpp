@@ -4,7 +4,6 @@
 #include <span>
 
 #include "kernels/cuda/runtime.hpp"
-#include "kernels/kernel.hpp"
 
 namespace longspan::kernels::cuda {
 
@@ -36,6 +35,7 @@ struct PeerRows {
   int64_t rows = 0;
 };
 constexpr size_t kMostRowPeers = 15;
+constexpr int kQuarterRows = 64;
 
 struct RowCopy {
   std::byte* to;
@@ -55,7 +55,7 @@ inline void copy_rows(std::span<const PeerRows> peers, int kv_heads, int head_by
     std::byte* to = copy.to;
     for (int quarter = first; quarter < first + quarters; ++quarter) {
       const std::byte* const base = quarter / 2 == 0 ? rows.k : rows.v;
-      for (int row = quarter % 2 * (kTile / 2), last = row + kTile / 2; row < last; ++row, to += head_bytes) {
+      for (int row = quarter % 2 * kQuarterRows, last = row + kQuarterRows; row < last; ++row, to += head_bytes) {
         if (row < copy.rows)
           std::memcpy(to, base + (int64_t{copy.first_row + row} * kv_heads + copy.kv_head) * head_bytes, static_cast<size_t>(head_bytes));
         else
