@@ -52,9 +52,9 @@ std::vector<double> contiguous_seconds(const comm::Communicator& ranks, const st
     given = std::max(given, blocks_of(sum_of(step.given))), passed_on = std::max(passed_on, blocks_of(sum_of(step.passed_on)));
   }
   const int64_t gone = at_once * received, gift = gone + at_once * sent, slots = gift + given + passed_on;
-  const kernels::Buffer pool = device.allocate(std::max<int64_t>(1, slots) * block_bytes);
-  const std::vector<std::byte> content(static_cast<size_t>(block_bytes), std::byte{1});
-  for (int64_t slot = 0; slot < slots; ++slot) device.upload(content.data(), block_bytes, pool.get() + slot * block_bytes);
+  const int64_t bytes = std::max<int64_t>(1, slots) * block_bytes;
+  const kernels::Buffer pool = device.allocate(bytes);
+  device.clear(pool.get(), bytes);  // a host has pages for memory only once it is written
   const auto exchange = transport.between_pools(ranks, pool.get(), block_bytes);
   const auto inside = two_levels ? transport.between_pools(ranks, pool.get(), block_bytes) : nullptr;
   for (comm::PoolExchange* each : {exchange.get(), inside.get()})

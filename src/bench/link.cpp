@@ -49,10 +49,8 @@ Neighbours neighbours_across_hosts(const std::vector<int>& host_of_rank, int ran
 
 std::vector<double> exchange_seconds(const comm::Communicator& ranks, const Neighbours& neighbours, kernels::Device& device,
                                      comm::Transport& transport, int64_t bytes, int times) {
-  const kernels::Buffer pool = device.allocate(2 * bytes);  // what goes, what comes
-  const std::vector<std::byte> content(static_cast<size_t>(std::min<int64_t>(bytes, int64_t{1} << 20)), std::byte{1});
-  for (int64_t at = 0; at < 2 * bytes; at += static_cast<int64_t>(content.size()))
-    device.upload(content.data(), std::min(static_cast<int64_t>(content.size()), 2 * bytes - at), pool.get() + at);
+  const kernels::Buffer pool = device.allocate(2 * bytes);  // what goes, what comes;
+  device.clear(pool.get(), 2 * bytes);                      // a host has pages for memory only once it is written
   const auto exchange = transport.between_pools(ranks, pool.get(), bytes);
   std::vector<comm::PoolExchange::Message> receives, sends;
   if (neighbours.from >= 0) receives.push_back({neighbours.from, {1}});

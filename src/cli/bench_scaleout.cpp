@@ -107,18 +107,6 @@ report::ScalingCurve curve(const std::string& title, const std::vector<Row>& row
   return curve;
 }
 
-// Bytes of a GPU that rows and results take, and those of the small jobs that measure rates. One rank has all tokens at most; in weak
-// scaling alone its share, or what an uneven partition makes of it.
-int64_t rows_on_device(const bench::Job& job, const std::string& mode, int ranks) {
-  constexpr int64_t kUneven = 2;
-  constexpr int64_t kProbe = int64_t{10} << 30;
-  const Shape& shape = job.shape;
-  const int64_t in = int64_t{shape.heads + 2 * shape.kv_heads} * shape.head_dim * static_cast<int64_t>(size_of(shape.type));
-  const int64_t out = int64_t{shape.heads} * (shape.head_dim * static_cast<int64_t>(size_of(job.output_type)) + 4);
-  const int64_t tokens = mode == "weak" ? std::min(shape.tokens, kUneven * (shape.tokens / ranks + 1)) : shape.tokens;
-  return tokens * (in + out) + kProbe;
-}
-
 double predicted_efficiency(const ScaleoutPoint& point, const ScaleoutPoint& first) {
   const double base = first.flop / std::max(first.predicted.seconds, 1e-12) / first.ranks;
   return base > 0 ? point.flop / std::max(point.predicted.seconds, 1e-12) / point.ranks / base : 0;
@@ -151,8 +139,14 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   const auto rows_in = settings.text("rows-in") == "host" ? bench::RowsIn::host : bench::RowsIn::device;
   job.share_keys = settings.text("rows-in") == "shared";
   job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
-  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory)
-    job.memory = ranks.min(place.memory - rows_on_device(job, mode, ranks.size()));
+  if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) {
+    // One rank has all tokens at most; in weak scaling alone its share, or what an uneven partition makes of it.
+    constexpr int64_t kUneven = 2;
+    const int64_t tokens = job.shape.tokens, share = kUneven * (tokens / ranks.size() + 1);
+    const int64_t most = mode == "weak" ? std::min(tokens, share) : tokens;
+    const int64_t least = ranks.min(place.memory);  // all plan with as much
+    ranks.agreed([&] { job.memory = bench::memory_beside_rows(job, most, least); });
+  }
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);
   bench::ScaleoutOptions options;

@@ -1,5 +1,6 @@
 #include "bench/scaleout.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -27,6 +28,28 @@ TEST(BenchScaleout, FirstDocuments) {
   EXPECT_EQ(first_documents(documents, 1).offsets(), (std::vector<int64_t>{0, 1}));
 }
 
+TEST(BenchScaleout, MemoryBesideRows) {
+  const Job job{.pattern = pattern::Pattern::parse("causal"),
+                .shape = {.tokens = 2 << 20, .heads = 16, .kv_heads = 4, .head_dim = 128, .type = ElementType::bfloat16},
+                .documents = Documents({0, 2 << 20}),
+                .output_type = ElementType::bfloat16};
+  // Of a token 2·4·128·2 bytes of keys, 16·128·2 of queries, 16·(128·2 + 4) of results; and 10 GiB of small jobs.
+  constexpr int64_t kKeys = 2048, kRows = kKeys + 4096 + 4160, kSmall = int64_t{10} << 30;
+  constexpr int64_t kTokens = 1 << 20, kLeast = kTokens * (kRows + kKeys) + kSmall;
+  EXPECT_EQ(memory_beside_rows(job, kTokens, kLeast), kTokens * kKeys);
+  EXPECT_EQ(memory_beside_rows(job, kTokens, kLeast + 5), kTokens * kKeys + 5);
+  for (int64_t memory : {kLeast - 1, int64_t{0}}) {
+    try {
+      memory_beside_rows(job, kTokens, memory);
+      FAIL() << memory;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.problems().front().code, ExitCode::usage);
+      EXPECT_THAT(error.what(), testing::HasSubstr("20.1 GiB of rows, results and small jobs, 2.0 of keys"));
+      EXPECT_THAT(error.what(), testing::HasSubstr("1048576 tokens on one rank"));
+    }
+  }
+}
+
 TEST(BenchScaleout, PointsAreWhole) {
   const comm::Communicator world(MPI_COMM_WORLD);
   kernels::cpu::CpuDevice device(1);
@@ -40,7 +63,7 @@ TEST(BenchScaleout, PointsAreWhole) {
     options.rows_in = options.rows_in == RowsIn::host ? RowsIn::device : RowsIn::host;
     Job job{.pattern = pattern::Pattern::parse(text),
             .shape = {.tokens = 3'000, .heads = 4, .kv_heads = 2, .head_dim = 16, .type = ElementType::float32},
-            .documents = Documents({0, 1'000, 3'000}),
+            .documents = Documents({0, 700, 3'000}),
             .output_type = ElementType::float32};
     for (int count : rank_counts(world.size())) {
       for (int64_t tokens : {job.shape.tokens, std::max<int64_t>(1, job.shape.tokens * count / world.size())}) {
