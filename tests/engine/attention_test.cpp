@@ -123,8 +123,10 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
   const Documents documents = Documents::single(shape.tokens);
   const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2, o_row = 4 * 64 * 2;
   unsigned seed = 3;
-  for (const auto& [text, share] :
-       {std::pair("bigbird(64, 3, 1, 2, 5)", false), std::pair("bigbird(64, 3, 1, 2, 5)", true), std::pair("causal", true)}) {
+  const char* const two_classes = "0-1: causal & window(300); 2: bigbird(64, 3, 1, 2, 5); 3: global(0, 10) | window(70)";
+  for (const auto& [text, share] : {std::pair("bigbird(64, 3, 1, 2, 5)", false), std::pair("bigbird(64, 3, 1, 2, 5)", true),
+                                    std::pair("causal", true), std::pair(two_classes, false), std::pair(two_classes, true)}) {
+    SCOPED_TRACE(text);
     std::vector<kernels::Buffer> keys;  // go after the object that may have shown them to others
     Attention attention(MPI_COMM_WORLD, shape, text, documents,
                         {.output_type = ElementType::bfloat16,
@@ -186,7 +188,8 @@ TEST_P(AttentionTest, ANanInOneOfManyCallsReachesThoseWhoLookAtIt) {
   const Shape shape{.tokens = 2100, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16};
   const Documents documents = Documents::from_lengths({1000, 90, 1010});
   const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2;
-  for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal & window(100)"}) {
+  for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal & window(100)",
+                           "0-1: block_window(64, 2, 1); 2: causal & window(100); *: bigbird(64, 3, 1, 2, 5)"}) {
     SCOPED_TRACE(text);
     Problem problem(shape, documents, text, 3);
     kernels::Buffer k, v;  // go after the object
