@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "comm/communicator.hpp"
 #include "longspan/error.hpp"
 #include "problem.hpp"
+#include "tests/pattern/brute_force.hpp"
 #include "tests/support/test_devices.hpp"
 
 namespace longspan::testing {
@@ -28,6 +30,77 @@ class AttentionTest : public ::testing::TestWithParam<DeviceKind> {
     std::vector<std::byte> rows;
     for (const Interval& run : attention.tokens()) rows.insert(rows.end(), all.begin() + run.begin * row, all.begin() + run.end * row);
     return rows;
+  }
+  // Attends with rows on the device: twice as they are, then for each of `nans` with NaN in V of these tokens, then as they were.
+  void expect_nans_reach_those_who_look(Problem& problem, const std::string& text, const std::vector<std::vector<int64_t>>& nans,
+                                        bool share, const std::vector<std::shared_ptr<const pattern::BlockMaskSource>>& lists = {}) {
+    const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
+    kernels::Device& device = *open.device;
+    const Shape& shape = problem.shape();
+    const Documents& documents = problem.documents();
+    const int64_t o_row = int64_t{shape.head_dim} * 2, q_row = shape.heads * o_row, k_row = shape.kv_heads * o_row;
+    kernels::Buffer k, v;  // go after the object
+    Attention attention(MPI_COMM_WORLD, shape, text, documents,
+                        {.output_type = shape.type,
+                         .device = GetParam(),
+                         .share_gpu = true,
+                         .rows_on_gpu = true,
+                         .share_keys = share,
+                         .threads = 1,
+                         .block_masks = lists});
+    const int64_t rows = attention.local_rows();
+    const auto there = [&](const std::vector<std::byte>& all, int64_t row) {
+      kernels::Buffer memory = device.allocate(rows * row);
+      device.upload(own_rows(attention, all, row).data(), rows * row, memory.get());
+      return memory;
+    };
+    const kernels::Buffer q = there(problem.q(), q_row), o = device.allocate(rows * q_row), lse = device.allocate(rows * shape.heads * 4);
+    k = there(problem.k(), k_row), v = there(problem.v(), k_row);
+    std::vector<float> its_lse(static_cast<size_t>(rows * shape.heads));
+    const auto attend = [&] {
+      attention.forward({q.get()}, {k.get()}, {v.get()}, {o.get()}, reinterpret_cast<float*>(lse.get()));
+      std::vector<std::byte> result(static_cast<size_t>(rows * q_row));
+      device.download(o.get(), rows * q_row, result.data());
+      device.download(lse.get(), rows * shape.heads * 4, its_lse.data());
+      return result;
+    };
+    const std::vector<std::byte> clean = attend(), nan(static_cast<size_t>(k_row), std::byte{0xff});
+    WholeOutput whole(shape, shape.type);
+    int64_t local = 0;
+    for (const Interval& run : attention.tokens()) {
+      whole.write(run.begin, run.length(), clean.data() + local * q_row, its_lse.data() + local * shape.heads);
+      local += run.length();
+    }
+    expect_exact(world_, problem, attention.tokens(), shape.type, whole.o, whole.lse, 17, GetParam() != DeviceKind::cpu);
+    ASSERT_EQ(attend(), clean);
+    for (const std::vector<int64_t>& tokens : nans) {
+      const auto put = [&](const std::byte* from, int64_t bytes_of_token) {
+        int64_t first = 0;
+        for (const Interval& run : attention.tokens()) {
+          for (int64_t token : tokens)
+            if (run.contains(token)) device.upload(from + token * bytes_of_token, k_row, v.get() + (first + token - run.begin) * k_row);
+          first += run.length();
+        }
+      };
+      put(nan.data(), 0);
+      const std::vector<std::byte> odd = attend();
+      put(problem.v().data(), k_row);
+      int64_t row = 0;
+      for (const Interval& run : attention.tokens())
+        for (int64_t i = run.begin; i < run.end; ++i, ++row)
+          for (int head = 0; head < shape.heads; ++head) {
+            const int64_t document = documents.holding(i), begin = documents.begin(document);
+            const bool looks = std::any_of(tokens.begin(), tokens.end(), [&](int64_t token) {
+              return documents.holding(token) == document &&
+                     problem.pattern().allowed(problem.pattern().group_of(head), document, i - begin, token - begin);
+            });
+            const auto at = static_cast<size_t>(row * q_row + head * o_row);
+            const bool same = std::memcmp(&odd[at], &clean[at], static_cast<size_t>(o_row)) == 0;
+            ASSERT_EQ(same, !looks) << "token " << tokens.front() << " row " << i << " head " << head;
+            ASSERT_EQ(std::isnan(load_element(&odd[at], shape.type, 0)), looks);
+          }
+    }
+    ASSERT_EQ(attend(), clean);
   }
   comm::Communicator world_{MPI_COMM_WORLD};
 };
@@ -183,62 +256,44 @@ TEST_P(AttentionTest, RowsThatLieOnTheDevice) {
 // Calls after the first look for NaN only where some row sees a part of a block. What one had not, the next may have, and the one after
 // that not: rows that do not look at it have the same bits each time.
 TEST_P(AttentionTest, ANanInOneOfManyCallsReachesThoseWhoLookAtIt) {
-  const OpenDevice open = OpenDevice::of(GetParam() == DeviceKind::cpu ? TestDevice::cpu : TestDevice::gpu, world_);
-  kernels::Device& device = *open.device;
   const Shape shape{.tokens = 2100, .heads = 4, .kv_heads = 2, .head_dim = 64, .type = ElementType::bfloat16};
   const Documents documents = Documents::from_lengths({1000, 90, 1010});
-  const int64_t q_row = 4 * 64 * 2, k_row = 2 * 64 * 2;
   for (const char* text : {"bigbird(64, 3, 1, 2, 5)", "causal & window(100)",
                            "0-1: block_window(64, 2, 1); 2: causal & window(100); *: bigbird(64, 3, 1, 2, 5)"}) {
     SCOPED_TRACE(text);
     Problem problem(shape, documents, text, 3);
-    kernels::Buffer k, v;  // go after the object
-    Attention attention(MPI_COMM_WORLD, shape, text, documents,
-                        {.output_type = ElementType::bfloat16,
-                         .device = GetParam(),
-                         .share_gpu = true,
-                         .rows_on_gpu = true,
-                         .share_keys = true,
-                         .threads = 1});
-    const int64_t rows = attention.local_rows();
-    const auto there = [&](const std::vector<std::byte>& all, int64_t row) {
-      kernels::Buffer memory = device.allocate(rows * row);
-      device.upload(own_rows(attention, all, row).data(), rows * row, memory.get());
-      return memory;
-    };
-    const kernels::Buffer q = there(problem.q(), q_row), o = device.allocate(rows * q_row);
-    k = there(problem.k(), k_row), v = there(problem.v(), k_row);
-    const auto attend = [&] {
-      attention.forward({q.get()}, {k.get()}, {v.get()}, {o.get()});
-      std::vector<std::byte> result(static_cast<size_t>(rows * q_row));
-      device.download(o.get(), rows * q_row, result.data());
-      return result;
-    };
-    const std::vector<std::byte> clean = attend(), nan(static_cast<size_t>(k_row), std::byte{0xff});
-    EXPECT_EQ(attend(), clean);
-    for (const int64_t token : {int64_t{990}, int64_t{500}, int64_t{1085}, int64_t{2099}}) {
-      int64_t local = 0, at = -1;
-      for (const Interval& run : attention.tokens()) {
-        if (run.contains(token)) at = local + token - run.begin;
-        local += run.length();
-      }
-      if (at >= 0) device.upload(nan.data(), k_row, v.get() + at * k_row);
-      const std::vector<std::byte> odd = attend();
-      const int64_t document = documents.holding(token), begin = documents.begin(document);
-      int64_t row = 0;
-      for (const Interval& run : attention.tokens())
-        for (int64_t i = run.begin; i < run.end; ++i, ++row)
-          for (int head = 0; head < shape.heads; ++head) {
-            const int group = problem.pattern().group_of(head);
-            const bool looks = documents.holding(i) == document && problem.pattern().allowed(group, document, i - begin, token - begin);
-            const auto first = static_cast<size_t>(row * q_row + head * 128);
-            const bool same = std::memcmp(&odd[first], &clean[first], 128) == 0;
-            ASSERT_EQ(same, !looks) << "token " << token << " row " << i << " head " << head;
-            ASSERT_EQ(std::isnan(load_element(&odd[first], ElementType::bfloat16, 0)), looks);
-          }
-      if (at >= 0) device.upload(problem.v().data() + token * k_row, k_row, v.get() + at * k_row);
-    }
-    EXPECT_EQ(attend(), clean);
+    expect_nans_reach_those_who_look(problem, text, {{990}, {500}, {1085}, {2099}}, true);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(AttentionTest, RandomPatternsAndNans) {
+  for (unsigned seed = 0; seed < 10; ++seed) {
+    std::mt19937 random(seed);
+    const auto one_of = [&](const auto& all) { return all[random() % all.size()]; };
+    const auto [heads, kv_heads] = one_of(std::vector<std::pair<int, int>>{{1, 1}, {4, 2}, {6, 2}, {3, 3}, {8, 1}});
+    const int64_t size = 1 + static_cast<int64_t>(random() % 1500);
+    const Documents documents = Documents::from_lengths({size, 0, 1, static_cast<int64_t>(random() % 300)});
+    const Shape shape{.tokens = documents.tokens(),
+                      .heads = heads,
+                      .kv_heads = kv_heads,
+                      .head_dim = one_of(std::vector{64, 128}),
+                      .type = one_of(std::vector{ElementType::float16, ElementType::bfloat16})};
+    const auto masks = pattern::brute::random_masks(documents, heads, kv_heads, random);
+    std::string text = pattern::brute::random_pattern(random, 2, size, masks).text;
+    if (heads > 1 && random() % 2 == 0) text = "0: " + text + "; *: " + pattern::brute::random_pattern(random, 2, size, masks).text;
+    const pattern::Pattern parsed = pattern::Pattern::parse(text);
+    const auto lists = masks.sources_for(parsed, documents);
+    const bool share = random() % 2 == 0;
+    SCOPED_TRACE("seed " + std::to_string(seed) + ": " + text + " on " + std::to_string(size) + " tokens, " + std::to_string(heads) + "/" +
+                 std::to_string(kv_heads) + " heads of " + std::to_string(shape.head_dim) + (share ? ", shared" : ""));
+    Problem problem(shape, documents, pattern::BoundPattern(parsed, heads, kv_heads, documents, lists), seed);
+    std::vector<std::vector<int64_t>> nans(3);
+    for (std::vector<int64_t>& of_call : nans)
+      for (int count = static_cast<int>(random() % 3); count >= 0; --count)
+        of_call.push_back(static_cast<int64_t>(random() % static_cast<uint64_t>(shape.tokens)));
+    expect_nans_reach_those_who_look(problem, text, nans, share, lists);
+    if (HasFatalFailure()) return;
   }
 }
 
