@@ -114,7 +114,7 @@ ScaleoutPoint measure(const comm::Communicator& ranks, PreparedJob& job, const J
 
 }  // namespace
 
-int64_t memory_beside_rows(const Job& job, int64_t tokens, int64_t memory) {
+int64_t memory_beside_rows(const Job& job, int64_t tokens, int64_t most_tokens, int64_t memory) {
   constexpr int64_t kProbe = int64_t{10} << 30;
   const auto gibibytes = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
   const Shape& shape = job.shape;
@@ -122,16 +122,17 @@ int64_t memory_beside_rows(const Job& job, int64_t tokens, int64_t memory) {
   const int64_t keys = 2 * int64_t{shape.kv_heads} * shape.head_dim * element;
   const int64_t queries = int64_t{shape.heads} * shape.head_dim * element;
   const int64_t results = int64_t{shape.heads} * (shape.head_dim * static_cast<int64_t>(size_of(job.output_type)) + 4);
-  const int64_t rows = tokens * (keys + queries + results) + kProbe;
-  if (memory - rows < tokens * keys)
-    throw Error(
-        {.code = ExitCode::usage,
-         .what = "rows, results and keys of this job do not fit into a rank's part of its GPU",
-         .seen = fmt::format("{:.1f} GiB of rows, results and small jobs, {:.1f} of keys", gibibytes(rows), gibibytes(tokens * keys)),
-         .expected = fmt::format("at most {:.1f} GiB in all", gibibytes(memory)),
-         .from = fmt::format("{} tokens on one rank", tokens),
-         .mend = "fewer --tokens, --mode weak, which gives a rank its share alone, or --rows-in host"});
-  return memory - rows;
+  const int64_t rows = most_tokens * (keys + queries + results), left = memory - rows - kProbe;
+  if (left < tokens * keys)
+    throw Error({.code = ExitCode::usage,
+                 .what = "this job does not fit into a rank's part of its GPU",
+                 .seen = fmt::format("{:.1f} GiB of rows and results, {:.1f} of keys, {:.1f} for small jobs", gibibytes(rows),
+                                     gibibytes(tokens * keys), gibibytes(kProbe)),
+                 .expected = fmt::format("at most {:.1f} GiB in all", gibibytes(memory)),
+                 .from = fmt::format("{} tokens on one rank", tokens),
+                 .mend = fmt::format("--rows-in host, fewer --tokens, or fewer ranks on a GPU{}",
+                                     tokens == shape.tokens ? "; or --mode weak, with which no rank has all tokens" : "")});
+  return left;
 }
 
 std::vector<int> rank_counts(int ranks) {

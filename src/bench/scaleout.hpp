@@ -52,9 +52,9 @@ struct ScaleoutPoint {
 std::optional<ScaleoutPoint> measure_scaleout(const comm::Communicator& world, int ranks, const Job& job, int64_t tokens,
                                               kernels::Device& device, int threads, const ScaleoutOptions& options);
 
-// What is left for plans of `memory` bytes of a GPU on which a rank's `tokens` tokens lie: rows, results, and those of the small jobs that
-// measure rates. Throws Error(usage) where that is less than the pool of these tokens' keys.
-int64_t memory_beside_rows(const Job& job, int64_t tokens, int64_t memory);
+// What is left for plans of `memory` bytes of a GPU on which a rank's rows and results lie, of `most_tokens` tokens at most, and those of
+// the small jobs that measure rates. Throws Error(usage) where that is less than the pool of the keys of `tokens`, which some rank has.
+int64_t memory_beside_rows(const Job& job, int64_t tokens, int64_t most_tokens, int64_t memory);
 
 // 1, 2, 4, … and all.
 std::vector<int> rank_counts(int ranks);

@@ -140,12 +140,11 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   job.share_keys = settings.text("rows-in") == "shared";
   job.rows_are_copied = job.on_gpu && rows_in == bench::RowsIn::host;
   if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) {
-    // One rank has all tokens at most; in weak scaling alone its share, or what an uneven partition makes of it.
+    // In weak scaling alone a rank never has more than its share, or what an uneven partition makes of it; else one has all tokens.
     constexpr int64_t kUneven = 2;
-    const int64_t tokens = job.shape.tokens, share = kUneven * (tokens / ranks.size() + 1);
-    const int64_t most = mode == "weak" ? std::min(tokens, share) : tokens;
+    const int64_t all = job.shape.tokens, share = mode == "weak" ? std::min(all, all / ranks.size() + 1) : all;
     const int64_t least = ranks.min(place.memory);  // all plan with as much
-    ranks.agreed([&] { job.memory = bench::memory_beside_rows(job, most, least); });
+    ranks.agreed([&] { job.memory = bench::memory_beside_rows(job, share, std::min(all, kUneven * share), least); });
   }
   const bool to_stdout = settings.maybe_text("json") == "-";
   report::Log log(report::Level::info, ranks.rank() == 0, to_stdout ? stderr : stdout);

@@ -36,16 +36,18 @@ TEST(BenchScaleout, MemoryBesideRows) {
   // Of a token 2·4·128·2 bytes of keys, 16·128·2 of queries, 16·(128·2 + 4) of results; and 10 GiB of small jobs.
   constexpr int64_t kKeys = 2048, kRows = kKeys + 4096 + 4160, kSmall = int64_t{10} << 30;
   constexpr int64_t kTokens = 1 << 20, kLeast = kTokens * (kRows + kKeys) + kSmall;
-  EXPECT_EQ(memory_beside_rows(job, kTokens, kLeast), kTokens * kKeys);
-  EXPECT_EQ(memory_beside_rows(job, kTokens, kLeast + 5), kTokens * kKeys + 5);
+  EXPECT_EQ(memory_beside_rows(job, kTokens, kTokens, kLeast), kTokens * kKeys);
+  EXPECT_EQ(memory_beside_rows(job, kTokens, kTokens, kLeast + 5), kTokens * kKeys + 5);
+  EXPECT_EQ(memory_beside_rows(job, kTokens, kTokens + 3, kLeast + 3 * kRows), kTokens * kKeys);
   for (int64_t memory : {kLeast - 1, int64_t{0}}) {
     try {
-      memory_beside_rows(job, kTokens, memory);
+      memory_beside_rows(job, kTokens, kTokens, memory);
       FAIL() << memory;
     } catch (const Error& error) {
-      EXPECT_EQ(error.problems().front().code, ExitCode::usage);
-      EXPECT_THAT(error.what(), testing::HasSubstr("20.1 GiB of rows, results and small jobs, 2.0 of keys"));
+      EXPECT_EQ(error.code(), ExitCode::usage);
+      EXPECT_THAT(error.what(), testing::HasSubstr("10.1 GiB of rows and results, 2.0 of keys, 10.0 for small jobs"));
       EXPECT_THAT(error.what(), testing::HasSubstr("1048576 tokens on one rank"));
+      EXPECT_THAT(error.what(), testing::Not(testing::HasSubstr("--mode weak"))) << "of twice as many";
     }
   }
 }
