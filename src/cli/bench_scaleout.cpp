@@ -142,7 +142,7 @@ int run_bench_scaleout(const Settings& settings, const Context& context) {
   if (place.gpu && rows_in == bench::RowsIn::device && !job.memory) {
     // In weak scaling alone a rank never has more than its share, or what an uneven partition makes of it; else one has all tokens.
     constexpr int64_t kUneven = 2;
-    const int64_t all = job.shape.tokens, share = mode == "weak" ? std::min(all, all / ranks.size() + 1) : all;
+    const int64_t all = job.shape.tokens, share = mode == "weak" ? (all + ranks.size() - 1) / ranks.size() : all;
     const int64_t least = ranks.min(place.memory);  // all plan with as much
     ranks.agreed([&] { job.memory = bench::memory_beside_rows(job, share, std::min(all, kUneven * share), least); });
   }
